@@ -1,0 +1,32 @@
+# Two images for build.sh: the node that a cluster is baked into, and the toolchain that makes the init.
+ARG DOCKER_IMAGE=docker:29-dind
+ARG DEBIAN_IMAGE=debian:trixie-slim
+ARG RUST_IMAGE=rust:1-slim-trixie
+
+FROM ${DOCKER_IMAGE} AS docker
+
+# Debian's userland, because official kubelet binaries are linked to glibc; Docker's own are static.
+FROM ${DEBIAN_IMAGE} AS node
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends \
+    bash ca-certificates conntrack ethtool iproute2 iptables kmod mount openssl procps socat \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=docker /usr/local/bin/ /usr/local/bin/
+COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
+ENV DOCKER_TLS_CERTDIR=""
+VOLUME /var/lib/docker
+EXPOSE 2375 8443 10080
+HEALTHCHECK --interval=2s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
+ENTRYPOINT ["/usr/local/bin/kind", "run"]
+CMD []
+
+# The init, as a static binary: it runs on glibc, musl and scratch images alike.
+FROM ${RUST_IMAGE} AS init
+WORKDIR /src
+ENV RUSTFLAGS="-C target-feature=+crt-static"
+# The certificates of the machine that builds, for networks whose proxy has an authority of its own.
+COPY Cargo.toml Cargo.lock ca.crt ./
+RUN echo 'export CARGO_HTTP_CAINFO=/src/ca.crt; [ -s /src/ca.crt ] || unset CARGO_HTTP_CAINFO; cargo build --release --locked --target "$(rustc -vV | sed -n "s/^host: //p")"' > /build \
+ && mkdir src && echo 'fn main() {}' > src/main.rs && sh /build
+COPY src src
+RUN touch src/main.rs && sh /build && cp target/*/release/kind /kind

@@ -1,0 +1,179 @@
+//! Certificates that outlive the image: kubeadm's live a year, and an image must not die of age.
+//!
+//! The authorities are made here and kubeadm uses them; what kubeadm and kubelet sign with them is
+//! signed again at the end of the bake, with the same keys, names and extensions. One way for every
+//! version: kubeadm's own setting for it exists only from 1.31.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+
+use crate::bake::kubeadm::pki_dir;
+use crate::cluster::kubeconfig;
+use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME};
+use crate::error::{Error, Result};
+use crate::node::mounts;
+use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
+use crate::reaper;
+
+/// A hundred years.
+const DAYS: &str = "36500";
+/// File name without extension below the pki directory, and the common name that kubeadm gives it.
+const AUTHORITIES: [(&str, &str); 3] = [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")];
+/// The certificates that kubeadm signs, and with which authority.
+const SIGNED: [(&str, &str); 7] = [
+    ("apiserver", "ca"),
+    ("apiserver-kubelet-client", "ca"),
+    ("apiserver-etcd-client", "etcd/ca"),
+    ("front-proxy-client", "front-proxy-ca"),
+    ("etcd/server", "etcd/ca"),
+    ("etcd/peer", "etcd/ca"),
+    ("etcd/healthcheck-client", "etcd/ca"),
+];
+
+/// Makes the three authorities where kubeadm expects them.
+pub fn make_authorities() -> Result<()> {
+    for (name, common_name) in AUTHORITIES {
+        let path = format!("{}/{name}", pki_dir());
+        mounts::make_dir(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
+        let (key, certificate) = (format!("{path}.key"), format!("{path}.crt"));
+        let subject = format!("/CN={common_name}");
+        openssl(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-noenc",
+            "-keyout",
+            &key,
+            "-out",
+            &certificate,
+            "-days",
+            DAYS,
+            "-subj",
+            &subject,
+            "-addext",
+            "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign",
+            "-addext",
+            &format!("subjectAltName=DNS:{common_name}"),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Makes the client's credentials, which are served on purpose, and kubelet's serving certificate.
+pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
+    mounts::make_dir(CREDENTIALS_DIR)?;
+    let file = |name: &str| format!("{CREDENTIALS_DIR}/{name}");
+    // The group that is allowed everything by the API server itself, whatever its roles say.
+    sign("/O=system:masters/CN=kind-admin", "clientAuth", "", &file(CLIENT_KEY), &file(CLIENT_CERT))?;
+    let pki = format!("{KUBELET_DIR}/pki");
+    mounts::make_dir(&pki)?;
+    let names = format!("subjectAltName=DNS:{NODE_NAME},IP:{static_ip}");
+    sign(&format!("/CN={NODE_NAME}"), "serverAuth", &names, &format!("{pki}/kubelet.key"), &format!("{pki}/kubelet.crt"))?;
+
+    let ca = format!("{}/ca.crt", pki_dir());
+    fs::copy(&ca, file(CA_CERT)).map_err(|cause| Error::io("copy", &ca, cause))?;
+    let base64 = |path: &str| reaper::run(Command::new("base64").args(["--wrap=0", path]));
+    let config = kubeconfig::render(&base64(&ca)?, &base64(&file(CLIENT_CERT))?, &base64(&file(CLIENT_KEY))?);
+    write_secret(&file(CONFIG), &config)
+}
+
+/// A new key and a certificate for it, signed by the cluster's authority.
+fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -> Result<()> {
+    let ca = format!("{}/ca", pki_dir());
+    let (ca_certificate, ca_key, usage) = (format!("{ca}.crt"), format!("{ca}.key"), format!("extendedKeyUsage={usage}"));
+    let mut arguments = vec![
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        "-days",
+        DAYS,
+        "-subj",
+        subject,
+        "-CA",
+        &ca_certificate,
+        "-CAkey",
+        &ca_key,
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+        "-addext",
+        "keyUsage=critical,digitalSignature,keyEncipherment",
+        "-addext",
+        &usage,
+    ];
+    if !names.is_empty() {
+        arguments.extend(["-addext", names]);
+    }
+    openssl(&arguments)
+}
+
+/// Signs again whatever kubeadm signed for a year only.
+pub fn extend_all() -> Result<()> {
+    for (name, authority) in SIGNED {
+        let path = format!("{}/{name}.crt", pki_dir());
+        if Path::new(&path).exists() {
+            extend(&path, authority)?;
+        }
+    }
+    let entries = fs::read_dir(KUBERNETES_DIR).map_err(|cause| Error::io("list", KUBERNETES_DIR, cause))?;
+    for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "conf")) {
+        extend_kubeconfig(&path)?;
+    }
+    Ok(())
+}
+
+fn extend(path: &str, authority: &str) -> Result<()> {
+    let authority = format!("{}/{authority}", pki_dir());
+    let new = format!("{path}.new");
+    openssl(&[
+        "x509",
+        "-in",
+        path,
+        "-out",
+        &new,
+        "-days",
+        DAYS,
+        "-CA",
+        &format!("{authority}.crt"),
+        "-CAkey",
+        &format!("{authority}.key"),
+    ])?;
+    fs::rename(&new, path).map_err(|cause| Error::io("rename", &new, cause))
+}
+
+/// The kubeconfigs of kubelet, scheduler and controller-manager hold their certificates themselves.
+fn extend_kubeconfig(path: &Path) -> Result<()> {
+    const FIELD: &str = "client-certificate-data: ";
+    let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
+    let Some(old) = text.lines().find_map(|line| line.trim_start().strip_prefix(FIELD)) else { return Ok(()) };
+    let (encoded, certificate) = (format!("{}.b64", path.display()), format!("{}.crt", path.display()));
+    fs::write(&encoded, old).map_err(|cause| Error::io("write", &encoded, cause))?;
+    let pem = reaper::run(Command::new("base64").args(["--decode", &encoded]))?;
+    fs::write(&certificate, pem).map_err(|cause| Error::io("write", &certificate, cause))?;
+    extend(&certificate, "ca")?;
+    let new = reaper::run(Command::new("base64").args(["--wrap=0", &certificate]))?;
+    write_secret(&path.to_string_lossy(), &text.replace(old, &new))?;
+    for temporary in [encoded, certificate] {
+        fs::remove_file(&temporary).map_err(|cause| Error::io("remove", &temporary, cause))?;
+    }
+    Ok(())
+}
+
+fn write_secret(path: &str, text: &str) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|cause| Error::io("write", path, cause))
+}
+
+fn openssl(arguments: &[&str]) -> Result<()> {
+    reaper::run(Command::new("openssl").args(arguments)).map(drop)
+}

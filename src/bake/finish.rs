@@ -1,0 +1,133 @@
+//! The quiet end of the bake: what is committed must look as if nothing was interrupted.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::bake::{hooks, wait};
+use crate::cluster::api::Api;
+use crate::cluster::{pods, Cluster, Pod};
+use crate::config::{BAKED_DIR, CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
+use crate::daemons::containerd::{self, ctr};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::node::{cgroup, scratch};
+use crate::{reaper, stop};
+
+/// kubelet's label on the containers that it asks for.
+const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+/// How long a container of the control plane may take to end by itself.
+const END_LIMIT: Duration = Duration::from_secs(15);
+/// What a new holder of a lease would have to wait for.
+const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
+
+/// Writes down what the next boot has to find.
+pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, names: Vec<String>) -> Result<Cluster> {
+    let list = api.get("/api/v1/pods")?;
+    let pod = |pod| Some(Pod { name: pods::name(pod)?, is_static: pods::is_static(pod) });
+    let dns = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
+    let dns = dns.and_then(|service| service.pointer("/spec/clusterIP")?.as_str()?.parse().ok());
+    let bake = "/proc/sys/kernel/random/uuid";
+    Ok(Cluster {
+        bake: fs::read_to_string(bake).map_err(|cause| Error::io("read", bake, cause))?.trim().to_string(),
+        kubernetes_version: version.to_string(),
+        static_ip,
+        pause_image: pause.to_string(),
+        certificate_names: names,
+        dns,
+        pods: wait::items(&list).filter_map(pod).collect(),
+        containers: wait::items(&list).flat_map(pods::container_ids).chain(containerd::pod_containers(None)?).collect(),
+    })
+}
+
+/// Stops the cluster so that its next start finds nothing half done: the controllers while the API
+/// server can still hear of it, then kubelet, the API server, and etcd last.
+pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
+    // Before anything that kubelet would start again.
+    init.begin_stop_quietly();
+    stop::stop_daemon(init, "kubelet", STOP_KUBELET);
+    for name in ["kube-scheduler", "kube-controller-manager"] {
+        end_container(name)?;
+    }
+    for lease in LEASES {
+        api.delete(&format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{lease}"))?;
+    }
+    kill_container("kube-apiserver")?;
+    // It closes its log, so that the next start need not repair it.
+    end_container("etcd")?;
+    containerd::remove_pod_containers()?;
+    let docker = reaper::run(Command::new("docker").args(["ps", "--all", "--quiet"]))?;
+    for id in docker.lines() {
+        reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
+    }
+    no_active_snapshots()?;
+    stop::everything(init);
+    match cgroup::processes_of_pods().as_slice() {
+        [] => Ok(()),
+        left => Err(Error::new(format!("processes of pods are left: {left:?}"))),
+    }
+}
+
+/// Asks a container's process to end, and waits until it has.
+fn end_container(name: &str) -> Result<()> {
+    for id in running(name)? {
+        ctr(&["tasks", "kill", "--signal", "SIGTERM", &id])?;
+    }
+    let ended = reaper::poll(POLL, END_LIMIT, || running(name).is_ok_and(|ids| ids.is_empty()).then_some(()));
+    ended.ok_or_else(|| Error::new(format!("{name} did not end within {} s of SIGTERM", END_LIMIT.as_secs())))
+}
+
+/// Ends a container that has nothing to lose, and would wait for its clients.
+fn kill_container(name: &str) -> Result<()> {
+    running(name)?.iter().try_for_each(|id| ctr(&["tasks", "kill", "--signal", "SIGKILL", id]).map(drop))
+}
+
+fn running(name: &str) -> Result<Vec<String>> {
+    let ids = containerd::pod_containers(Some((CONTAINER_NAME, name)))?;
+    let tasks = ctr(&["tasks", "ls"])?;
+    let is_running = |id: &String| tasks.lines().any(|line| line.starts_with(id.as_str()) && line.contains("RUNNING"));
+    Ok(ids.into_iter().filter(is_running).collect())
+}
+
+/// containerd removes a container's own layer in the background; it must not be baked.
+fn no_active_snapshots() -> Result<()> {
+    let is_active = |line: &str| line.split_whitespace().last() == Some("Active");
+    let gone = reaper::poll(POLL, END_LIMIT, || {
+        let snapshots = ctr(&["snapshots", "ls"]).ok()?;
+        (!snapshots.lines().any(is_active)).then_some(())
+    });
+    gone.ok_or_else(|| Error::new("containerd keeps layers of removed containers"))
+}
+
+/// Removes what must not be in the image: the hooks, their logins, and traces of the bake.
+pub fn clean_up(init: &Init) -> Result<()> {
+    scratch::save_seeds()?;
+    init.readiness.clear()?;
+    for path in [
+        "/hooks",
+        hooks::IMAGES,
+        "/root/.docker",
+        "/root/.bash_history",
+        "/root/.cache",
+        LOG_DIR,
+        STATE_DIR,
+        "/var/log/containers",
+        "/etc/kubernetes/tmp",
+    ] {
+        let removed = match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(_) => Ok(()),
+        };
+        removed.map_err(|cause| Error::io("remove", path, cause))?;
+    }
+    Ok(())
+}
+
+/// The last file of the bake: an image has a cluster exactly when it has this.
+pub fn write(cluster: &Cluster) -> Result<()> {
+    debug_assert!(Path::new(CLUSTER_FILE).starts_with(BAKED_DIR));
+    fs::write(CLUSTER_FILE, format!("{:#}\n", cluster.to_json())).map_err(|cause| Error::io("write", CLUSTER_FILE, cause))
+}

@@ -1,0 +1,217 @@
+//! kubeadm, driven phase by phase: it makes what any kubeadm cluster has, and kubelet is ours to start.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+
+use crate::bake::versions::{dialect, Dialect, Patches};
+use crate::config::{
+    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RUN_DIR, SERVICE_SUBNET,
+};
+use crate::error::{Error, Result};
+use crate::node::mounts;
+use crate::reaper;
+
+const IMAGE_REPOSITORY: &str = "registry.k8s.io";
+const COREDNS: &str = "/coredns";
+
+pub struct Kubeadm {
+    version: String,
+    dialect: &'static Dialect,
+    configuration: String,
+    /// What the control plane runs from, by full name.
+    images: Vec<String>,
+}
+
+impl Kubeadm {
+    /// Writes kubeadm's configuration and patches.
+    pub fn new(version: &str, static_ip: Ipv4Addr, names: &[String]) -> Result<Kubeadm> {
+        let dialect = dialect(version)?;
+        let configuration = Path::new(RUN_DIR).join("kubeadm.yaml");
+        let patches = Path::new(RUN_DIR).join("patches");
+        mounts::make_dir(&patches)?;
+        write(&configuration, &render(dialect, version, static_ip, names, &patches))?;
+        for (name, patch) in static_pod_patches() {
+            write(&patches.join(name), &patch)?;
+        }
+        let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
+        let images = reaper::run(Command::new("kubeadm").args(arguments))?;
+        Ok(Kubeadm {
+            version: version.to_string(),
+            dialect,
+            configuration: configuration.to_string_lossy().into_owned(),
+            images: images.lines().map(|line| line.trim().to_string()).collect(),
+        })
+    }
+
+    pub fn pause_image(&self) -> Result<String> {
+        let pause = self.images.iter().find(|image| image.contains("/pause:"));
+        pause.cloned().ok_or_else(|| Error::new(format!("kubeadm {} names no pause image", self.version)))
+    }
+
+    /// Checks that every image is there; says whether CoreDNS is, without which the bake goes on.
+    pub fn check_images(&self, loaded: &[String]) -> Result<bool> {
+        let (dns, others): (Vec<_>, Vec<_>) = self.images.iter().partition(|image| image.contains(COREDNS));
+        if let Some(missing) = others.iter().find(|image| !loaded.contains(image)) {
+            return Err(Error::new(format!("the bundle's images lack {missing}")).advise("Make the bundle anew"));
+        }
+        let has_dns = dns.iter().any(|image| loaded.contains(image));
+        if !has_dns {
+            log::warn!(target: "bake", "the bundle has no CoreDNS image: the cluster gets no DNS but what its manifests bring");
+        }
+        Ok(has_dns)
+    }
+
+    /// Writes the node's files: certificates, kubeconfigs, static pods, kubelet's configuration.
+    pub fn write_node(&self) -> Result<()> {
+        self.phase(&["certs", "all"])?;
+        self.phase(&["kubeconfig", "all"])?;
+        let patches = format!("{RUN_DIR}/patches");
+        let flag: &[&str] = match self.dialect.patches {
+            Patches::Flag(flag) => &[flag, &patches],
+            Patches::Config => &[],
+        };
+        self.phase(&[&["control-plane", "all"], flag].concat())?;
+        self.phase(&[&["etcd", "local"], flag].concat())?;
+        self.phase(&["kubelet-start"])
+    }
+
+    /// Tells the API server what a kubeadm cluster has in it.
+    pub fn set_up_cluster(&self, has_dns: bool) -> Result<()> {
+        self.phase(&["upload-config", "all"])?;
+        self.phase(&["mark-control-plane"])?;
+        self.phase(&["addon", "kube-proxy"])?;
+        if has_dns {
+            self.phase(&["addon", "coredns"])?;
+            // One is enough, and it is to be seen Ready as soon as it is (kubeadm asks every 10 s).
+            let patch = r#"{"spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "coredns", "readinessProbe": {"initialDelaySeconds": 0, "periodSeconds": 1}}]}}}}"#;
+            super::kubectl(&["--namespace", "kube-system", "patch", "deployment", "coredns", "--patch", patch])?;
+        }
+        Ok(())
+    }
+
+    fn phase(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new("kubeadm");
+        command.args(["init", "phase"]).args(arguments).args(["--config", &self.configuration]);
+        reaper::run(command.env("KUBECONFIG", ADMIN_KUBECONFIG)).map(drop)
+    }
+}
+
+/// Only what every supported version understands, but for the dialect's few lines.
+fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String], patches: &Path) -> String {
+    let api = dialect.api;
+    let patches = match dialect.patches {
+        Patches::Config => format!("patches:\n  directory: {}\n", patches.display()),
+        Patches::Flag(_) => String::new(),
+    };
+    let fail_cgroup_v1 = if dialect.fail_cgroup_v1 { "failCgroupV1: false\n" } else { "" };
+    let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
+    format!(
+        "apiVersion: {api}
+kind: InitConfiguration
+localAPIEndpoint:
+  advertiseAddress: {static_ip}
+  bindPort: {API_PORT}
+nodeRegistration:
+  name: {NODE_NAME}
+  criSocket: unix://{CONTAINERD_SOCKET}
+  taints: []
+{patches}---
+apiVersion: {api}
+kind: ClusterConfiguration
+kubernetesVersion: {version}
+imageRepository: {IMAGE_REPOSITORY}
+networking:
+  podSubnet: {POD_SUBNET}
+  serviceSubnet: {SERVICE_SUBNET}
+apiServer:
+  certSANs:
+{names}---
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+cgroupDriver: cgroupfs
+cgroupRoot: /kubelet
+failSwapOn: false
+{fail_cgroup_v1}# It sees the host's disk, which is not ours to keep clean.
+imageGCHighThresholdPercent: 100
+evictionHard:
+  imagefs.available: \"0%\"
+  nodefs.available: \"0%\"
+  nodefs.inodesFree: \"0%\"
+# The bake's certificates outlive the image; nobody would approve new ones.
+rotateCertificates: false
+---
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: iptables
+conntrack:
+  maxPerCore: 0
+"
+    )
+}
+
+/// kubeadm's static pods probe every 10 s after a delay of 10 s, and wait for leases that the bake
+/// left behind: patched, each is Ready as soon as it is.
+fn static_pod_patches() -> Vec<(&'static str, String)> {
+    let probe = |name: &str| {
+        format!("spec:\n  containers:\n  - name: {name}\n    startupProbe:\n      initialDelaySeconds: 0\n      periodSeconds: 1\n      failureThreshold: 240\n")
+    };
+    let flag = |flag: &str| format!("- op: add\n  path: /spec/containers/0/command/-\n  value: {flag}\n");
+    let hostpath = format!(
+        "- op: add
+  path: /spec/volumes/-
+  value:
+    name: hostpath
+    hostPath:
+      path: {HOSTPATH_DIR}
+      type: DirectoryOrCreate
+- op: add
+  path: /spec/containers/0/volumeMounts/-
+  value:
+    name: hostpath
+    mountPath: {HOSTPATH_DIR}
+"
+    );
+    vec![
+        ("kube-apiserver0+strategic.yaml", probe("kube-apiserver")),
+        ("kube-scheduler0+strategic.yaml", probe("kube-scheduler")),
+        ("kube-controller-manager0+strategic.yaml", probe("kube-controller-manager")),
+        ("etcd0+strategic.yaml", probe("etcd")),
+        ("kube-scheduler1+json.yaml", flag("--leader-elect=false")),
+        ("kube-controller-manager1+json.yaml", flag("--leader-elect=false") + &flag("--enable-hostpath-provisioner=true") + &hostpath),
+        // Every start throws the data away: nothing is gained by waiting for a disk.
+        ("etcd1+json.yaml", flag("--unsafe-no-fsync=true")),
+    ]
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|cause| Error::io("write", path, cause))
+}
+
+/// Directory of the control plane's certificates.
+pub fn pki_dir() -> String {
+    format!("{KUBERNETES_DIR}/pki")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(version: &str) -> String {
+        render(dialect(version).unwrap(), version, Ipv4Addr::new(172, 99, 99, 1), &["localhost".into()], Path::new("/run/kind/patches"))
+    }
+
+    #[test]
+    fn the_configuration_speaks_the_versions_dialect() {
+        let (old, new) = (rendered("v1.20.2"), rendered("v1.36.2"));
+        assert!(old.contains("kubeadm.k8s.io/v1beta2") && !old.contains("failCgroupV1") && !old.contains("patches:"), "{old}");
+        assert!(
+            new.contains("kubeadm.k8s.io/v1beta4") && new.contains("failCgroupV1: false") && new.contains("directory: /run/kind/patches"),
+            "{new}"
+        );
+        for text in [old, new] {
+            assert!(text.contains("advertiseAddress: 172.99.99.1\n  bindPort: 8443"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The bake: bootstraps a cluster in a container that is then committed as an image.
+//!
+//! Readable from top to bottom, like the boot, with which it shares everything up to the daemons.
+
+mod bundle;
+mod certificates;
+mod finish;
+mod hooks;
+mod kubeadm;
+mod pack;
+mod versions;
+mod wait;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::bake::bundle::Bundle;
+use crate::bake::kubeadm::Kubeadm;
+use crate::boot;
+use crate::cluster::api::Api;
+use crate::config::{ADMIN_KUBECONFIG, CNI_CONF_DIR, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, DOCKER_SOCKET, POD_SUBNET};
+use crate::daemons::{self, dockerd, kubelet};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::node::{mounts, network};
+use crate::reaper;
+
+/// Names under which CI systems reach the container, beside its static address and `KIND_SANS`.
+const CERTIFICATE_NAMES: [&str; 5] = ["localhost", "127.0.0.1", "kind", "docker", "kubernetes"];
+
+pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
+    let bundle = Bundle::open(directory)?;
+    let static_ip = init.config.static_ip.unwrap_or(DEFAULT_STATIC_IP);
+    let names = certificate_names(&static_ip.to_string(), &std::env::var("KIND_SANS").unwrap_or_default())?;
+    log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
+    network::set_static_ip(static_ip)?;
+    boot::prepare_node()?;
+    bundle.install()?;
+    let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
+    let pause = kubeadm.pause_image()?;
+
+    let containerd = boot::start_containerd(init, &pause)?;
+    let dockerd = daemons::supervise(init, dockerd::spec_for_cluster(vec![], DOCKER_SOCKET.into())?)?;
+    if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
+        // The daemon's own failure was logged with the end of its log.
+        return Err(Error::new("Docker did not start"));
+    }
+    hooks::run(hooks::BEFORE_CLUSTER)?;
+    let loaded = step("images loaded", || bundle.load_images())?;
+    let has_dns = kubeadm.check_images(&loaded)?;
+
+    step("certificates and manifests written", || {
+        certificates::make_authorities()?;
+        kubeadm.write_node()?;
+        certificates::make_ours(static_ip)
+    })?;
+    write_cni()?;
+    daemons::supervise(init, kubelet::spec(static_ip))?;
+    let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
+    step("API server up", || wait::for_api_server(init, &api))?;
+    step("cluster set up", || {
+        kubeadm.set_up_cluster(has_dns)?;
+        apply_text(&storage_class())?;
+        bundle.manifests()?.iter().try_for_each(|path| apply(path))
+    })?;
+    step("every pod Ready", || wait::for_everything(init, &api))?;
+    hooks::run(hooks::IMAGES)?;
+    hooks::run(hooks::AFTER_CLUSTER)?;
+    step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;
+    certificates::extend_all()?;
+
+    let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, names)?;
+    step("cluster stopped", || finish::stop_cluster(init, &api))?;
+    step("store packed", || pack::pack())?;
+    finish::clean_up(init)?;
+    finish::write(&cluster)
+}
+
+/// Runs one step and says how long it took.
+fn step<T>(done: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let value = body()?;
+    log::info!(target: "bake", "{done} in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(value)
+}
+
+/// Every name of the certificate: ours, and those that the user wants besides, separated by commas.
+fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
+    let mut names: Vec<String> = CERTIFICATE_NAMES.map(String::from).to_vec();
+    names.push(static_ip.to_string());
+    for name in wanted.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()) {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:*".contains(&byte);
+        if !name.bytes().all(allowed) {
+            return Err(Error::new(format!("KIND_SANS: {name} is neither a host name nor an address"))
+                .advise("Give names and addresses separated by commas"));
+        }
+        names.push(name.to_string());
+    }
+    names.dedup();
+    Ok(names)
+}
+
+/// The bridge that pods are on. Addresses are kept where a restart forgets them.
+fn write_cni() -> Result<()> {
+    let text = format!(
+        r#"{{
+  "cniVersion": "0.4.0",
+  "name": "kind",
+  "plugins": [
+    {{
+      "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "promiscMode": false,
+      "ipam": {{"type": "host-local", "dataDir": "/run/cni/networks", "ranges": [[{{"subnet": "{POD_SUBNET}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}
+    }},
+    {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
+  ]
+}}
+"#
+    );
+    mounts::make_dir(CNI_CONF_DIR)?;
+    let path = Path::new(CNI_CONF_DIR).join("10-kind.conflist");
+    fs::write(&path, text).map_err(|cause| Error::io("write", path, cause))
+}
+
+/// Served by kube-controller-manager itself, at no cost in pods.
+fn storage_class() -> String {
+    "apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata:
+  name: standard
+  annotations:
+    storageclass.kubernetes.io/is-default-class: \"true\"
+provisioner: kubernetes.io/host-path
+reclaimPolicy: Delete
+volumeBindingMode: Immediate
+"
+    .to_string()
+}
+
+fn apply_text(manifest: &str) -> Result<()> {
+    let path = Path::new(crate::config::RUN_DIR).join("manifest.yaml");
+    fs::write(&path, manifest).map_err(|cause| Error::io("write", &path, cause))?;
+    apply(&path)
+}
+
+fn apply(path: &Path) -> Result<()> {
+    kubectl(&["apply", "-f", &path.to_string_lossy()])
+}
+
+/// Retried for a moment: defaults such as a namespace's service account appear shortly after the API server.
+fn kubectl(arguments: &[&str]) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(20);
+    let mut last = None;
+    let done = reaper::poll(Duration::from_millis(500), LIMIT, || {
+        match reaper::run(Command::new("kubectl").arg("--kubeconfig").arg(ADMIN_KUBECONFIG).args(arguments)) {
+            Ok(_) => Some(()),
+            Err(error) => {
+                last = Some(error);
+                None
+            }
+        }
+    });
+    done.ok_or_else(|| last.unwrap_or_else(|| Error::new("kubectl was not run")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_certificate_holds_our_names_and_the_users() {
+        let names = certificate_names("172.99.99.1", "ci.example, 10.0.0.7,*.svc").unwrap();
+        for name in ["localhost", "127.0.0.1", "kind", "docker", "kubernetes", "172.99.99.1", "ci.example", "10.0.0.7", "*.svc"] {
+            assert!(names.iter().any(|have| have == name), "{name}");
+        }
+        assert!(certificate_names("172.99.99.1", "a\nb").unwrap_err().to_string().contains("KIND_SANS"));
+    }
+}

@@ -1,0 +1,51 @@
+//! What differs between Kubernetes versions: nothing else in the code asks for the version.
+
+use crate::error::{Error, Result};
+
+/// How kubeadm and kubelet of one range of versions want to be talked to.
+#[derive(Debug, PartialEq)]
+pub struct Dialect {
+    /// First and last minor version of 1.x.
+    minors: (u32, u32),
+    /// Of kubeadm's configuration file.
+    pub api: &'static str,
+    pub patches: Patches,
+    /// Whether KubeletConfiguration knows `failCgroupV1` (from 1.31; 1.35 and later refuse v1 without it).
+    pub fail_cgroup_v1: bool,
+}
+
+/// Where kubeadm takes the directory of patches for static pods.
+#[derive(Debug, PartialEq)]
+pub enum Patches {
+    Flag(&'static str),
+    Config,
+}
+
+const TABLE: [Dialect; 2] = [
+    Dialect { minors: (20, 20), api: "kubeadm.k8s.io/v1beta2", patches: Patches::Flag("--experimental-patches"), fail_cgroup_v1: false },
+    Dialect { minors: (31, 36), api: "kubeadm.k8s.io/v1beta4", patches: Patches::Config, fail_cgroup_v1: true },
+];
+
+/// The row for a version such as `v1.36.2`.
+pub fn dialect(version: &str) -> Result<&'static Dialect> {
+    let minor = version.trim_start_matches('v').strip_prefix("1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    minor.and_then(|minor| TABLE.iter().find(|row| (row.minors.0..=row.minors.1).contains(&minor))).ok_or_else(|| {
+        Error::new(format!("Kubernetes {version} is not supported"))
+            .advise("Supported are 1.31 to 1.36 (and 1.20, for building from Debian alone)")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_supported_version_has_its_row() {
+        for (version, api) in [("v1.20.2", "v1beta2"), ("v1.31.0", "v1beta4"), ("1.36.2", "v1beta4")] {
+            assert!(dialect(version).unwrap().api.ends_with(api), "{version}");
+        }
+        for version in ["v1.19.9", "v1.30.1", "v1.37.0", "v2.0.0", "latest", ""] {
+            assert!(dialect(version).unwrap_err().to_string().contains("1.31 to 1.36"), "{version}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The boot, readable from top to bottom: network → mounts and cgroups → store → containerd →
+//! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
+
+use std::sync::Arc;
+
+use crate::cluster::{monitor, Cluster};
+use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET};
+use crate::daemons::{self, containerd, dockerd, kubelet};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::node::store::{self, Volume};
+use crate::node::{cgroup, hostpath, mounts, network, scratch};
+use crate::readiness::{FAILED, KUBERNETES_READY};
+
+/// Starts Docker alone, in an image that no cluster was baked into.
+pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
+    log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
+    if let Some(ip) = init.config.static_ip {
+        network::set_static_ip(ip)?;
+    }
+    mounts::prepare()?;
+    cgroup::prepare()?;
+    daemons::supervise(init, dockerd::spec_alone(flags, init.config.path(DOCKER_SOCKET))?)?;
+    Ok(())
+}
+
+/// Starts Docker and the baked cluster, and follows the cluster until the container stops.
+pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> Result<()> {
+    log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
+    refuse_another_static_ip(init, cluster)?;
+    refuse_taken_port()?;
+    network::set_static_ip(cluster.static_ip)?;
+    prepare_node()?;
+    let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET))?;
+    let volume = store::prepare(&cluster.bake)?;
+    init.readiness.milestone("store");
+    if !start_containerd(init, &cluster.pause_image)? {
+        return Ok(());
+    }
+    if volume == Volume::Returned {
+        let removed = containerd::remove_pod_containers()?;
+        log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
+    }
+    daemons::supervise(init, dockerd)?;
+    daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
+    give_up_in_time(init);
+    monitor::run(init, cluster)
+}
+
+/// What bake and run have in common before any daemon starts.
+pub fn prepare_node() -> Result<()> {
+    network::enable_forwarding()?;
+    mounts::prepare()?;
+    mounts::prepare_for_cluster()?;
+    cgroup::prepare()?;
+    scratch::mount_all()?;
+    hostpath::watch()
+}
+
+/// Whether containerd answers; when it does not, the boot has failed and said so.
+pub fn start_containerd(init: &Arc<Init>, pause_image: &str) -> Result<bool> {
+    let containerd = daemons::supervise(init, containerd::spec(pause_image.to_string()))?;
+    Ok(containerd.wait_until_answers(2 * DAEMON_LIMIT))
+}
+
+fn refuse_another_static_ip(init: &Init, cluster: &Cluster) -> Result<()> {
+    match init.config.static_ip {
+        Some(asked) if asked != cluster.static_ip => {
+            Err(Error::new(format!("STATIC_IP={asked}, but this image was baked with {}", cluster.static_ip))
+                .advise("Leave STATIC_IP out, or bake an image with it: STATIC_IP=... ./build.sh IMAGE"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The API server runs in a pod and would only say so in its log.
+fn refuse_taken_port() -> Result<()> {
+    std::net::TcpListener::bind(("0.0.0.0", API_PORT)).map(drop).map_err(|cause| {
+        Error::new(format!("port {API_PORT}, on which the API server listens, cannot be used: {cause}"))
+            .advise("With --network=host, stop what uses it; otherwise use a network of the container's own")
+    })
+}
+
+/// A client that waits must hear of a cluster that will not come up.
+fn give_up_in_time(init: &Arc<Init>) {
+    let init = init.clone();
+    std::thread::spawn(move || {
+        init.pause(CLUSTER_LIMIT);
+        if !init.stopping() && !init.readiness.exists(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
+            let waiting = init.waiting();
+            let waiting = if waiting.is_empty() { "the API server or the DNS".to_string() } else { waiting.join(", ") };
+            init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);
+        }
+    });
+}

@@ -1,0 +1,113 @@
+//! The command line.
+
+use crate::error::{Error, Result};
+use crate::EXEC_WITH_SOCKET;
+
+pub const HELP: &str = "\
+kind: the init of a container that holds Docker and a whole Kubernetes cluster
+
+Usage:
+  kind run [DOCKERD-FLAG...]    start what is baked into the image; without a cluster, Docker alone
+  kind run dockerd [FLAG...]    the same
+  kind run COMMAND [ARG...]     run another command in their place
+  kind bake --bundle DIR        bake a cluster into the image (build.sh calls this)
+  kind status                   show where the boot stands
+  kind healthcheck              exit with 0 when ready, with 1 when not
+  kind --help, kind --version
+
+Port 10080 serves, as soon as each is true: docker-ready, kubernetes-ready, config, ca.crt,
+client.crt, client.key; failed tells why a boot gave up, timeline how long its steps took.
+
+Environment:
+  STATIC_IP      the node's address, fixed when the image is baked (default 172.99.99.1)
+  KIND_LISTEN    where the file server listens (default 0.0.0.0:10080)
+  KIND_LOG       error, warn, info or debug (default info)
+";
+
+#[derive(Debug, PartialEq)]
+pub enum Invocation {
+    Run(Run),
+    Bake { bundle: String },
+    Status,
+    Healthcheck,
+    ExecWithSocket(Vec<String>),
+    Help,
+    Version,
+}
+
+/// What follows `run`, read as docker:dind's entrypoint reads it.
+#[derive(Debug, PartialEq)]
+pub enum Run {
+    /// The daemons, with flags for dockerd.
+    Docker(Vec<String>),
+    Command(Vec<String>),
+}
+
+pub fn parse(arguments: &[String]) -> Result<Invocation> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let usage = |what: String| Error::new(what).advise("`kind --help` lists what there is");
+    match words.as_slice() {
+        [] => Err(usage("no subcommand".into())),
+        ["-h" | "--help" | "help"] => Ok(Invocation::Help),
+        ["-V" | "--version" | "version"] => Ok(Invocation::Version),
+        ["run", ..] => Ok(Invocation::Run(parse_run(&arguments[1..]))),
+        ["bake", "--bundle", bundle] => Ok(Invocation::Bake { bundle: bundle.to_string() }),
+        ["bake", ..] => Err(usage("bake takes --bundle DIR".into())),
+        ["status"] => Ok(Invocation::Status),
+        ["healthcheck"] => Ok(Invocation::Healthcheck),
+        [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
+        [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
+        [word, ..] => Err(usage(format!("there is no subcommand {word}"))),
+    }
+}
+
+fn parse_run(arguments: &[String]) -> Run {
+    match arguments.first().map(String::as_str) {
+        Some("dockerd") => Run::Docker(arguments[1..].to_vec()),
+        Some(word) if !word.starts_with('-') => Run::Command(arguments.to_vec()),
+        _ => Run::Docker(arguments.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Invocation> {
+        parse(&words(line))
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_string).collect()
+    }
+
+    #[test]
+    fn run_reads_the_rest_as_dinds_entrypoint_does() {
+        for (line, run) in [
+            ("run", Run::Docker(vec![])),
+            ("run --debug --mtu 1400", Run::Docker(words("--debug --mtu 1400"))),
+            ("run dockerd", Run::Docker(vec![])),
+            ("run dockerd --debug", Run::Docker(words("--debug"))),
+            ("run sh -c ls", Run::Command(words("sh -c ls"))),
+            // No subcommand of ours hides a command of that name.
+            ("run status", Run::Command(words("status"))),
+        ] {
+            assert_eq!(parsed(line).unwrap(), Invocation::Run(run), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_says_where_to_look() {
+        for line in ["", "start", "bake", "bake --bundle", "status now", "--verbose"] {
+            assert!(parsed(line).unwrap_err().to_string().contains("kind --help"), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_and_the_rest_are_understood() {
+        assert_eq!(parsed("--help").unwrap(), Invocation::Help);
+        assert_eq!(parsed("--version").unwrap(), Invocation::Version);
+        assert_eq!(parsed("bake --bundle /b").unwrap(), Invocation::Bake { bundle: "/b".into() });
+        assert_eq!(parsed("healthcheck").unwrap(), Invocation::Healthcheck);
+    }
+}

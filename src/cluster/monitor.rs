@@ -1,0 +1,106 @@
+//! The thread that follows the cluster: polls until the API server answers, then holds a watch open,
+//! so that `kubernetes-ready` comes and goes with the truth at almost no wakeups.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cluster::api::Api;
+use crate::cluster::{dns, pods, Cluster};
+use crate::config::CREDENTIALS_DIR;
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
+
+/// A refused connection costs nothing; an API server that starts is asked often to be caught at once.
+const POLL: Duration = Duration::from_millis(50);
+
+pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
+    let api = Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?;
+    let mut served = false;
+    while !init.stopping() {
+        if !api.is_ready() {
+            init.pause(POLL);
+            continue;
+        }
+        init.readiness.update(|conditions| conditions.api_server = true);
+        if !served {
+            init.readiness.milestone("api-server");
+            serve_credentials(init)?;
+            served = true;
+        }
+        // The watch ends when the server does, or when it wants the list asked anew.
+        if let Err(error) = follow(init, &api, cluster) {
+            log::debug!(target: "cluster", "{error}");
+        }
+        init.readiness.update(|conditions| (conditions.api_server, conditions.dns) = (false, false));
+    }
+    Ok(())
+}
+
+fn serve_credentials(init: &Init) -> Result<()> {
+    for name in [CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG] {
+        let path = Path::new(CREDENTIALS_DIR).join(name);
+        let contents = std::fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        init.readiness.publish(name, &contents)?;
+    }
+    Ok(())
+}
+
+fn follow(init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
+    let list = api.get("/api/v1/pods")?;
+    let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or("0");
+    let mut states = BTreeMap::new();
+    for pod in list.get("items").and_then(Value::as_array).into_iter().flatten() {
+        note(&mut states, cluster, pod, false);
+    }
+    judge(init, cluster, &states);
+    for line in api.watch(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
+        let line = line.map_err(|cause| Error::new(format!("the watch on pods ended: {cause}")))?;
+        let event: Value = serde_json::from_str(&line).map_err(|cause| Error::new(format!("a broken event: {cause}")))?;
+        match (event.get("type").and_then(Value::as_str), event.get("object")) {
+            (Some("ADDED" | "MODIFIED"), Some(pod)) => note(&mut states, cluster, pod, false),
+            (Some("DELETED"), Some(pod)) => note(&mut states, cluster, pod, true),
+            (Some("BOOKMARK"), _) => continue,
+            _ => return Err(Error::new(format!("the API server ended the watch on pods: {line}"))),
+        }
+        judge(init, cluster, &states);
+    }
+    Ok(())
+}
+
+/// Keeps the state of a baked pod; the user's own are none of our business.
+fn note(states: &mut BTreeMap<String, pods::State>, cluster: &Cluster, pod: &Value, deleted: bool) {
+    let Some(name) = pods::name(pod).filter(|name| cluster.pods.iter().any(|baked| baked.name == *name)) else { return };
+    if deleted {
+        states.remove(&name);
+    } else {
+        states.insert(name, pods::state(pod, &cluster.containers));
+    }
+}
+
+fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>) {
+    let waiting = pods::waiting(cluster, states);
+    let ready = waiting.is_empty();
+    init.set_waiting(waiting);
+    if !ready {
+        return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (false, false));
+    }
+    init.readiness.milestone("pods");
+    if !init.readiness.conditions().dns {
+        let Some(server) = cluster.dns else {
+            return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
+        };
+        while !dns::answers(server) {
+            if init.stopping() {
+                return;
+            }
+            init.pause(POLL);
+        }
+        init.readiness.milestone("dns");
+    }
+    init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
+}

@@ -1,0 +1,175 @@
+//! Every path, port, time limit and environment variable, with its default and where it comes from.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+// Paths in the image, written by the bake.
+pub const BAKED_DIR: &str = "/kind";
+pub const CLUSTER_FILE: &str = "/kind/cluster.json";
+pub const STORE_DIR: &str = "/kind/store";
+pub const SEED_DIR: &str = "/kind/seed";
+pub const CREDENTIALS_DIR: &str = "/kind/credentials";
+
+// Paths of the running node.
+pub const STATE_DIR: &str = "/var/kind";
+pub const LOG_DIR: &str = "/var/log/kind";
+pub const RUN_DIR: &str = "/run/kind";
+/// What dockerd calls its data root; a volume, as in docker:dind.
+pub const DOCKER_DIR: &str = "/var/lib/docker";
+/// Our own part of that volume: containerd's root and the directories that are written often.
+pub const VOLUME_DIR: &str = "/var/lib/docker/kind";
+pub const CONTAINERD_ROOT: &str = "/var/lib/docker/kind/containerd";
+pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+pub const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+pub const KUBELET_DIR: &str = "/var/lib/kubelet";
+pub const ETCD_DIR: &str = "/var/lib/etcd";
+/// Where kube-controller-manager's host-path provisioner makes volumes (fixed in its source).
+pub const HOSTPATH_DIR: &str = "/tmp/hostpath_pv";
+pub const POD_LOG_DIR: &str = "/var/log/pods";
+pub const KUBERNETES_DIR: &str = "/etc/kubernetes";
+pub const ADMIN_KUBECONFIG: &str = "/etc/kubernetes/admin.conf";
+pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
+pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+
+// Names and addresses that the bake and the run must agree on.
+pub const DEFAULT_STATIC_IP: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
+pub const NODE_NAME: &str = "kind";
+/// The containerd namespace of CRI, which dockerd shares so that pods can run what it builds.
+pub const NAMESPACE: &str = "k8s.io";
+/// kubeadm's defaults: services, kube-dns and pods.
+pub const SERVICE_SUBNET: &str = "10.96.0.0/12";
+pub const POD_SUBNET: &str = "10.244.0.0/16";
+
+// Ports.
+pub const API_PORT: u16 = 8443;
+pub const DOCKER_PORT: u16 = 2375;
+const FILES_PORT: u16 = 10080;
+/// kubelet's own health endpoint, on loopback (its default).
+pub const KUBELET_HEALTH_PORT: u16 = 10248;
+
+// Time limits.
+/// How often a socket or a file that is about to appear is looked for.
+pub const POLL: Duration = Duration::from_millis(20);
+/// A daemon that has not answered after this long will not (a cold disk needs several seconds).
+pub const DAEMON_LIMIT: Duration = Duration::from_secs(60);
+/// The API server comes up in seconds; a starved machine may need minutes.
+pub const CLUSTER_LIMIT: Duration = Duration::from_secs(300);
+/// One request to the API server or the DNS.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Docker kills a container 10 s after `docker stop`: the stages of our stop add up to less.
+pub const STOP_KUBELET: Duration = Duration::from_secs(2);
+pub const STOP_DOCKERD: Duration = Duration::from_secs(4);
+pub const STOP_CONTAINERD: Duration = Duration::from_secs(2);
+
+/// What the environment and the command line decide.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Put in front of the state directory and Docker's socket, so that tests need no root's paths.
+    root: PathBuf,
+    /// Where the file server listens (`KIND_LISTEN`).
+    pub files_address: SocketAddr,
+    /// `STATIC_IP`, when it was given.
+    pub static_ip: Option<Ipv4Addr>,
+}
+
+impl Config {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// A variable that is set to something it cannot be; the message names the variable.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Config> {
+        let get = |name| get(name).filter(|value: &String| !value.is_empty());
+        Ok(Config {
+            root: get("KIND_ROOT").unwrap_or_else(|| "/".into()).into(),
+            files_address: match get("KIND_LISTEN") {
+                None => SocketAddr::from(([0, 0, 0, 0], FILES_PORT)),
+                Some(text) => parse_listen(&text)?,
+            },
+            static_ip: get("STATIC_IP").map(|text| parse_static_ip(&text)).transpose()?,
+        })
+    }
+
+    /// A path below the root that tests set.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+/// `ADDRESS:PORT`, or an address alone.
+fn parse_listen(text: &str) -> Result<SocketAddr> {
+    let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, FILES_PORT)));
+    address.ok_or_else(|| {
+        Error::new(format!("KIND_LISTEN={text} is not ADDRESS or ADDRESS:PORT")).advise("An example: KIND_LISTEN=127.0.0.1:10080")
+    })
+}
+
+fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
+    let bad = |why: &str| {
+        Error::new(format!("STATIC_IP={text} {why}"))
+            .advise(format!("Give an unused IPv4 address, such as the default {DEFAULT_STATIC_IP}"))
+    };
+    let ip: Ipv4Addr = text.parse().map_err(|_| bad("is not an IPv4 address"))?;
+    if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_link_local() {
+        return Err(bad("cannot be a node's address"));
+    }
+    for subnet in [SERVICE_SUBNET, POD_SUBNET] {
+        if subnet_contains(subnet, ip) {
+            return Err(bad(&format!("lies in {subnet}, which the cluster uses itself")));
+        }
+    }
+    Ok(ip)
+}
+
+fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
+    let Some((network, bits)) = subnet.split_once('/') else { return false };
+    match (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) {
+        (Ok(network), Ok(bits)) => same_subnet(network, ip, u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
+        _ => false,
+    }
+}
+
+/// Whether two addresses agree in the bits of a netmask.
+pub fn same_subnet(a: Ipv4Addr, b: Ipv4Addr, mask: u32) -> bool {
+    u32::from(a) & mask == u32::from(b) & mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(name: &str, value: &str) -> Result<Config> {
+        Config::from_env(|asked| (asked == name).then(|| value.to_string()))
+    }
+
+    #[test]
+    fn the_defaults_hold_when_nothing_is_set_or_a_variable_is_empty() {
+        let config = config("STATIC_IP", "").unwrap();
+        assert_eq!(config.static_ip, None);
+        assert_eq!(config.files_address.to_string(), "0.0.0.0:10080");
+        assert_eq!(config.path("/var/kind"), PathBuf::from("/var/kind"));
+    }
+
+    #[test]
+    fn a_static_ip_that_cannot_serve_is_refused_by_name() {
+        let cases =
+            ["nonsense", "300.1.1.1", "127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.1.1", "10.96.0.1", "10.111.255.1", "10.244.3.4", "::1"];
+        for text in cases {
+            let message = config("STATIC_IP", text).unwrap_err().to_string();
+            assert!(message.contains(&format!("STATIC_IP={text}")), "{message}");
+        }
+        for text in ["172.99.99.1", "10.95.255.255", "10.112.0.1", "192.168.1.1"] {
+            assert_eq!(config("STATIC_IP", text).unwrap().static_ip, Some(text.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn the_file_server_listens_where_it_is_told() {
+        for (text, address) in [("127.0.0.1", "127.0.0.1:10080"), ("0.0.0.0:80", "0.0.0.0:80"), ("[::]:10080", "[::]:10080")] {
+            assert_eq!(config("KIND_LISTEN", text).unwrap().files_address.to_string(), address);
+        }
+        assert!(config("KIND_LISTEN", "eth0").unwrap_err().to_string().contains("KIND_LISTEN=eth0"));
+    }
+}

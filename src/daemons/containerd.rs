@@ -1,0 +1,87 @@
+//! containerd, ours: dockerd would overwrite the configuration of one that it manages itself.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, NAMESPACE, RUN_DIR};
+use crate::daemons::Spec;
+use crate::error::{Error, Result};
+use crate::node::{can_lower_oom_score, mounts};
+use crate::reaper;
+
+/// Marks what the CRI plugin made, in contrast to what dockerd made in the same namespace.
+const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
+
+pub fn spec(pause_image: String) -> Spec {
+    Spec {
+        name: "containerd",
+        command: Box::new(move || {
+            let path = Path::new(RUN_DIR).join("containerd.toml");
+            mounts::make_dir(RUN_DIR)?;
+            let configuration = configuration(&pause_image, !can_lower_oom_score());
+            std::fs::write(&path, configuration).map_err(|cause| Error::io("write", &path, cause))?;
+            let mut command = Command::new("containerd");
+            command.arg("--config").arg(path).args(["--log-level", "warn"]);
+            Ok(command)
+        }),
+        // It listens only when every plugin is loaded.
+        answers: Box::new(|| UnixStream::connect(CONTAINERD_SOCKET).is_ok()),
+        condition: |_| None,
+    }
+}
+
+/// Version 2 of the format, which containerd 1.7 and 2.x both read.
+fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
+    format!(
+        r#"version = 2
+root = "{CONTAINERD_ROOT}"
+state = "/run/containerd"
+[grpc]
+  address = "{CONTAINERD_SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause_image}"
+  # Without CAP_SYS_RESOURCE every pod would fail to start on its oom_score_adj.
+  restrict_oom_score_adj = {restrict_oom_score_adj}
+  tolerate_missing_hugetlb_controller = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{CNI_BIN_DIR}"
+    conf_dir = "{CNI_CONF_DIR}"
+"#
+    )
+}
+
+/// containerd's own client, in the namespace that pods and Docker share.
+pub fn ctr(arguments: &[&str]) -> Result<String> {
+    reaper::run(Command::new("ctr").args(["--address", CONTAINERD_SOCKET, "--namespace", NAMESPACE]).args(arguments))
+}
+
+/// Ids of the containers and sandboxes of pods, whose `label` has `value` where one is given.
+pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
+    let filter = match label {
+        Some((name, value)) => format!("{CRI_CONTAINERS},labels.\"{name}\"=={value}"),
+        None => CRI_CONTAINERS.to_string(),
+    };
+    let list = ctr(&["containers", "ls", "-q", &filter])?;
+    Ok(list.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_string).collect())
+}
+
+/// Removes every pod's containers and sandboxes, running or not; Docker's own stay.
+pub fn remove_pod_containers() -> Result<usize> {
+    let ids = pod_containers(None)?;
+    for id in &ids {
+        // One that does not run any more has no task.
+        let _ = ctr(&["tasks", "rm", "-f", id]);
+        ctr(&["containers", "rm", id])?;
+        // containerd 2 keeps a record of sandboxes beside their containers.
+        let _ = ctr(&["sandboxes", "rm", id]);
+    }
+    Ok(ids.len())
+}

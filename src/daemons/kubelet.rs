@@ -1,0 +1,62 @@
+//! kubelet, as kubeadm configured it in the bake.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
+use crate::daemons::{answers_ok, Spec};
+use crate::error::Error;
+
+const HEALTH_LIMIT: Duration = Duration::from_secs(1);
+
+pub fn spec(node_ip: Ipv4Addr) -> Spec {
+    Spec {
+        name: "kubelet",
+        command: Box::new(move || {
+            let directory = Path::new(KUBELET_DIR);
+            let flags = directory.join("kubeadm-flags.env");
+            let text = fs::read_to_string(&flags).map_err(|cause| Error::io("read", &flags, cause))?;
+            let mut command = Command::new("kubelet");
+            command.arg(format!("--kubeconfig={KUBERNETES_DIR}/kubelet.conf"));
+            command.arg(format!("--config={}", directory.join("config.yaml").display()));
+            command.args(kubeadm_flags(&text));
+            // The container's name and first address change with every start; the node's do not.
+            command.args([format!("--hostname-override={NODE_NAME}"), format!("--node-ip={node_ip}")]);
+            Ok(command)
+        }),
+        answers: Box::new(is_healthy),
+        condition: |conditions| Some(&mut conditions.kubelet),
+    }
+}
+
+/// The flags in kubeadm's `KUBELET_KUBEADM_ARGS="…"`, which a shell would split at spaces.
+fn kubeadm_flags(text: &str) -> Vec<String> {
+    let value = text.lines().find_map(|line| line.strip_prefix("KUBELET_KUBEADM_ARGS="));
+    value.unwrap_or_default().trim_matches('"').split_whitespace().map(str::to_string).collect()
+}
+
+/// kubelet's own endpoint on loopback, which needs no certificate.
+fn is_healthy() -> bool {
+    let connect = || {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, KUBELET_HEALTH_PORT));
+        let stream = TcpStream::connect_timeout(&address, HEALTH_LIMIT)?;
+        stream.set_read_timeout(Some(HEALTH_LIMIT))?;
+        std::io::Result::Ok(stream)
+    };
+    connect().is_ok_and(|stream| answers_ok(stream, "/healthz"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubeadms_flags_are_taken_over() {
+        let text = "KUBELET_KUBEADM_ARGS=\"--container-runtime=remote --pod-infra-container-image=registry.k8s.io/pause:3.2\"\n";
+        assert_eq!(kubeadm_flags(text), ["--container-runtime=remote", "--pod-infra-container-image=registry.k8s.io/pause:3.2"]);
+        assert!(kubeadm_flags("").is_empty());
+    }
+}

@@ -1,0 +1,188 @@
+//! The daemons: how each is started, whether it answers, and what happens when it dies.
+
+pub mod containerd;
+pub mod dockerd;
+pub mod kubelet;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::config::{DAEMON_LIMIT, LOG_DIR, POLL};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::readiness::Conditions;
+use crate::reaper::{self, Child, Handle};
+
+/// A daemon that ran this long had started well: the next death counts as the first again.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// Deaths in a row after which restarting is given up; the pauses before that add up to 6 s.
+const MAX_DEATHS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Lines of a daemon's log that a failure shows.
+const TAIL_LINES: usize = 15;
+
+/// What is known of a daemon before it is started.
+pub struct Spec {
+    pub name: &'static str,
+    /// Called for every start.
+    pub command: Box<dyn Fn() -> Result<Command> + Send>,
+    pub answers: Box<dyn Fn() -> bool + Send>,
+    /// The condition that follows it, where there is one.
+    pub condition: fn(&mut Conditions) -> Option<&mut bool>,
+}
+
+pub struct Daemon {
+    pub name: &'static str,
+    log: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    process: Option<Handle>,
+    answers: bool,
+    given_up: bool,
+}
+
+impl Daemon {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+
+    /// Waits until the daemon answers; false when it was given up or `limit` has passed.
+    pub fn wait_until_answers(&self, limit: Duration) -> bool {
+        let wait = self.changed.wait_timeout_while(self.state(), limit, |state| !state.answers && !state.given_up);
+        let (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        state.answers
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = self.state().process {
+            process.signal(signal);
+        }
+    }
+
+    /// Ends the process: SIGTERM, and SIGKILL to its group after `limit`. The init is stopping.
+    pub fn stop(&self, limit: Duration) {
+        let started = Instant::now();
+        self.signal(Signal::SIGTERM);
+        let wait = self.changed.wait_timeout_while(self.state(), limit, |state| state.process.is_some());
+        let (state, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
+        if let (Some(process), true) = (state.process, timeout.timed_out()) {
+            log::warn!(target: self.name, "still running after {:.1} s: killed", limit.as_secs_f64());
+            process.kill_group();
+        } else {
+            log::debug!(target: self.name, "stopped in {:.2} s", started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The last lines that the daemon wrote.
+    fn tail(&self) -> String {
+        reaper::tail(&fs::read_to_string(&self.log).unwrap_or_default(), TAIL_LINES)
+    }
+}
+
+/// Starts a daemon and keeps it running, with a growing pause between deaths, until the init stops
+/// or the daemon has died too often: then the boot has failed.
+pub fn supervise(init: &Arc<Init>, spec: Spec) -> Result<Arc<Daemon>> {
+    let log = init.config.path(LOG_DIR).join(format!("{}.log", spec.name));
+    let directory = log.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory).map_err(|cause| Error::io("make the directory", directory, cause))?;
+    // The log tells of this start of the container only.
+    File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
+    let daemon = Arc::new(Daemon { name: spec.name, log, state: Mutex::default(), changed: Condvar::new() });
+    init.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon.clone());
+    let (ours, init) = (daemon.clone(), init.clone());
+    let body = move || keep_running(&init, &ours, &spec);
+    let started = thread::Builder::new().name(daemon.name.into()).spawn(body);
+    started.map_err(|cause| Error::new(format!("cannot start the thread of {}: {cause}", daemon.name)))?;
+    Ok(daemon)
+}
+
+fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
+    let mut deaths = 0;
+    while !init.stopping() {
+        let started = Instant::now();
+        let ended = start(init, daemon, spec).map(|child| follow(init, daemon, spec, &child));
+        let up = |conditions: &mut Conditions, up| {
+            if let Some(condition) = (spec.condition)(conditions) {
+                *condition = up
+            }
+        };
+        init.readiness.update(|conditions| up(conditions, false));
+        daemon.change(|state| (state.process, state.answers) = (None, false));
+        if init.stopping() {
+            return;
+        }
+        deaths = if started.elapsed() >= HEALTHY { 1 } else { deaths + 1 };
+        let (what, status) = match &ended {
+            Ok(status) => (reaper::describe(*status).to_string(), reaper::exit_code(*status).max(1)),
+            Err(error) => (error.to_string(), 127),
+        };
+        if deaths >= MAX_DEATHS {
+            daemon.change(|state| state.given_up = true);
+            let error =
+                Error::new(format!("{} {what}, for the {deaths}th time in a row. The end of its log:\n{}", spec.name, daemon.tail()));
+            return init.fail(&error, status);
+        }
+        let pause = FIRST_PAUSE * 2u32.pow(deaths - 1);
+        log::warn!(target: spec.name, "{what}; starting it again in {:.1} s. Its last line: {}", pause.as_secs_f64(), reaper::tail(&daemon.tail(), 1));
+        init.pause(pause);
+    }
+}
+
+fn start(init: &Init, daemon: &Daemon, spec: &Spec) -> Result<Child> {
+    let output = OpenOptions::new().append(true).open(&daemon.log).map_err(|cause| Error::io("open", &daemon.log, cause))?;
+    let errors = output.try_clone().map_err(|cause| Error::io("open", &daemon.log, cause))?;
+    let child = reaper::spawn((spec.command)()?.stdout(output).stderr(errors))?;
+    daemon.change(|state| state.process = Some(child.handle()));
+    // A stop that began while the process was being made has not seen it.
+    if init.stopping() {
+        child.handle().signal(Signal::SIGTERM);
+    }
+    Ok(child)
+}
+
+/// Waits for the process to answer, then to end.
+fn follow(init: &Init, daemon: &Daemon, spec: &Spec, child: &Child) -> ExitStatus {
+    let started = Instant::now();
+    while !(spec.answers)() {
+        if let Some(status) = child.wait_timeout(POLL) {
+            return status;
+        }
+        if started.elapsed() > DAEMON_LIMIT {
+            log::warn!(target: spec.name, "does not answer after {} s: killed", DAEMON_LIMIT.as_secs());
+            child.handle().kill_group();
+            return child.wait();
+        }
+    }
+    log::info!(target: spec.name, "answers, {:.2} s after its start", started.elapsed().as_secs_f64());
+    init.readiness.milestone(spec.name);
+    daemon.change(|state| state.answers = true);
+    init.readiness.update(|conditions| {
+        if let Some(condition) = (spec.condition)(conditions) {
+            *condition = true
+        }
+    });
+    child.wait()
+}
+
+/// Whether `GET path` on an open connection is answered with 200.
+fn answers_ok(mut stream: impl Read + Write, path: &str) -> bool {
+    let mut status = [0; "HTTP/1.0 200".len()];
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).and_then(|()| stream.read_exact(&mut status)).is_ok() && status.ends_with(b" 200")
+}

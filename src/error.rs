@@ -1,0 +1,56 @@
+//! The one error type: what was attempted, on what, why it failed, and what the user can do.
+
+use std::fmt;
+use std::path::Path;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failure in plain words, with advice where there is something the user can do.
+#[derive(Debug)]
+pub struct Error {
+    what: String,
+    advice: Option<String>,
+}
+
+impl Error {
+    pub fn new(what: impl Into<String>) -> Self {
+        Error { what: what.into(), advice: None }
+    }
+
+    /// An operation on a path that the kernel refused, as "cannot OPERATION PATH: REASON".
+    pub fn io(operation: &str, path: impl AsRef<Path>, cause: impl fmt::Display) -> Self {
+        Error::new(format!("cannot {operation} {}: {cause}", path.as_ref().display()))
+    }
+
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// Puts the step that failed in front of the reason.
+    pub fn during(mut self, step: &str) -> Self {
+        self.what = format!("{step}: {}", self.what);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.what)?;
+        match &self.advice {
+            Some(advice) => write!(f, ". {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_reads_as_one_line_with_its_advice() {
+        let error = Error::io("read", "/kind/cluster.json", "No such file").during("boot").advise("Bake the image anew");
+        assert_eq!(error.to_string(), "boot: cannot read /kind/cluster.json: No such file. Bake the image anew");
+    }
+}

@@ -1,0 +1,144 @@
+//! The file server on port 10080: serves the files under `/var/kind` from disk and knows nothing
+//! else, but for the address in `/config`, which is the one that the client used.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use tiny_http::{Header, Method, Request, Response, Server};
+
+use crate::cluster::kubeconfig;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::readiness::{CONFIG, FILES};
+
+type Answer = Response<std::io::Cursor<Vec<u8>>>;
+
+/// Listens at once, so that a CI runner's port check passes from the first moment, and serves for ever.
+///
+/// `certificate_names` are those that the API server's certificate holds.
+pub fn serve(config: &Config, dir: PathBuf, certificate_names: Vec<String>) -> Result<()> {
+    let address = config.files_address;
+    let mut server = listen(address)?;
+    let serve = move || loop {
+        match server.recv() {
+            Ok(request) => answer(request, &dir, &certificate_names),
+            // tiny_http stops accepting for good after an error such as EMFILE: begin anew.
+            Err(cause) => {
+                log::warn!(target: "files", "the file server stopped ({cause}): listening anew");
+                drop(server);
+                server = loop {
+                    match listen(address) {
+                        Ok(server) => break server,
+                        Err(_) => thread::sleep(std::time::Duration::from_millis(100)),
+                    }
+                };
+            }
+        }
+    };
+    let started = thread::Builder::new().name("http".into()).spawn(serve);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the file server's thread: {cause}")))
+}
+
+fn listen(address: std::net::SocketAddr) -> Result<Server> {
+    Server::http(address).map_err(|cause| {
+        Error::new(format!("the file server cannot listen on {address}: {cause}"))
+            .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
+    })
+}
+
+fn answer(request: Request, dir: &Path, certificate_names: &[String]) {
+    let host = header(&request, "Host");
+    let response = respond(request.method(), request.url(), host.as_deref(), dir, certificate_names);
+    // A client that went away needs no answer.
+    let _ = request.respond(response);
+}
+
+fn header(request: &Request, name: &'static str) -> Option<String> {
+    request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.to_string())
+}
+
+fn respond(method: &Method, target: &str, host: Option<&str>, dir: &Path, certificate_names: &[String]) -> Answer {
+    if ![Method::Get, Method::Head].contains(method) {
+        return text(405, "only GET and HEAD\n").with_header(field("Allow", "GET, HEAD"));
+    }
+    let Some(name) = file_name(target) else { return text(404, "no such file\n") };
+    let Some(contents) = read_regular(&dir.join(name)) else { return text(404, "not yet\n") };
+    if name != CONFIG {
+        return Response::from_data(contents).with_header(field("Content-Type", "text/plain"));
+    }
+    match kubeconfig::as_asked_for(&String::from_utf8_lossy(&contents), host, certificate_names) {
+        Some(config) => Response::from_string(config).with_header(field("Content-Type", "application/yaml")),
+        None => text(400, "the Host header is neither a host name nor an address\n"),
+    }
+}
+
+/// Which file a request target names: only the known flat names, whatever the query.
+fn file_name(target: &str) -> Option<&'static str> {
+    let path = target.split(['?', '#']).next()?.strip_prefix('/')?;
+    FILES.into_iter().find(|name| *name == path)
+}
+
+/// The contents of a regular file, never through a symbolic link.
+fn read_regular(path: &Path) -> Option<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    /// The largest, a kubeconfig, has about 8 KiB.
+    const LIMIT: u64 = 1 << 20;
+    let mut contents = Vec::new();
+    file.take(LIMIT).read_to_end(&mut contents).ok()?;
+    Some(contents)
+}
+
+fn text(status: u16, body: &str) -> Answer {
+    Response::from_string(body).with_status_code(status)
+}
+
+fn field(name: &str, value: &str) -> Header {
+    Header::from_bytes(name, value).expect("the names and values are constants without line breaks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_known_names_are_files() {
+        for name in FILES {
+            assert_eq!(file_name(&format!("/{name}")), Some(name));
+            assert_eq!(file_name(&format!("/{name}?wait=1")), Some(name));
+        }
+        for target in [
+            "",
+            "/",
+            "config",
+            "//config",
+            "/../config",
+            "/./config",
+            "/config/",
+            "/%63onfig",
+            "/.config.new",
+            "/etc/passwd",
+            "http://h/config",
+            "*",
+        ] {
+            assert_eq!(file_name(target), None, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_link_out_of_the_directory_is_not_served() {
+        let dir = std::env::temp_dir().join(format!("kind-files-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", dir.join("failed")).unwrap();
+        std::fs::write(dir.join("timeline"), "0.1 boot\n").unwrap();
+        let status = |target| respond(&Method::Get, target, None, &dir, &[]).status_code().0;
+        assert_eq!((status("/failed"), status("/timeline"), status("/docker-ready")), (404, 200, 404));
+        assert_eq!(respond(&Method::Post, "/timeline", None, &dir, &[]).status_code().0, 405);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,196 @@
+//! cgroups(7), made ready for daemons that make cgroups of their own.
+//!
+//! Version 2: a cgroup with processes in it cannot hand controllers to its children ("no internal
+//! processes"), so ours move into `/init`. Version 1: `/kubelet` is made in every hierarchy.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{mount, umount2, MntFlags, MsFlags};
+use nix::sched::{unshare, CloneFlags};
+
+use crate::error::{Error, Result};
+use crate::reaper;
+
+const CGROUP_DIR: &str = "/sys/fs/cgroup";
+/// kubelet's `cgroupRoot`.
+const KUBELET_CGROUP: &str = "kubelet";
+/// `docker exec` and health checks put processes into the root at any moment, so moving them is retried.
+const NEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// How the kernel's cgroups are mounted.
+#[derive(Debug, PartialEq)]
+enum Layout {
+    /// One hierarchy at `/sys/fs/cgroup`.
+    V2,
+    /// One mount for each controller: its mount point and the options that name the controller.
+    V1(Vec<(PathBuf, String)>),
+}
+
+/// Makes the cgroup that we were started in the root of what this container sees.
+///
+/// In a Kubernetes pod and under cgroup v1 a container shares the host's cgroup namespace, and
+/// moving "every process of the root" would reach the host's own. Called before any thread starts:
+/// unshare(2) affects the calling thread only.
+pub fn enter_own_namespace() -> Result<()> {
+    let own = fs::read_to_string("/proc/self/cgroup").map_err(|cause| Error::io("read", "/proc/self/cgroup", cause))?;
+    if is_root(&own) {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|cause| Error::new(format!("cannot unshare the cgroup namespace: {cause}")))?;
+    match layout()? {
+        Layout::V2 => remount(Path::new(CGROUP_DIR), "cgroup2", None),
+        Layout::V1(mounts) => mounts.iter().try_for_each(|(target, options)| remount(target, "cgroup", Some(options))),
+    }
+}
+
+/// Whether every line of `/proc/self/cgroup` names the root.
+fn is_root(own: &str) -> bool {
+    own.lines().all(|line| line.splitn(3, ':').nth(2) == Some("/"))
+}
+
+/// A cgroup mount shows the namespace that it was made in, so the old one is replaced.
+fn remount(target: &Path, kind: &str, options: Option<&str>) -> Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // Where the old mount is busy, the new one lies over it.
+    let _ = umount2(target, MntFlags::MNT_DETACH);
+    mount(Some(kind), target, Some(kind), flags, options).map_err(|cause| Error::io(&format!("mount {kind} on"), target, cause))
+}
+
+/// Makes `/kubelet` with every controller, in a hierarchy where containers can be started.
+pub fn prepare() -> Result<()> {
+    match layout()? {
+        Layout::V2 => {
+            nest()?;
+            make_dir(&Path::new(CGROUP_DIR).join(KUBELET_CGROUP))
+        }
+        Layout::V1(mounts) => mounts.iter().try_for_each(|(hierarchy, _)| {
+            let kubelet = hierarchy.join(KUBELET_CGROUP);
+            make_dir(&kubelet)?;
+            // A cpuset starts empty, and an empty one refuses processes with ENOSPC.
+            ["cpuset.cpus", "cpuset.mems"].iter().try_for_each(|file| copy_setting(hierarchy, &kubelet, file))
+        }),
+    }
+}
+
+/// Every process of every pod.
+pub fn processes_of_pods() -> Vec<i32> {
+    let roots = match layout() {
+        Ok(Layout::V2) => vec![PathBuf::from(CGROUP_DIR)],
+        // Each hierarchy holds all of them: one is enough.
+        Ok(Layout::V1(mounts)) => mounts.into_iter().map(|(path, _)| path).filter(|path| path.ends_with("pids")).collect(),
+        Err(_) => vec![],
+    };
+    let mut pids = Vec::new();
+    for root in roots {
+        collect_processes(&root.join(KUBELET_CGROUP), &mut pids);
+    }
+    pids
+}
+
+fn collect_processes(cgroup: &Path, pids: &mut Vec<i32>) {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_processes(&entry.path(), pids);
+        }
+    }
+}
+
+fn nest() -> Result<()> {
+    let root = Path::new(CGROUP_DIR);
+    let init = root.join("init");
+    make_dir(&init)?;
+    let controllers = fs::read_to_string(root.join("cgroup.controllers")).map_err(|cause| Error::io("read", root, cause))?;
+    let enable = controllers.split_whitespace().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    let mut last = None;
+    reaper::poll(Duration::from_millis(5), NEST_LIMIT, || {
+        for pid in fs::read_to_string(root.join("cgroup.procs")).unwrap_or_default().lines() {
+            // A process that ended meanwhile needs no move.
+            let _ = fs::write(init.join("cgroup.procs"), pid);
+        }
+        match fs::write(root.join("cgroup.subtree_control"), &enable) {
+            Ok(()) => Some(()),
+            Err(cause) => {
+                last = Some(cause);
+                None
+            }
+        }
+    })
+    .ok_or_else(|| {
+        Error::new(format!("cannot enable {enable} in {CGROUP_DIR}: {}", last.map(|cause| cause.to_string()).unwrap_or_default()))
+    })
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|cause| {
+        Error::io("make the cgroup", path, cause).advise("Start the container with `--privileged`, which makes cgroups writable")
+    })
+}
+
+fn copy_setting(from: &Path, to: &Path, file: &str) -> Result<()> {
+    let Ok(value) = fs::read_to_string(from.join(file)) else { return Ok(()) };
+    fs::write(to.join(file), value.trim()).map_err(|cause| Error::io("write", to.join(file), cause))
+}
+
+fn layout() -> Result<Layout> {
+    let path = "/proc/self/mountinfo";
+    let mounts = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
+    parse_layout(&mounts).ok_or_else(|| {
+        Error::new(format!("no cgroups are mounted on {CGROUP_DIR}")).advise("Start the container with `docker run --privileged`")
+    })
+}
+
+/// Reads `/proc/self/mountinfo`, proc_pid_mountinfo(5).
+fn parse_layout(mounts: &str) -> Option<Layout> {
+    let mut v1 = Vec::new();
+    for line in mounts.lines() {
+        let (left, right) = line.split_once(" - ")?;
+        let target = left.split(' ').nth(4)?;
+        let mut filesystem = right.split(' ');
+        match (filesystem.next()?, filesystem.nth(1).unwrap_or("")) {
+            ("cgroup2", _) if target == CGROUP_DIR => return Some(Layout::V2),
+            ("cgroup", options) if target.starts_with(CGROUP_DIR) => {
+                let controllers: Vec<&str> =
+                    options.split(',').filter(|option| !["rw", "ro", "xattr", "clone_children"].contains(option)).collect();
+                v1.push((PathBuf::from(target), controllers.join(",")));
+            }
+            _ => {}
+        }
+    }
+    (!v1.is_empty()).then_some(Layout::V1(v1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_path_is_the_root_or_it_is_not() {
+        for (text, root) in [
+            ("0::/\n", true),
+            ("9:name=systemd:/\n8:pids:/\n0::/\n", true),
+            ("0::/kubepods/burstable/pod1/c\n", false),
+            ("8:pids:/docker/4f\n0::/\n", false),
+            ("0::/a:b\n", false),
+        ] {
+            assert_eq!(is_root(text), root, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_layout_is_read_from_mountinfo() {
+        let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw,nsdelegate\n";
+        assert_eq!(parse_layout(v2), Some(Layout::V2));
+        let hybrid = "31 30 0:27 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:28 /docker/4f /sys/fs/cgroup/cpu,cpuacct rw master:1 - cgroup cgroup rw,cpu,cpuacct
+33 31 0:29 /docker/4f /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+34 31 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup rw
+";
+        let expected = [("/sys/fs/cgroup/cpu,cpuacct", "cpu,cpuacct"), ("/sys/fs/cgroup/systemd", "name=systemd")];
+        assert_eq!(parse_layout(hybrid), Some(Layout::V1(expected.map(|(path, options)| (path.into(), options.into())).to_vec())));
+        assert_eq!(parse_layout("22 1 0:21 / /proc rw - proc proc rw\n"), None);
+    }
+}

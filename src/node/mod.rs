@@ -1,0 +1,56 @@
+//! What the machine must look like before the daemons start.
+
+pub mod cgroup;
+pub mod hostpath;
+pub mod mounts;
+pub mod network;
+pub mod scratch;
+pub mod store;
+
+use std::fs;
+
+use crate::error::{Error, Result};
+
+/// linux/capability.h
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Refuses to go on without the privileges that nothing here works without.
+pub fn require_privileges() -> Result<()> {
+    if has_capability(CAP_SYS_ADMIN) && has_capability(CAP_NET_ADMIN) {
+        return Ok(());
+    }
+    Err(Error::new("this container is not privileged, and cannot run Docker or Kubernetes inside")
+        .advise("Start it with `docker run --privileged` (in a Kubernetes pod: securityContext.privileged: true)"))
+}
+
+/// Some hosts withhold CAP_SYS_RESOURCE even from privileged containers; no oom_score_adj can be lowered then.
+pub fn can_lower_oom_score() -> bool {
+    has_capability(CAP_SYS_RESOURCE)
+}
+
+fn has_capability(capability: u32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_capabilities(&status) & (1 << capability) != 0
+}
+
+/// The `CapEff` line of proc_pid_status(5).
+fn effective_capabilities(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_the_status_file() {
+        let status = "Name:\tkind\nCapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\n";
+        let set = effective_capabilities(status);
+        assert!(set & (1 << CAP_SYS_ADMIN) != 0 && set & (1 << CAP_NET_ADMIN) != 0);
+        assert_eq!(set & (1 << CAP_SYS_RESOURCE), 0);
+        assert_eq!(effective_capabilities("Name:\tkind\n"), 0);
+    }
+}

@@ -1,0 +1,67 @@
+//! The mounts that a node needs and that a fresh container lacks.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use nix::mount::{mount, MsFlags};
+
+use crate::error::{Error, Result};
+
+const NONE: Option<&str> = None;
+
+/// Mounts that Docker alone needs as well.
+pub fn prepare() -> Result<()> {
+    // Volumes with Bidirectional or HostToContainer propagation need a shared root.
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SHARED, NONE)
+        .map_err(|cause| Error::io("make mounts shared below", "/", cause))?;
+    // As dind does: without it AppArmor and others cannot be seen; some hosts have none.
+    let security = "/sys/kernel/security";
+    if Path::new(security).exists() && !is_mount_point(security) {
+        let _ = mount(Some("none"), security, Some("securityfs"), MsFlags::empty(), NONE);
+    }
+    Ok(())
+}
+
+/// Mounts that the cluster needs.
+pub fn prepare_for_cluster() -> Result<()> {
+    // Sockets, pid files and network namespaces of a former start must not be taken for live ones.
+    if !has_mounts_below("/run") {
+        tmpfs("/run", "mode=755")?;
+    }
+    // kubelet reads the kernel's log and does not start without it.
+    if !Path::new("/dev/kmsg").exists() {
+        symlink("/dev/console", "/dev/kmsg").map_err(|cause| Error::io("make", "/dev/kmsg", cause))?;
+    }
+    Ok(())
+}
+
+pub fn tmpfs(target: &str, options: &str) -> Result<()> {
+    make_dir(target)?;
+    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
+        .map_err(|cause| Error::io("mount a tmpfs on", target, cause))
+}
+
+pub fn bind(source: &Path, target: &str) -> Result<()> {
+    make_dir(target)?;
+    mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)
+        .map_err(|cause| Error::io(&format!("bind {} to", source.display()), target, cause))
+}
+
+pub fn make_dir(path: impl AsRef<Path>) -> Result<()> {
+    fs::create_dir_all(&path).map_err(|cause| Error::io("make the directory", &path, cause))
+}
+
+fn is_mount_point(path: &str) -> bool {
+    mount_points().iter().any(|point| point == path)
+}
+
+/// Whether `path` or anything below it is a mount: a file that the user mounted there must stay visible.
+fn has_mounts_below(path: &str) -> bool {
+    mount_points().iter().any(|point| Path::new(point).starts_with(path))
+}
+
+fn mount_points() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_string)).collect()
+}

@@ -1,0 +1,196 @@
+//! The static address: the baked cluster's certificates, manifests and etcd all name it.
+//!
+//! netdevice(7): `SIOCSIFADDR` on the bare interface name would *replace* the container's own
+//! address, so the address gets a label of its own (`eth0:kind`).
+
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
+use crate::config::{same_subnet, POLL};
+use crate::error::{Error, Result};
+use crate::{reaper, sys};
+
+/// How long a neighbour may take to answer ARP before the address counts as free.
+const ARP_LIMIT: Duration = Duration::from_millis(300);
+
+/// One address of one interface.
+#[derive(Clone, Debug, PartialEq)]
+struct Address {
+    interface: String,
+    ip: Ipv4Addr,
+    mask: u32,
+    loopback: bool,
+}
+
+/// Puts `ip` on the interface of the default route, or does nothing when it is there already.
+///
+/// # Errors
+/// The address belongs to somebody else, or neither the ioctl nor `ip` could set it.
+pub fn set_static_ip(ip: Ipv4Addr) -> Result<()> {
+    let addresses = addresses()?;
+    if let Some(present) = addresses.iter().find(|address| address.ip == ip) {
+        log::info!(target: "network", "{ip} is on {} already", present.interface);
+        return Ok(());
+    }
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let default = default_route(&routes);
+    refuse_collision(ip, default.as_ref().map(|(_, gateway)| *gateway), &addresses)?;
+    let interface = choose_interface(default.map(|(interface, _)| interface), &addresses);
+    match sys::set_interface_address(&format!("{interface}:kind"), ip) {
+        Ok(()) => log::info!(target: "network", "{ip}/32 set on {interface}"),
+        Err(cause) => {
+            reaper::run(Command::new("ip").args(["address", "add", &format!("{ip}/32"), "dev", &interface]))
+                .map_err(|error| Error::new(format!("cannot set {ip} on {interface}: by ioctl: {cause}; {error}")))?;
+            log::info!(target: "network", "{ip}/32 set on {interface} by ip, since the ioctl failed: {cause}");
+        }
+    }
+    Ok(())
+}
+
+/// Lets the kernel route between pods, Docker's bridge and the outside.
+///
+/// Before dockerd starts: it sets the FORWARD chain to DROP where it has to turn forwarding on itself.
+pub fn enable_forwarding() -> Result<()> {
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    fs::write(path, "1").map_err(|cause| Error::io("write", path, cause))?;
+    // Without it a pod's answer to another pod goes over the bridge past conntrack, and Services fail.
+    let bridge = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    if fs::write(bridge, "1").is_err() {
+        // Asking for an interface of a module's name makes the kernel load it without /lib/modules.
+        let _ = reaper::run(Command::new("ip").args(["link", "show", "br_netfilter"]));
+        if let Err(cause) = fs::write(bridge, "1") {
+            log::warn!(target: "network", "{bridge}: {cause}: Services may not reach pods; load br_netfilter on the host");
+        }
+    }
+    Ok(())
+}
+
+fn addresses() -> Result<Vec<Address>> {
+    let all = getifaddrs().map_err(|cause| Error::new(format!("cannot list the network interfaces: {cause}")))?;
+    Ok(all
+        .filter(|entry| entry.flags.contains(InterfaceFlags::IFF_UP))
+        .filter_map(|entry| {
+            Some(Address {
+                ip: entry.address?.as_sockaddr_in()?.ip(),
+                mask: entry.netmask.and_then(|mask| Some(mask.as_sockaddr_in()?.ip().into())).unwrap_or(u32::MAX),
+                loopback: entry.flags.contains(InterfaceFlags::IFF_LOOPBACK),
+                interface: entry.interface_name,
+            })
+        })
+        .collect())
+}
+
+/// Interface and gateway of the default route with the lowest metric, from `/proc/net/route`.
+fn default_route(table: &str) -> Option<(String, Ipv4Addr)> {
+    const RTF_UP: u32 = 1;
+    let mut best: Option<(u32, String, Ipv4Addr)> = None;
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [interface, destination, gateway, flags, _, _, metric, mask, ..] = fields[..] else { continue };
+        let up = u32::from_str_radix(flags, 16).unwrap_or(0) & RTF_UP != 0;
+        let metric = metric.parse().unwrap_or(u32::MAX);
+        if destination == "00000000" && mask == "00000000" && up && best.as_ref().is_none_or(|(least, ..)| metric < *least) {
+            // The kernel prints the address in the machine's byte order.
+            let gateway = u32::from_str_radix(gateway, 16).unwrap_or(0);
+            best = Some((metric, interface.to_string(), Ipv4Addr::from(gateway.to_ne_bytes())));
+        }
+    }
+    best.map(|(_, interface, gateway)| (interface, gateway))
+}
+
+/// The default route's interface, else the first that is up and not loopback, else loopback.
+fn choose_interface(default: Option<String>, addresses: &[Address]) -> String {
+    default
+        .or_else(|| addresses.iter().find(|address| !address.loopback).map(|address| address.interface.clone()))
+        .unwrap_or_else(|| "lo".to_string())
+}
+
+fn refuse_collision(ip: Ipv4Addr, gateway: Option<Ipv4Addr>, addresses: &[Address]) -> Result<()> {
+    let Some(network) = addresses.iter().find(|address| same_subnet(address.ip, ip, address.mask)) else {
+        return Ok(());
+    };
+    let owner = if gateway == Some(ip) {
+        "the gateway"
+    } else if answers_arp(ip) {
+        "another machine"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(format!("the static address {ip} belongs to {owner} in the network of {}", network.interface))
+        .advise("Run the container in another network, or bake an image with another STATIC_IP"))
+}
+
+/// Whether somebody on the local network owns the address: a datagram makes the kernel ask by ARP.
+fn answers_arp(ip: Ipv4Addr) -> bool {
+    const DISCARD_PORT: u16 = 9;
+    let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else { return false };
+    if socket.send_to(&[], (ip, DISCARD_PORT)).is_err() {
+        return false;
+    }
+    reaper::poll(POLL, ARP_LIMIT, || arp_complete(&fs::read_to_string("/proc/net/arp").ok()?, ip).then_some(())).is_some()
+}
+
+/// Whether the table of arp(7) has a hardware address for `ip`.
+fn arp_complete(table: &str, ip: Ipv4Addr) -> bool {
+    const ATF_COM: u32 = 2;
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.first() == Some(&ip.to_string().as_str())
+            && fields.get(2).and_then(|flags| u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok()).unwrap_or(0) & ATF_COM != 0
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTES: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth1\t00000000\t010014AC\t0003\t0\t0\t100\t00000000\t0\t0\t0
+eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+";
+
+    fn address(interface: &str, ip: &str) -> Address {
+        Address { interface: interface.into(), ip: ip.parse().unwrap(), mask: 0xffff_0000, loopback: interface == "lo" }
+    }
+
+    #[test]
+    fn the_default_route_of_the_lowest_metric_wins() {
+        assert_eq!(default_route(ROUTES), Some(("eth0".into(), Ipv4Addr::new(172, 17, 0, 1))));
+        assert_eq!(default_route(ROUTES.lines().next().unwrap()), None);
+        assert_eq!(default_route(&ROUTES.replace("\t0003\t", "\t0000\t")), None);
+    }
+
+    #[test]
+    fn without_a_default_route_the_first_real_interface_or_loopback_serves() {
+        let both = [address("lo", "127.0.0.1"), address("eth0", "172.18.0.2")];
+        assert_eq!(choose_interface(Some("wlan0".into()), &both), "wlan0");
+        assert_eq!(choose_interface(None, &both), "eth0");
+        assert_eq!(choose_interface(None, &both[..1]), "lo");
+    }
+
+    #[test]
+    fn the_gateways_address_is_refused_and_a_foreign_network_is_not() {
+        let addresses = [address("eth0", "172.99.0.2")];
+        let ip = Ipv4Addr::new(172, 99, 99, 1);
+        let message = refuse_collision(ip, Some(ip), &addresses).unwrap_err().to_string();
+        assert!(message.contains("172.99.99.1 belongs to the gateway in the network of eth0"), "{message}");
+        assert!(refuse_collision(ip, None, &[address("eth0", "172.18.0.2")]).is_ok());
+    }
+
+    #[test]
+    fn only_a_complete_arp_entry_is_an_answer() {
+        let table = "IP address  HW type  Flags  HW address  Mask  Device
+172.99.99.1  0x1  0x2  02:42:ac:11:00:03  *  eth0
+172.99.99.2  0x1  0x0  00:00:00:00:00:00  *  eth0
+";
+        assert!(arp_complete(table, Ipv4Addr::new(172, 99, 99, 1)));
+        assert!(!arp_complete(table, Ipv4Addr::new(172, 99, 99, 2)));
+        assert!(!arp_complete(table, Ipv4Addr::new(172, 99, 99, 3)));
+    }
+}

@@ -1,0 +1,184 @@
+//! The files under `/var/kind`: a state exists exactly when its file does.
+//!
+//! Each file is written whole to a temporary name and renamed, so a reader sees all of it or none.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::logger::since_start;
+
+pub const DOCKER_READY: &str = "docker-ready";
+pub const KUBERNETES_READY: &str = "kubernetes-ready";
+pub const CONFIG: &str = "config";
+pub const CA_CERT: &str = "ca.crt";
+pub const CLIENT_CERT: &str = "client.crt";
+pub const CLIENT_KEY: &str = "client.key";
+/// Why the boot gave up.
+pub const FAILED: &str = "failed";
+/// One line for each milestone: seconds since the init started, and its name.
+pub const TIMELINE: &str = "timeline";
+
+/// Everything that is served; nothing else is.
+pub const FILES: [&str; 8] = [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE];
+
+/// What `docker-ready` and `kubernetes-ready` depend on, as last seen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conditions {
+    pub docker: bool,
+    pub kubelet: bool,
+    pub api_server: bool,
+    /// Every baked pod was started in this boot and is Ready.
+    pub pods: bool,
+    pub dns: bool,
+}
+
+impl Conditions {
+    /// A client that sees `kubernetes-ready` may rely on `docker-ready` too.
+    fn kubernetes(&self) -> bool {
+        self.docker && self.kubelet && self.api_server && self.pods && self.dns
+    }
+}
+
+pub struct Readiness {
+    dir: PathBuf,
+    conditions: Mutex<Conditions>,
+    timeline: Mutex<String>,
+}
+
+impl Readiness {
+    pub fn new(dir: PathBuf) -> Self {
+        Readiness { dir, conditions: Mutex::default(), timeline: Mutex::default() }
+    }
+
+    /// Removes what an earlier start of this container left: it is not true any more.
+    pub fn clear(&self) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(|cause| Error::io("make the directory", &self.dir, cause))?;
+        FILES.iter().try_for_each(|name| self.retract(name).map(drop))
+    }
+
+    /// Makes a state true.
+    pub fn publish(&self, name: &str, contents: &[u8]) -> Result<()> {
+        let (path, temporary) = (self.dir.join(name), self.dir.join(format!(".{name}.new")));
+        // The kubeconfig holds the key too. Both are served on purpose, but not to every user of the node.
+        let mode = if [CLIENT_KEY, CONFIG].contains(&name) { 0o600 } else { 0o644 };
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+            file.set_permissions(Permissions::from_mode(mode))?;
+            file.write_all(contents)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|cause| Error::io("write", &path, cause))
+    }
+
+    /// Makes a state untrue; says whether it was true before.
+    pub fn retract(&self, name: &str) -> Result<bool> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(cause) => Err(Error::io("remove", path, cause)),
+        }
+    }
+
+    pub fn exists(&self, name: &str) -> bool {
+        self.dir.join(name).exists()
+    }
+
+    /// Takes note of something that happened; what happens again is not noted again.
+    pub fn milestone(&self, name: &str) {
+        let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        if timeline.lines().any(|line| line.ends_with(&format!(" {name}"))) {
+            return;
+        }
+        timeline.push_str(&format!("{:.3} {name}\n", since_start().as_secs_f64()));
+        if let Err(error) = self.publish(TIMELINE, timeline.as_bytes()) {
+            log::error!(target: "readiness", "{error}");
+        }
+    }
+
+    pub fn conditions(&self) -> Conditions {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is known, and makes the two readiness files follow.
+    pub fn update(&self, change: impl FnOnce(&mut Conditions)) {
+        let mut conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = conditions.clone();
+        change(&mut conditions);
+        self.follow(DOCKER_READY, before.docker, conditions.docker);
+        self.follow(KUBERNETES_READY, before.kubernetes(), conditions.kubernetes());
+    }
+
+    fn follow(&self, name: &str, before: bool, now: bool) {
+        if before == now {
+            return;
+        }
+        let done = if now { self.publish(name, b"ready\n") } else { self.retract(name).map(drop) };
+        match done {
+            Ok(()) if now => {
+                self.milestone(name);
+                log::info!(target: "readiness", "{name}");
+            }
+            Ok(()) => log::warn!(target: "readiness", "{name} no longer holds"),
+            Err(error) => log::error!(target: "readiness", "{error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readiness(test: &str) -> Readiness {
+        let dir = std::env::temp_dir().join(format!("kind-readiness-{}-{test}", std::process::id()));
+        let readiness = Readiness::new(dir);
+        readiness.clear().unwrap();
+        readiness
+    }
+
+    #[test]
+    fn kubernetes_is_ready_only_when_everything_it_needs_is() {
+        let all = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true };
+        assert!(all.kubernetes());
+        let spoil: [fn(&mut Conditions); 5] =
+            [|c| c.docker = false, |c| c.kubelet = false, |c| c.api_server = false, |c| c.pods = false, |c| c.dns = false];
+        for spoil in spoil {
+            let mut conditions = all.clone();
+            spoil(&mut conditions);
+            assert!(!conditions.kubernetes(), "{conditions:?}");
+        }
+    }
+
+    #[test]
+    fn files_follow_the_conditions_both_ways() {
+        let readiness = readiness("follow");
+        readiness.update(|c| *c = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true });
+        assert!(readiness.exists(DOCKER_READY) && readiness.exists(KUBERNETES_READY));
+        readiness.update(|c| c.pods = false);
+        assert!(readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
+        fs::remove_dir_all(&readiness.dir).unwrap();
+    }
+
+    #[test]
+    fn a_new_start_does_not_inherit_old_states() {
+        let readiness = readiness("clear");
+        FILES.iter().for_each(|name| readiness.publish(name, b"old").unwrap());
+        readiness.clear().unwrap();
+        FILES.iter().for_each(|name| assert!(!readiness.exists(name), "{name}"));
+        fs::remove_dir_all(&readiness.dir).unwrap();
+    }
+
+    #[test]
+    fn keys_are_for_root_alone() {
+        let readiness = readiness("mode");
+        for (name, mode) in [(CLIENT_KEY, 0o600), (CONFIG, 0o600), (CLIENT_CERT, 0o644), (DOCKER_READY, 0o644)] {
+            readiness.publish(name, b"x").unwrap();
+            assert_eq!(fs::metadata(readiness.dir.join(name)).unwrap().permissions().mode() & 0o777, mode, "{name}");
+        }
+        fs::remove_dir_all(&readiness.dir).unwrap();
+    }
+}

@@ -1,0 +1,256 @@
+//! The one place that spawns, waits and kills: the only module that knows pids.
+//!
+//! A `waitpid(-1)` loop beside `Child::wait` steals exit statuses, so there is one reaper. `spawn`
+//! holds the table's lock across fork and registration; `drain`, called by the main thread on
+//! SIGCHLD, takes the lock again for each pid and sends the status to whoever registered it.
+#![allow(clippy::disallowed_methods)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::sys::{reap_one, Reaped};
+
+/// Lines of a failed command's output that its error carries.
+const TAIL_LINES: usize = 12;
+
+/// How long killed processes may take to be gone; one in an uninterruptible wait may not go at all.
+const LAST_ONES: Duration = Duration::from_millis(500);
+
+type Table = HashMap<i32, Sender<ExitStatus>>;
+
+fn table() -> MutexGuard<'static, Table> {
+    static TABLE: OnceLock<Mutex<Table>> = OnceLock::new();
+    TABLE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Collects every child that has ended. SIGCHLD coalesces, so this goes on until nothing is left.
+pub fn drain() {
+    loop {
+        let mut children = table();
+        match reap_one() {
+            // A receiver that is gone did not want the status; an unknown pid was an orphan.
+            Reaped::Child(pid, status) => drop(children.remove(&pid).map(|owner| owner.send(status))),
+            Reaped::Nothing | Reaped::NoChildren => return,
+        }
+    }
+}
+
+/// A process of ours that may still run.
+pub struct Child {
+    pid: i32,
+    exit: Receiver<ExitStatus>,
+}
+
+/// Names a process for signals; does nothing once the process was reaped.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Handle(i32);
+
+impl Handle {
+    pub fn pid(self) -> i32 {
+        self.0
+    }
+
+    /// Signals the process, only while its pid is still registered and so cannot be another's.
+    pub fn signal(self, signal: Signal) {
+        let children = table();
+        if children.contains_key(&self.0) {
+            let _ = kill(Pid::from_raw(self.0), signal);
+        }
+    }
+
+    /// Kills the process and everything in its group.
+    pub fn kill_group(self) {
+        let children = table();
+        if children.contains_key(&self.0) {
+            let _ = kill(Pid::from_raw(-self.0), Signal::SIGKILL);
+        }
+    }
+}
+
+impl Child {
+    pub fn handle(&self) -> Handle {
+        Handle(self.pid)
+    }
+
+    pub fn wait(&self) -> ExitStatus {
+        // The sender lives in the table until the status is sent: an error means that the pid was lost.
+        self.exit.recv().unwrap_or_else(|_| ExitStatus::from_raw(255 << 8))
+    }
+
+    /// The status, or `None` when the process still runs after `limit`.
+    pub fn wait_timeout(&self, limit: Duration) -> Option<ExitStatus> {
+        match self.exit.recv_timeout(limit) {
+            Ok(status) => Some(status),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(ExitStatus::from_raw(255 << 8)),
+        }
+    }
+}
+
+fn spawn_raw(command: &mut Command) -> io::Result<(Child, std::process::Child)> {
+    let mut children = table();
+    let process = command.spawn()?;
+    let (sender, exit) = channel();
+    let pid = process.id() as i32;
+    children.insert(pid, sender);
+    Ok((Child { pid, exit }, process))
+}
+
+/// Starts a long-lived process in a group of its own, with `/dev/null` on stdin and cwd `/`.
+pub fn spawn(command: &mut Command) -> Result<Child> {
+    command.stdin(Stdio::null()).current_dir("/").process_group(0);
+    spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
+}
+
+/// Starts a process that shares our group, terminal and stdin: the user's own command.
+pub fn spawn_foreground(command: &mut Command) -> io::Result<Child> {
+    spawn_raw(command).map(|(child, _)| child)
+}
+
+/// Runs a short helper to its end and returns its standard output.
+///
+/// # Errors
+/// The command cannot be started, or ends with a status that is not 0; the error then carries argv,
+/// status and the tail of its output.
+pub fn run(command: &mut Command) -> Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (child, mut process) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
+    let stderr = process.stderr.take();
+    let errors = thread::spawn(move || read_all(stderr));
+    let output = read_all(process.stdout.take());
+    let errors = errors.join().unwrap_or_default();
+    check(command, child.wait(), &format!("{output}{errors}"))?;
+    Ok(output)
+}
+
+/// Runs a command to its end with our own output as its output.
+pub fn run_visibly(command: &mut Command) -> Result<()> {
+    command.stdin(Stdio::null());
+    let (child, _) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
+    check(command, child.wait(), "")
+}
+
+fn check(command: &Command, status: ExitStatus, output: &str) -> Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    let tail = tail(output, TAIL_LINES);
+    let separator = if tail.is_empty() { "" } else { ":\n" };
+    Err(Error::new(format!("{} {}{separator}{tail}", argv(command), describe(status))))
+}
+
+fn cannot_run(command: &Command, cause: &io::Error) -> Error {
+    Error::new(format!("cannot run {}: {cause}", argv(command)))
+}
+
+fn argv(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+fn read_all(source: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut source) = source {
+        // What was read before an error is still worth showing.
+        let _ = source.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The last `count` lines of a text.
+pub fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// "ended with status 3" or "was killed by SIGKILL".
+pub fn describe(status: ExitStatus) -> impl fmt::Display {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {number}"),
+        },
+        (None, None) => format!("ended ({status})"),
+    }
+}
+
+/// The exit status as a shell gives it: the code itself, or 128 + signal.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code as u8,
+        (None, Some(signal)) => 128u8.wrapping_add(signal as u8),
+        (None, None) => 255,
+    }
+}
+
+/// Signals processes that are not our children, such as those of pods; one that has ended is passed over.
+pub fn signal_all(pids: &[i32], signal: Signal) {
+    for pid in pids.iter().filter(|pid| **pid > 1) {
+        let _ = kill(Pid::from_raw(*pid), signal);
+    }
+}
+
+/// Kills whatever is left in the container, when we are its PID 1, and collects it.
+pub fn kill_everyone() {
+    if std::process::id() != 1 {
+        return;
+    }
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    poll(Duration::from_millis(5), LAST_ONES, || match reap_one() {
+        Reaped::NoChildren => Some(()),
+        _ => None,
+    });
+}
+
+/// Calls `check` every `interval` until it gives a value or `limit` has passed.
+pub fn poll<T>(interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        match check() {
+            Some(value) => return Some(value),
+            None if Instant::now() >= end => return None,
+            None => thread::sleep(interval),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_becomes_the_code_a_shell_would_give() {
+        for code in 0..=255 {
+            assert_eq!(exit_code(ExitStatus::from_raw(code << 8)), code as u8);
+        }
+        for (signal, code) in [(1, 129), (9, 137), (15, 143), (34, 162), (64, 192)] {
+            assert_eq!(exit_code(ExitStatus::from_raw(signal)), code);
+        }
+    }
+
+    #[test]
+    fn a_status_is_described_in_words_also_for_real_time_signals() {
+        for (raw, words) in [(3 << 8, "ended with status 3"), (9, "was killed by SIGKILL"), (34, "was killed by signal 34")] {
+            assert_eq!(describe(ExitStatus::from_raw(raw)).to_string(), words);
+        }
+    }
+
+    #[test]
+    fn a_tail_is_the_last_lines() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a", 2), "a");
+        assert_eq!(tail("", 2), "");
+    }
+}

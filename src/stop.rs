@@ -1,0 +1,65 @@
+//! The end, in order: kubelet and its pods, dockerd, containerd, then everyone left, inside the 10 s
+//! after which Docker kills the container.
+
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::config::{STOP_CONTAINERD, STOP_DOCKERD, STOP_KUBELET};
+use crate::daemons::Daemon;
+use crate::init::Init;
+use crate::node::cgroup;
+use crate::reaper;
+
+/// Begins the stop in a thread of its own; a second request makes it hurry.
+pub fn request(init: &Arc<Init>, signal: i32) {
+    if init.begin_stop() {
+        log::info!(target: "stop", "asked again: killing everything now");
+        return;
+    }
+    let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
+    log::info!(target: "stop", "{name}: stopping");
+    let init = init.clone();
+    let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
+        everything(&init);
+        std::process::exit(init.status().into());
+    });
+    if let Err(cause) = stopping {
+        log::error!(target: "stop", "cannot start a thread ({cause}): ending at once");
+        std::process::exit(1);
+    }
+}
+
+/// Stops whatever runs. The caller ends the process.
+pub fn everything(init: &Init) {
+    let started = Instant::now();
+    init.begin_stop_quietly();
+    init.readiness.update(|conditions| (conditions.docker, conditions.kubelet) = (false, false));
+    stop_daemon(init, "kubelet", STOP_KUBELET);
+    // Pods get their SIGTERM now, and the time that dockerd and containerd take to end.
+    reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGTERM);
+    stop_daemon(init, "dockerd", STOP_DOCKERD);
+    stop_daemon(init, "containerd", STOP_CONTAINERD);
+    reaper::kill_everyone();
+    log::info!(target: "stop", "stopped in {:.1} s", started.elapsed().as_secs_f64());
+}
+
+pub fn stop_daemon(init: &Init, name: &str, limit: Duration) {
+    if let Some(daemon) = find(init, name) {
+        daemon.stop(if init.hurrying() { Duration::ZERO } else { limit });
+    }
+}
+
+pub fn signal_daemon(init: &Init, name: &str, signal: Signal) {
+    if let Some(daemon) = find(init, name) {
+        log::info!(target: "signals", "{signal} handed on to {name}");
+        daemon.signal(signal);
+    }
+}
+
+fn find(init: &Init, name: &str) -> Option<Arc<Daemon>> {
+    let daemons = init.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+    daemons.iter().find(|daemon| daemon.name == name).cloned()
+}

@@ -1,0 +1,97 @@
+//! Every unsafe line of the init: waitpid(2), the address ioctls of netdevice(7), what happens
+//! between fork and exec. Each function is safe to call with any arguments.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
+
+/// The first descriptor that socket activation hands over (sd_listen_fds(3), SD_LISTEN_FDS_START).
+const LISTEN_FDS_START: RawFd = 3;
+
+/// What `waitpid(-1, WNOHANG)` found.
+pub enum Reaped {
+    /// A child ended with this status; std's type, because nix's loses real-time signals.
+    Child(i32, ExitStatus),
+    /// Children are there, none has ended.
+    Nothing,
+    /// There are no children at all.
+    NoChildren,
+}
+
+/// Collects one ended child, without waiting.
+pub fn reap_one() -> Reaped {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a valid place for an int, and waitpid touches nothing else.
+        match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
+            0 => return Reaped::Nothing,
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
+            -1 => return Reaped::NoChildren,
+            pid => return Reaped::Child(pid, ExitStatus::from_raw(status)),
+        }
+    }
+}
+
+/// Gives interface `label` (such as `eth0:kind`) an address with the netmask /32, by ioctl.
+pub fn set_interface_address(label: &str, address: Ipv4Addr) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let set = |request, address| {
+        let mut ifreq = interface_request(label, address)?;
+        // SAFETY: `ifreq` is a whole `struct ifreq` that lives through the call; both requests only read it.
+        match unsafe { libc::ioctl(socket.as_raw_fd(), request, &mut ifreq) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    set(libc::SIOCSIFADDR, address)?;
+    set(libc::SIOCSIFNETMASK, Ipv4Addr::BROADCAST)
+}
+
+fn interface_request(label: &str, address: Ipv4Addr) -> io::Result<libc::ifreq> {
+    if label.len() >= libc::IFNAMSIZ {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the name {label} is too long for an ioctl")));
+    }
+    // SAFETY: all-zero bytes are a valid `struct ifreq`: an empty name and an empty union.
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in ifreq.ifr_name.iter_mut().zip(label.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let sockaddr = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: sockaddr_in is as large as sockaddr, and the union's member is plain bytes of that size.
+    ifreq.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(sockaddr) };
+    Ok(ifreq)
+}
+
+/// Lets the command's process have `socket` as descriptor 3, open across exec.
+///
+/// The caller keeps the socket open until the command was spawned.
+pub fn pass_listening_socket(command: &mut Command, socket: BorrowedFd) {
+    let fd = socket.as_raw_fd();
+    // SAFETY: between fork and exec only dup2 and fcntl are called, which are async-signal-safe,
+    // and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            let result = if fd == LISTEN_FDS_START { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, LISTEN_FDS_START) };
+            if result == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Whether a file itself, not what it links to, has an extended attribute.
+pub fn has_attribute(path: &std::path::Path, name: &std::ffi::CStr) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: both strings end with a zero byte, and a size of 0 asks for no data to be written.
+    unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) >= 0 }
+}
