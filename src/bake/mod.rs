@@ -58,9 +58,11 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
         certificates::make_ours(static_ip)
     })?;
     write_cni()?;
-    daemons::supervise(init, kubelet::spec(static_ip))?;
+    let kubelet = daemons::supervise(init, kubelet::spec(static_ip))?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     step("API server up", || wait::for_api_server(init, &api))?;
+    // It found no API server to tell of its static pods, and would try again only after a minute or more.
+    kubelet.restart();
     step("cluster set up", || {
         kubeadm.set_up_cluster(has_dns)?;
         apply_text(&storage_class())?;

@@ -1,13 +1,14 @@
 //! Waiting, in the bake, for what the run will find.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::cluster::api::Api;
 use crate::cluster::pods;
-use crate::config::CLUSTER_LIMIT;
+use crate::config::{CLUSTER_LIMIT, KUBERNETES_DIR, NODE_NAME};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::readiness::FAILED;
@@ -63,12 +64,27 @@ fn unready(api: &Api) -> Result<Vec<String>> {
             }
         }
     }
-    for pod in items(&api.get("/api/v1/pods")?) {
+    let pods = api.get("/api/v1/pods")?;
+    // kubelet tells the API server of its static pods some time after it has started them.
+    for name in static_pods()? {
+        if !items(&pods).any(|pod| pods::name(pod).as_ref() == Some(&name)) {
+            unready.push(format!("{name}: not there"));
+        }
+    }
+    for pod in items(&pods) {
         if let Err(why) = pods::state(pod, &BTreeSet::new()) {
             unready.push(format!("{}: {why}", pods::name(pod).unwrap_or_default()));
         }
     }
     Ok(unready)
+}
+
+/// `namespace/name` of the pods that kubeadm wrote manifests for.
+fn static_pods() -> Result<Vec<String>> {
+    let directory = Path::new(KUBERNETES_DIR).join("manifests");
+    let entries = std::fs::read_dir(&directory).map_err(|cause| Error::io("list", &directory, cause))?;
+    let name = |path: std::path::PathBuf| Some(format!("kube-system/{}-{NODE_NAME}", path.file_stem()?.to_str()?));
+    Ok(entries.flatten().filter_map(|entry| name(entry.path())).collect())
 }
 
 pub fn items(list: &Value) -> impl Iterator<Item = &Value> {

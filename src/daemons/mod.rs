@@ -50,6 +50,8 @@ struct State {
     process: Option<Handle>,
     answers: bool,
     given_up: bool,
+    /// Its next end is one that we asked for.
+    restarting: bool,
 }
 
 impl Daemon {
@@ -73,6 +75,12 @@ impl Daemon {
         if let Some(process) = self.state().process {
             process.signal(signal);
         }
+    }
+
+    /// Ends the process, for its supervisor to start it anew.
+    pub fn restart(&self) {
+        self.change(|state| state.restarting = true);
+        self.signal(Signal::SIGTERM);
     }
 
     /// Ends the process: SIGTERM, and SIGKILL to its group after `limit`. The init is stopping.
@@ -126,6 +134,9 @@ fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
         daemon.change(|state| (state.process, state.answers) = (None, false));
         if init.stopping() {
             return;
+        }
+        if std::mem::take(&mut daemon.state().restarting) {
+            continue;
         }
         deaths = if started.elapsed() >= HEALTHY { 1 } else { deaths + 1 };
         let (what, status) = match &ended {
