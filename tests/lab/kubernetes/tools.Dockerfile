@@ -1,0 +1,26 @@
+# The file trees under /trees become images: programs with just the libraries they are linked to, as
+# every image of the bundle carries its own copy of whatever it is built on. Debian 13, because
+# kube-proxy's iptables must understand what the node's, which is as new, has written.
+FROM kind-lab/debian:trixie
+RUN apt-get update && apt-get install -y busybox-static conntrack dnsmasq-base gcc iptables libc6-dev
+COPY tree pause.c choose-iptables /lab/
+COPY --from=kind-lab/kubernetes-toolchain:1 /usr/bin/etcd /usr/local/bin/
+
+RUN /lab/tree busybox && chmod 1777 /trees/busybox/tmp
+
+RUN mkdir -p /trees/pause && gcc -Os -static -s -o /trees/pause/pause /lab/pause.c
+
+RUN /lab/tree etcd /usr/local/bin/etcd
+
+RUN /lab/tree dnsmasq /usr/sbin/dnsmasq
+
+# Not linked to, but loaded by name: the extensions that rules are written with.
+RUN /lab/tree kube-proxy /usr/sbin/conntrack /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi \
+      /usr/lib/*/xtables/*.so /etc/protocols /etc/services \
+ && cp /lab/choose-iptables /trees/kube-proxy/usr/sbin/ \
+ && cd /trees/kube-proxy/usr/sbin \
+ && for family in iptables ip6tables; do for verb in '' -save -restore; do \
+      ln -s choose-iptables "$family$verb"; \
+      ln -s xtables-legacy-multi "$family-legacy$verb"; \
+      ln -s xtables-nft-multi "$family-nft$verb"; \
+    done; done

@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034
+# What every script of the lab shares: how it speaks, where it caches and how it installs.
+# Sourced, never run.
+
+lab_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kind}
+# A user's PATH has no sbin on Debian, and dockerd and iptables live there.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+# The buildx plugin is not everywhere, and the lab's few recipes do not need it.
+export DOCKER_BUILDKIT=0
+
+log() { echo "lab: $*" >&2; }
+die() { log "$*"; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# need COMMAND:PACKAGE... installs the packages whose command (or file) is not there.
+need() {
+  local pair output missing=()
+  for pair; do
+    command -v "${pair%%:*}" >/dev/null || [ -e "${pair%%:*}" ] || missing+=("${pair#*:}")
+  done
+  [ "${#missing[@]}" = 0 ] && return
+  log "installing ${missing[*]}"
+  # The lists may be missing or stale: only then is an update worth its time.
+  apt install "${missing[@]}" >/dev/null 2>&1 && return
+  apt update >/dev/null || die "apt-get update failed: check this machine's apt sources"
+  output=$(apt install "${missing[@]}" 2>&1) \
+    || { tail -n 20 <<<"$output" >&2; die "apt-get install ${missing[*]} failed: what it said is above"; }
+}
+
+apt() {
+  local verb=$1
+  shift
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends "$verb" "$@"
+}
+
+# timed WHAT COMMAND... says that a long step began and how long it took.
+timed() {
+  local what=$1 start=$SECONDS
+  shift
+  log "$what: begun"
+  "$@"
+  log "$what: done in $((SECONDS - start)) s"
+}
+
+# stamp FILE... is a short name for this exact state of the recipes.
+stamp() { cat "$@" | sha256sum | cut -c1-16; }
+
+# made_of IMAGE RECIPE: whether the image is there, and of this state of its recipe.
+made_of() {
+  [ "$(docker image inspect --format '{{index .Config.Labels "kind-lab.recipe"}}' "$1" 2>/dev/null)" = "$2" ]
+}
+
+# build_image IMAGE DOCKERFILE CONTEXT [OPTION...]
+build_image() {
+  local image=$1 dockerfile=$3/$2 context=$3 output start=$SECONDS recipe
+  shift 3
+  recipe=$(stamp "$lab_dir/debian.sh" "$context"/*)
+  made_of "$image" "$recipe" && return
+  log "$image: begun"
+  output=$(docker build --tag "$image" --file "$dockerfile" --label "kind-lab.recipe=$recipe" "$@" "$context" 2>&1) \
+    || { tail -n 20 <<<"$output" >&2; die "building $image failed: its last words are above"; }
+  log "$image: done in $((SECONDS - start)) s"
+}
