@@ -1,6 +1,7 @@
 //! The boot, readable from top to bottom: network → mounts and cgroups → store → containerd →
 //! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::cluster::{monitor, Cluster};
@@ -8,8 +9,9 @@ use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET};
 use crate::daemons::{self, containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::node::network::Network;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, hostpath, mounts, network, scratch};
+use crate::node::{cgroup, cni, hostpath, mounts, network, resolver, scratch};
 use crate::readiness::{FAILED, KUBERNETES_READY};
 
 /// Starts Docker alone, in an image that no cluster was baked into.
@@ -29,9 +31,8 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
-    network::set_static_ip(cluster.static_ip)?;
-    prepare_node()?;
-    let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET))?;
+    let network = prepare_node(cluster.static_ip)?;
+    let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET), network)?;
     let volume = store::prepare(&cluster.bake)?;
     init.readiness.milestone("store");
     if !start_containerd(init, &cluster.pause_image)? {
@@ -48,13 +49,18 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
 }
 
 /// What bake and run have in common before any daemon starts.
-pub fn prepare_node() -> Result<()> {
+pub fn prepare_node(static_ip: Ipv4Addr) -> Result<Network> {
+    let interface = network::set_static_ip(static_ip)?;
     network::enable_forwarding()?;
+    network::route_services(&interface)?;
     mounts::prepare()?;
     mounts::prepare_for_cluster()?;
     cgroup::prepare()?;
     scratch::mount_all()?;
-    hostpath::watch()
+    hostpath::watch()?;
+    let mtu = network::mtu(&interface);
+    cni::write(mtu)?;
+    Ok(Network { mtu, dns: resolver::prepare(static_ip)? })
 }
 
 /// Whether containerd answers; when it does not, the boot has failed and said so.

@@ -17,6 +17,8 @@ pub const CREDENTIALS_DIR: &str = "/kind/credentials";
 pub const STATE_DIR: &str = "/var/kind";
 pub const LOG_DIR: &str = "/var/log/kind";
 pub const RUN_DIR: &str = "/run/kind";
+/// What kubelet takes pods' name servers from.
+pub const RESOLV_CONF: &str = "/run/kind/resolv.conf";
 /// What dockerd calls its data root; a volume, as in docker:dind.
 pub const DOCKER_DIR: &str = "/var/lib/docker";
 /// Our own part of that volume: containerd's root and the directories that are written often.

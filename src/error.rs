@@ -26,12 +26,6 @@ impl Error {
         self.advice = Some(advice.into());
         self
     }
-
-    /// Puts the step that failed in front of the reason.
-    pub fn during(mut self, step: &str) -> Self {
-        self.what = format!("{step}: {}", self.what);
-        self
-    }
 }
 
 impl fmt::Display for Error {
@@ -50,7 +44,7 @@ mod tests {
 
     #[test]
     fn an_error_reads_as_one_line_with_its_advice() {
-        let error = Error::io("read", "/kind/cluster.json", "No such file").during("boot").advise("Bake the image anew");
-        assert_eq!(error.to_string(), "boot: cannot read /kind/cluster.json: No such file. Bake the image anew");
+        let error = Error::io("read", "/kind/cluster.json", "No such file").advise("Bake the image anew");
+        assert_eq!(error.to_string(), "cannot read /kind/cluster.json: No such file. Bake the image anew");
     }
 }

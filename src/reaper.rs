@@ -57,10 +57,6 @@ pub struct Child {
 pub struct Handle(i32);
 
 impl Handle {
-    pub fn pid(self) -> i32 {
-        self.0
-    }
-
     /// Signals the process, only while its pid is still registered and so cannot be another's.
     pub fn signal(self, signal: Signal) {
         let children = table();

@@ -62,7 +62,7 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     for id in docker.lines() {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
     }
-    no_active_snapshots()?;
+    collect_garbage()?;
     stop::everything(init);
     match cgroup::processes_of_pods().as_slice() {
         [] => Ok(()),
@@ -91,14 +91,15 @@ fn running(name: &str) -> Result<Vec<String>> {
     Ok(ids.into_iter().filter(is_running).collect())
 }
 
-/// containerd removes a container's own layer in the background; it must not be baked.
-fn no_active_snapshots() -> Result<()> {
-    let is_active = |line: &str| line.split_whitespace().last() == Some("Active");
-    let gone = reaper::poll(POLL, END_LIMIT, || {
-        let snapshots = ctr(&["snapshots", "ls"]).ok()?;
-        (!snapshots.lines().any(is_active)).then_some(())
-    });
-    gone.ok_or_else(|| Error::new("containerd keeps layers of removed containers"))
+/// Makes containerd delete the layers of removed containers, which it would do some time later.
+fn collect_garbage() -> Result<()> {
+    let lease = ctr(&["leases", "create"])?;
+    ctr(&["leases", "delete", "--sync", lease.trim()])?;
+    let snapshots = ctr(&["snapshots", "ls"])?;
+    match snapshots.lines().find(|line| line.split_whitespace().last() == Some("Active")) {
+        Some(left) => Err(Error::new(format!("containerd keeps the layer of a removed container: {left}"))),
+        None => Ok(()),
+    }
 }
 
 /// Removes what must not be in the image: the hooks, their logins, and traces of the bake.

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use crate::bake::versions::{dialect, Dialect, Patches};
 use crate::config::{
-    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RUN_DIR, SERVICE_SUBNET,
+    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR,
+    SERVICE_SUBNET,
 };
 use crate::error::{Error, Result};
 use crate::node::mounts;
@@ -32,7 +33,7 @@ impl Kubeadm {
         let patches = Path::new(RUN_DIR).join("patches");
         mounts::make_dir(&patches)?;
         write(&configuration, &render(dialect, version, static_ip, names, &patches))?;
-        for (name, patch) in static_pod_patches() {
+        for (name, patch) in static_pod_patches(dialect) {
             write(&patches.join(name), &patch)?;
         }
         let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
@@ -133,6 +134,7 @@ kind: KubeletConfiguration
 cgroupDriver: cgroupfs
 cgroupRoot: /kubelet
 failSwapOn: false
+resolvConf: {RESOLV_CONF}
 {fail_cgroup_v1}# It sees the host's disk, which is not ours to keep clean.
 imageGCHighThresholdPercent: 100
 evictionHard:
@@ -153,36 +155,42 @@ conntrack:
 
 /// kubeadm's static pods probe every 10 s after a delay of 10 s, and wait for leases that the bake
 /// left behind: patched, each is Ready as soon as it is.
-fn static_pod_patches() -> Vec<(&'static str, String)> {
-    let probe = |name: &str| {
-        format!("spec:\n  containers:\n  - name: {name}\n    startupProbe:\n      initialDelaySeconds: 0\n      periodSeconds: 1\n      failureThreshold: 240\n")
-    };
-    let flag = |flag: &str| format!("- op: add\n  path: /spec/containers/0/command/-\n  value: {flag}\n");
-    let hostpath = format!(
-        "- op: add
-  path: /spec/volumes/-
-  value:
-    name: hostpath
-    hostPath:
-      path: {HOSTPATH_DIR}
-      type: DirectoryOrCreate
-- op: add
-  path: /spec/containers/0/volumeMounts/-
-  value:
-    name: hostpath
-    mountPath: {HOSTPATH_DIR}
-"
-    );
-    vec![
-        ("kube-apiserver0+strategic.yaml", probe("kube-apiserver")),
-        ("kube-scheduler0+strategic.yaml", probe("kube-scheduler")),
-        ("kube-controller-manager0+strategic.yaml", probe("kube-controller-manager")),
-        ("etcd0+strategic.yaml", probe("etcd")),
-        ("kube-scheduler1+json.yaml", flag("--leader-elect=false")),
-        ("kube-controller-manager1+json.yaml", flag("--leader-elect=false") + &flag("--enable-hostpath-provisioner=true") + &hostpath),
+fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
+    let mut patches = vec![];
+    for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+        let probe = format!("{{name: {name}, startupProbe: {{initialDelaySeconds: 0, periodSeconds: 1, failureThreshold: 240}}}}");
+        patches.push((format!("{name}0+strategic.yaml"), format!("spec: {{containers: [{probe}]}}\n")));
+        let mut operations: Vec<String> = flags(name).iter().map(|flag| add("/spec/containers/0/command/-", flag)).collect();
+        if name == "kube-controller-manager" {
+            operations
+                .push(add("/spec/volumes/-", &format!("{{name: hostpath, hostPath: {{path: {HOSTPATH_DIR}, type: DirectoryOrCreate}}}}")));
+            operations.push(add("/spec/containers/0/volumeMounts/-", &format!("{{name: hostpath, mountPath: {HOSTPATH_DIR}}}")));
+        }
+        // The API server has a readiness probe in every version.
+        if name != "kube-apiserver" && !dialect.startup_makes_ready {
+            operations.push("- {op: move, from: /spec/containers/0/startupProbe, path: /spec/containers/0/readinessProbe}\n".into());
+        }
+        if !operations.is_empty() {
+            patches.push((format!("{name}1+json.yaml"), operations.concat()));
+        }
+    }
+    patches
+}
+
+/// What is added to a static pod's command line.
+fn flags(name: &str) -> &'static [&'static str] {
+    match name {
         // Every start throws the data away: nothing is gained by waiting for a disk.
-        ("etcd1+json.yaml", flag("--unsafe-no-fsync=true")),
-    ]
+        "etcd" => &["--unsafe-no-fsync=true"],
+        "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true"],
+        "kube-scheduler" => &["--leader-elect=false"],
+        _ => &[],
+    }
+}
+
+/// One operation of a JSON patch (RFC 6902), as an item of a YAML list.
+fn add(path: &str, value: &str) -> String {
+    format!("- {{op: add, path: {path}, value: {value}}}\n")
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -21,11 +21,10 @@ use crate::bake::bundle::Bundle;
 use crate::bake::kubeadm::Kubeadm;
 use crate::boot;
 use crate::cluster::api::Api;
-use crate::config::{ADMIN_KUBECONFIG, CNI_CONF_DIR, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, DOCKER_SOCKET, POD_SUBNET};
+use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, DOCKER_SOCKET};
 use crate::daemons::{self, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::node::{mounts, network};
 use crate::reaper;
 
 /// Names under which CI systems reach the container, beside its static address and `KIND_SANS`.
@@ -36,14 +35,13 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
     let static_ip = init.config.static_ip.unwrap_or(DEFAULT_STATIC_IP);
     let names = certificate_names(&static_ip.to_string(), &std::env::var("KIND_SANS").unwrap_or_default())?;
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
-    network::set_static_ip(static_ip)?;
-    boot::prepare_node()?;
+    let network = boot::prepare_node(static_ip)?;
     bundle.install()?;
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
     let pause = kubeadm.pause_image()?;
 
     let containerd = boot::start_containerd(init, &pause)?;
-    let dockerd = daemons::supervise(init, dockerd::spec_for_cluster(vec![], DOCKER_SOCKET.into())?)?;
+    let dockerd = daemons::supervise(init, dockerd::spec_for_cluster(vec![], DOCKER_SOCKET.into(), network)?)?;
     if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
         // The daemon's own failure was logged with the end of its log.
         return Err(Error::new("Docker did not start"));
@@ -57,7 +55,6 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
         kubeadm.write_node()?;
         certificates::make_ours(static_ip)
     })?;
-    write_cni()?;
     let kubelet = daemons::supervise(init, kubelet::spec(static_ip))?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     step("API server up", || wait::for_api_server(init, &api))?;
@@ -76,7 +73,7 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
 
     let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, names)?;
     step("cluster stopped", || finish::stop_cluster(init, &api))?;
-    step("store packed", || pack::pack())?;
+    step("store packed", pack::pack)?;
     finish::clean_up(init)?;
     finish::write(&cluster)
 }
@@ -103,27 +100,6 @@ fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
     }
     names.dedup();
     Ok(names)
-}
-
-/// The bridge that pods are on. Addresses are kept where a restart forgets them.
-fn write_cni() -> Result<()> {
-    let text = format!(
-        r#"{{
-  "cniVersion": "0.4.0",
-  "name": "kind",
-  "plugins": [
-    {{
-      "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "promiscMode": false,
-      "ipam": {{"type": "host-local", "dataDir": "/run/cni/networks", "ranges": [[{{"subnet": "{POD_SUBNET}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}
-    }},
-    {{"type": "portmap", "capabilities": {{"portMappings": true}}}}
-  ]
-}}
-"#
-    );
-    mounts::make_dir(CNI_CONF_DIR)?;
-    let path = Path::new(CNI_CONF_DIR).join("10-kind.conflist");
-    fs::write(&path, text).map_err(|cause| Error::io("write", path, cause))
 }
 
 /// Served by kube-controller-manager itself, at no cost in pods.

@@ -24,7 +24,10 @@ pub fn pack() -> Result<()> {
     copy(&list(&root.join(BLOBS))?, &store.join(BLOBS))?;
     let (hiding, plain): (Vec<_>, Vec<_>) =
         list(&root.join(SNAPSHOTS))?.into_iter().partition(|snapshot| hides_something(&snapshot.join("fs")));
-    copy(&plain, &store.join(SNAPSHOTS))?;
+    for snapshot in &plain {
+        // What overlayfs worked in beside a layer is no part of it, and cannot lie in the image.
+        copy(&[snapshot.join("fs")], &store.join(SNAPSHOTS).join(snapshot.file_name().unwrap_or_default()))?;
+    }
     if !hiding.is_empty() {
         log::info!(target: "store", "{} of {} layers delete files of the layers below: they are unpacked at each start", hiding.len(), hiding.len() + plain.len());
         mounts::make_dir(store.join(PACKED))?;

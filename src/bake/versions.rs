@@ -12,6 +12,9 @@ pub struct Dialect {
     pub patches: Patches,
     /// Whether KubeletConfiguration knows `failCgroupV1` (from 1.31; 1.35 and later refuse v1 without it).
     pub fail_cgroup_v1: bool,
+    /// Whether kubelet makes a pod Ready when its startup probe has succeeded. 1.20 notices at the
+    /// pod's next routine look only, which is a minute or more away.
+    pub startup_makes_ready: bool,
 }
 
 /// Where kubeadm takes the directory of patches for static pods.
@@ -22,8 +25,14 @@ pub enum Patches {
 }
 
 const TABLE: [Dialect; 2] = [
-    Dialect { minors: (20, 20), api: "kubeadm.k8s.io/v1beta2", patches: Patches::Flag("--experimental-patches"), fail_cgroup_v1: false },
-    Dialect { minors: (31, 36), api: "kubeadm.k8s.io/v1beta4", patches: Patches::Config, fail_cgroup_v1: true },
+    Dialect {
+        minors: (20, 20),
+        api: "kubeadm.k8s.io/v1beta2",
+        patches: Patches::Flag("--experimental-patches"),
+        fail_cgroup_v1: false,
+        startup_makes_ready: false,
+    },
+    Dialect { minors: (31, 36), api: "kubeadm.k8s.io/v1beta4", patches: Patches::Config, fail_cgroup_v1: true, startup_makes_ready: true },
 ];
 
 /// The row for a version such as `v1.36.2`.

@@ -76,12 +76,17 @@ pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
 /// Removes every pod's containers and sandboxes, running or not; Docker's own stay.
 pub fn remove_pod_containers() -> Result<usize> {
     let ids = pod_containers(None)?;
-    for id in &ids {
-        // One that does not run any more has no task.
-        let _ = ctr(&["tasks", "rm", "-f", id]);
-        ctr(&["containers", "rm", id])?;
-        // containerd 2 keeps a record of sandboxes beside their containers.
-        let _ = ctr(&["sandboxes", "rm", id]);
+    if !ids.is_empty() {
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        // It fails for those that do not run any more, and removes the others all the same.
+        let _ = ctr(&[&["tasks", "rm", "--force"], ids.as_slice()].concat());
+        ctr(&[&["containers", "rm"], ids.as_slice()].concat())?;
+    }
+    // containerd 2 keeps a record of sandboxes beside their containers; 1.7 has no such list.
+    let list = ctr(&["sandboxes", "ls"]).unwrap_or_default();
+    let sandboxes: Vec<&str> = list.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    if !sandboxes.is_empty() {
+        ctr(&[&["sandboxes", "rm", "--force"], sandboxes.as_slice()].concat())?;
     }
     Ok(ids.len())
 }

@@ -15,7 +15,7 @@ use serde_json::{json, Map, Value};
 use crate::config::{CONTAINERD_SOCKET, DOCKER_PORT, DOCKER_SOCKET, NAMESPACE, RUN_DIR};
 use crate::daemons::{answers_ok, Spec};
 use crate::error::{Error, Result};
-use crate::node::mounts;
+use crate::node::{mounts, network::Network};
 use crate::{sys, EXEC_WITH_SOCKET};
 
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
@@ -26,10 +26,10 @@ const PING_LIMIT: Duration = Duration::from_secs(2);
 const SHUTDOWN_TIMEOUT: u32 = 2;
 
 /// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
-pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf) -> Result<Spec> {
+pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf, network: Network) -> Result<Spec> {
     let listener = listen()?;
     let command = move || {
-        let (configuration, hosts) = merge(&read_user_configuration()?)?;
+        let (configuration, hosts) = merge(&read_user_configuration()?, network)?;
         mounts::make_dir(RUN_DIR)?;
         let path = Path::new(RUN_DIR).join("daemon.json");
         fs::write(&path, configuration.to_string()).map_err(|cause| Error::io("write", &path, cause))?;
@@ -102,7 +102,7 @@ fn read_user_configuration() -> Result<String> {
 
 /// The user's daemon.json with what the cluster rests on, and its hosts: dockerd refuses a file and
 /// flags that both name hosts.
-fn merge(user: &str) -> Result<(Value, Vec<String>)> {
+fn merge(user: &str, network: Network) -> Result<(Value, Vec<String>)> {
     let mut settings: Map<String, Value> = serde_json::from_str(user)
         .map_err(|cause| Error::new(format!("{USER_CONFIGURATION} is not a JSON object: {cause}")).advise("Mend it or leave it out"))?;
     let hosts = settings.remove("hosts");
@@ -116,6 +116,10 @@ fn merge(user: &str) -> Result<(Value, Vec<String>)> {
     }
     features["containerd-snapshotter"] = json!(true);
     settings.entry("shutdown-timeout").or_insert(json!(SHUTDOWN_TIMEOUT));
+    settings.entry("mtu").or_insert(json!(network.mtu));
+    if let Some(server) = network.dns {
+        settings.entry("dns").or_insert(json!([server.to_string()]));
+    }
     Ok((Value::Object(settings), hosts))
 }
 
@@ -141,29 +145,29 @@ pub fn exec_with_socket(argv: &[String]) -> Error {
 mod tests {
     use super::*;
 
+    const NETWORK: Network = Network { mtu: 1400, dns: Some(std::net::Ipv4Addr::new(172, 99, 99, 1)) };
+
     #[test]
     fn the_users_settings_are_merged_and_not_overwritten() {
-        let (merged, hosts) = merge(
-            r#"{"registry-mirrors": ["https://m"], "features": {"buildkit": true}, "hosts": ["tcp://1.2.3.4:1"], "shutdown-timeout": 1}"#,
-        )
-        .unwrap();
-        assert_eq!(
-            merged,
-            json!({"registry-mirrors": ["https://m"], "features": {"buildkit": true, "containerd-snapshotter": true}, "shutdown-timeout": 1})
-        );
-        assert_eq!(hosts, ["tcp://1.2.3.4:1"]);
+        let user = json!({"registry-mirrors": ["https://m"], "features": {"buildkit": true}, "shutdown-timeout": 1, "mtu": 1300, "dns": ["10.0.0.2"]});
+        let mut expected = user.clone();
+        expected["features"]["containerd-snapshotter"] = json!(true);
+        let mut file = user;
+        file["hosts"] = json!(["tcp://1.2.3.4:1"]);
+        assert_eq!(merge(&file.to_string(), NETWORK).unwrap(), (expected, vec!["tcp://1.2.3.4:1".to_string()]));
     }
 
     #[test]
-    fn the_image_store_is_pinned() {
-        let (merged, _) = merge(r#"{"storage-driver": "overlay2", "features": {"containerd-snapshotter": false}}"#).unwrap();
-        assert_eq!(merged, json!({"features": {"containerd-snapshotter": true}, "shutdown-timeout": SHUTDOWN_TIMEOUT}));
+    fn the_image_store_is_pinned_and_packets_fit() {
+        let (merged, _) = merge(r#"{"storage-driver": "overlay2", "features": {"containerd-snapshotter": false}}"#, NETWORK).unwrap();
+        let expected = json!({"features": {"containerd-snapshotter": true}, "shutdown-timeout": SHUTDOWN_TIMEOUT, "mtu": 1400, "dns": ["172.99.99.1"]});
+        assert_eq!(merged, expected);
     }
 
     #[test]
     fn a_broken_file_is_named() {
         for text in ["", "[]", "{"] {
-            let message = merge(text).unwrap_err().to_string();
+            let message = merge(text, NETWORK).unwrap_err().to_string();
             assert!(message.contains("/etc/docker/daemon.json is not a JSON object"), "{message}");
         }
     }

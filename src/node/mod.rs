@@ -1,9 +1,11 @@
 //! What the machine must look like before the daemons start.
 
 pub mod cgroup;
+pub mod cni;
 pub mod hostpath;
 pub mod mounts;
 pub mod network;
+pub mod resolver;
 pub mod scratch;
 pub mod store;
 

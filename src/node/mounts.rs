@@ -33,7 +33,10 @@ pub fn prepare_for_cluster() -> Result<()> {
     if !Path::new("/dev/kmsg").exists() {
         symlink("/dev/console", "/dev/kmsg").map_err(|cause| Error::io("make", "/dev/kmsg", cause))?;
     }
-    Ok(())
+    // The node's identity, which containers of one image must not share.
+    let uuid = "/proc/sys/kernel/random/uuid";
+    let id = fs::read_to_string(uuid).map_err(|cause| Error::io("read", uuid, cause))?.replace('-', "");
+    fs::write("/etc/machine-id", id).map_err(|cause| Error::io("write", "/etc/machine-id", cause))
 }
 
 pub fn tmpfs(target: &str, options: &str) -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use crate::config::{same_subnet, POLL};
+use crate::config::{same_subnet, POLL, SERVICE_SUBNET};
 use crate::error::{Error, Result};
 use crate::{reaper, sys};
 
@@ -27,15 +27,25 @@ struct Address {
     loopback: bool,
 }
 
+/// What the daemons must know of the container's network.
+#[derive(Clone, Copy)]
+pub struct Network {
+    /// Largest packet (bytes) that the container's own interface takes.
+    pub mtu: u32,
+    /// Where containers have to ask for names, when the container's own resolver is out of their reach.
+    pub dns: Option<Ipv4Addr>,
+}
+
 /// Puts `ip` on the interface of the default route, or does nothing when it is there already.
+/// Returns the interface.
 ///
 /// # Errors
 /// The address belongs to somebody else, or neither the ioctl nor `ip` could set it.
-pub fn set_static_ip(ip: Ipv4Addr) -> Result<()> {
+pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let addresses = addresses()?;
     if let Some(present) = addresses.iter().find(|address| address.ip == ip) {
         log::info!(target: "network", "{ip} is on {} already", present.interface);
-        return Ok(());
+        return Ok(present.interface.clone());
     }
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     let default = default_route(&routes);
@@ -49,7 +59,24 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<()> {
             log::info!(target: "network", "{ip}/32 set on {interface} by ip, since the ioctl failed: {cause}");
         }
     }
-    Ok(())
+    Ok(interface)
+}
+
+/// Where nothing is routed to the outside, the node itself could not reach Services: kube-proxy
+/// rewrites their addresses only after the kernel has found a route to them.
+pub fn route_services(interface: &str) -> Result<()> {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    if default_route(&routes).is_some() {
+        return Ok(());
+    }
+    log::info!(target: "network", "no route leads out of this container: nothing can be pulled");
+    reaper::run(Command::new("ip").args(["route", "replace", SERVICE_SUBNET, "dev", interface])).map(drop)
+}
+
+pub fn mtu(interface: &str) -> u32 {
+    const ETHERNET: u32 = 1500;
+    let text = fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).unwrap_or_default();
+    text.trim().parse().map_or(ETHERNET, |mtu: u32| mtu.min(ETHERNET))
 }
 
 /// Lets the kernel route between pods, Docker's bridge and the outside.

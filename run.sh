@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Starts a baked image as the container "kind", waits until its cluster is ready, and shows how long that took.
+set -euo pipefail
+image=${1:?usage: ./run.sh IMAGE}
+
+die() { printf 'run: error: %s\n' "$*" >&2; exit 1; }
+
+# The status with which the file server answers, asked with nothing but bash; empty when it does not.
+ask() {
+  local status=''
+  { exec 3<>/dev/tcp/127.0.0.1/10080; } 2>/dev/null || return 0
+  printf 'GET /%s HTTP/1.0\r\n\r\n' "$1" >&3
+  read -r _ status _ <&3 || true
+  exec 3>&-
+  printf '%s' "$status"
+}
+
+has_failed() {
+  case $(ask failed) in
+    200) return 0 ;;
+    '') [ "$(docker container inspect --format '{{.State.Running}}' kind)" != true ] ;;
+    *) return 1 ;;
+  esac
+}
+
+! docker container inspect kind >/dev/null 2>&1 || die "there is a container named kind already: docker rm --force --volumes kind"
+began=$(date +%s%N)
+started=$(docker run --detach --name kind --privileged -p 8443:8443 -p 10080:10080 -p 2375:2375 "$image" 2>&1 >/dev/null) || {
+  docker rm --force --volumes kind >/dev/null 2>&1 || true
+  die "$image cannot be started (it wants the ports 2375, 8443 and 10080): ${started%%$'\n'*}"
+}
+for state in docker-ready kubernetes-ready; do
+  until [ "$(ask "$state")" = 200 ]; do
+    ! has_failed || {
+      docker logs kind >&2
+      die "$image did not become ready; its log is above. Remove it with: docker rm --force --volumes kind"
+    }
+    sleep 0.05
+  done
+  printf '%-16s after %5.1f s\n' "$state" "$((($(date +%s%N) - began) / 1000000))e-3"
+done
+docker exec kind kubectl get nodes
+cat <<'TEXT'
+The container is named kind. Try:
+  docker exec kind kubectl get pods --all-namespaces
+  curl -o kubeconfig http://localhost:10080/config
+Throw it away with: docker rm --force --volumes kind
+TEXT

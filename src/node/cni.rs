@@ -1,0 +1,28 @@
+//! The pods' network: a bridge whose packets fit through the container's own interface.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::config::{CNI_CONF_DIR, POD_SUBNET};
+use crate::error::{Error, Result};
+use crate::node::mounts;
+
+/// Writes the plugin list. Addresses are kept on /run, which a restart forgets together with the pods.
+pub fn write(mtu: u32) -> Result<()> {
+    mounts::make_dir(CNI_CONF_DIR)?;
+    let path = Path::new(CNI_CONF_DIR).join("10-kind.conflist");
+    let ipam = json!({
+        "type": "host-local",
+        "dataDir": "/run/cni/networks",
+        "ranges": [[{"subnet": POD_SUBNET}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    });
+    let plugins = json!([
+        {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "mtu": mtu, "ipam": ipam},
+        {"type": "portmap", "capabilities": {"portMappings": true}},
+    ]);
+    let list = json!({"cniVersion": "0.4.0", "name": "kind", "plugins": plugins});
+    fs::write(&path, list.to_string()).map_err(|cause| Error::io("write", path, cause))
+}
