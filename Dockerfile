@@ -16,7 +16,7 @@ COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
 ENV DOCKER_TLS_CERTDIR=""
 VOLUME /var/lib/docker
 EXPOSE 2375 8443 10080
-HEALTHCHECK --interval=2s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/kind", "run"]
 CMD []
 

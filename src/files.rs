@@ -12,6 +12,7 @@ use tiny_http::{Header, Method, Request, Response, Server};
 use crate::cluster::kubeconfig;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::gate;
 use crate::readiness::{CONFIG, FILES};
 
 type Answer = Response<std::io::Cursor<Vec<u8>>>;
@@ -20,33 +21,22 @@ type Answer = Response<std::io::Cursor<Vec<u8>>>;
 ///
 /// `certificate_names` are those that the API server's certificate holds.
 pub fn serve(config: &Config, dir: PathBuf, certificate_names: Vec<String>) -> Result<()> {
-    let address = config.files_address;
-    let mut server = listen(address)?;
-    let serve = move || loop {
-        match server.recv() {
-            Ok(request) => answer(request, &dir, &certificate_names),
-            // tiny_http stops accepting for good after an error such as EMFILE: begin anew.
-            Err(cause) => {
-                log::warn!(target: "files", "the file server stopped ({cause}): listening anew");
-                drop(server);
-                server = loop {
-                    match listen(address) {
-                        Ok(server) => break server,
-                        Err(_) => thread::sleep(std::time::Duration::from_millis(100)),
-                    }
-                };
+    let listener = gate::open(config.files_address)?;
+    let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
+    let serve = move || {
+        // Only the gate connects, with whole requests: an error here is one of this connection.
+        loop {
+            match server.recv() {
+                Ok(request) => answer(request, &dir, &certificate_names),
+                Err(cause) => {
+                    log::error!(target: "files", "the file server has ended: {cause}");
+                    std::process::exit(1);
+                }
             }
         }
     };
     let started = thread::Builder::new().name("http".into()).spawn(serve);
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the file server's thread: {cause}")))
-}
-
-fn listen(address: std::net::SocketAddr) -> Result<Server> {
-    Server::http(address).map_err(|cause| {
-        Error::new(format!("the file server cannot listen on {address}: {cause}"))
-            .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
-    })
 }
 
 fn answer(request: Request, dir: &Path, certificate_names: &[String]) {

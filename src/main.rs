@@ -13,6 +13,7 @@ mod config;
 mod daemons;
 mod error;
 mod files;
+mod gate;
 mod init;
 mod logger;
 mod node;
@@ -23,7 +24,6 @@ mod status;
 mod stop;
 mod sys;
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn say(text: &str) -> Result<ExitCode> {
+pub fn say(text: &str) -> Result<ExitCode> {
     use std::io::Write;
     // A reader that went away is no error.
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -134,7 +134,8 @@ fn run_command(argv: &[String]) -> Result<ExitCode> {
     let signals = signals::register()?;
     let (program, arguments) = argv.split_first().ok_or_else(|| Error::new("no command"))?;
     let mut command = Command::new(program);
-    command.args(arguments).process_group(0);
+    command.args(arguments);
+    sys::lead_foreground(&mut command);
     let child = match reaper::spawn_foreground(&mut command) {
         Ok(child) => child,
         Err(cause) => {

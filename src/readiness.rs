@@ -100,6 +100,13 @@ impl Readiness {
         }
     }
 
+    /// The milestones in one line: `store 0.04 s, containerd 0.10 s`.
+    fn stages(&self) -> String {
+        let timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        let stages = timeline.lines().filter_map(|line| line.split_once(' ')).map(|(seconds, name)| format!("{name} {seconds} s"));
+        stages.collect::<Vec<_>>().join(", ")
+    }
+
     pub fn conditions(&self) -> Conditions {
         self.conditions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -121,7 +128,7 @@ impl Readiness {
         match done {
             Ok(()) if now => {
                 self.milestone(name);
-                log::info!(target: "readiness", "{name}");
+                log::info!(target: "readiness", "{name} ({})", self.stages());
             }
             Ok(()) => log::warn!(target: "readiness", "{name} no longer holds"),
             Err(error) => log::error!(target: "readiness", "{error}"),

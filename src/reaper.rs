@@ -109,7 +109,7 @@ pub fn spawn(command: &mut Command) -> Result<Child> {
     spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
 
-/// Starts a process that shares our group, terminal and stdin: the user's own command.
+/// Starts the user's own command, which shares our terminal and stdin.
 pub fn spawn_foreground(command: &mut Command) -> io::Result<Child> {
     spawn_raw(command).map(|(child, _)| child)
 }

@@ -7,20 +7,22 @@ use std::process::ExitCode;
 use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
 use crate::error::Result;
 use crate::readiness::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE};
+use crate::say;
 
 /// Shows the states and the timeline.
 pub fn print() -> Result<ExitCode> {
     let states = States::read()?;
     let yes_no = |name| if states.exists(name) { "yes" } else { "no" };
-    println!("docker-ready      {}\nkubernetes-ready  {}", yes_no(DOCKER_READY), yes_no(KUBERNETES_READY));
+    let mut text = format!("docker-ready      {}\nkubernetes-ready  {}\n", yes_no(DOCKER_READY), yes_no(KUBERNETES_READY));
     if let Some(why) = states.text(FAILED) {
-        println!("failed            {}", why.trim_end());
+        text.push_str(&format!("failed            {}\n", why.trim_end()));
     }
     if let Some(timeline) = states.text(TIMELINE) {
-        println!("\nseconds  milestone");
-        timeline.lines().filter_map(|line| line.split_once(' ')).for_each(|(seconds, name)| println!("{seconds:>7}  {name}"));
+        text.push_str("\nseconds  milestone\n");
+        let lines = timeline.lines().filter_map(|line| line.split_once(' '));
+        text.extend(lines.map(|(seconds, name)| format!("{seconds:>7}  {name}\n")));
     }
-    Ok(ExitCode::SUCCESS)
+    say(&text)
 }
 
 /// 0 when everything that the image holds is ready, as Docker's HEALTHCHECK wants it.

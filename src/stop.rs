@@ -17,7 +17,7 @@ use crate::reaper;
 pub fn request(init: &Arc<Init>, signal: i32) {
     if init.begin_stop() {
         log::info!(target: "stop", "asked again: killing everything now");
-        return;
+        return init.daemons.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|daemon| daemon.kill());
     }
     let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
     log::info!(target: "stop", "{name}: stopping");
@@ -43,6 +43,9 @@ pub fn everything(init: &Init) {
     stop_daemon(init, "dockerd", STOP_DOCKERD);
     stop_daemon(init, "containerd", STOP_CONTAINERD);
     reaper::kill_everyone();
+    if init.daemons.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        return;
+    }
     log::info!(target: "stop", "stopped in {:.1} s", started.elapsed().as_secs_f64());
 }
 

@@ -88,6 +88,31 @@ pub fn pass_listening_socket(command: &mut Command, socket: BorrowedFd) {
     }
 }
 
+/// Puts the command's process into a group of its own, which gets the terminal when stdin is one:
+/// another group would be stopped by SIGTTIN when it reads.
+pub fn lead_foreground(command: &mut Command) {
+    // SAFETY: between fork and exec only async-signal-safe functions are called, on values of this
+    // frame, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::setpgid(0, 0) == -1 {
+                return Err(io::Error::last_os_error());
+            }
+            if libc::isatty(0) == 1 {
+                // A process in the background is stopped by SIGTTOU when it takes the terminal.
+                let mut ttou: libc::sigset_t = std::mem::zeroed();
+                let mut before: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut ttou);
+                libc::sigaddset(&mut ttou, libc::SIGTTOU);
+                libc::sigprocmask(libc::SIG_BLOCK, &ttou, &mut before);
+                libc::tcsetpgrp(0, libc::getpid());
+                libc::sigprocmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+            }
+            Ok(())
+        });
+    }
+}
+
 /// Whether a file itself, not what it links to, has an extended attribute.
 pub fn has_attribute(path: &std::path::Path, name: &std::ffi::CStr) -> bool {
     use std::os::unix::ffi::OsStrExt;

@@ -21,6 +21,8 @@ use crate::{sys, EXEC_WITH_SOCKET};
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
 /// docker:dind's own entrypoint: makes TLS certificates, chooses iptables, and execs dockerd.
 const DIND_ENTRYPOINT: &str = "dockerd-entrypoint.sh";
+/// Beside the socket.
+const PID_FILE: &str = "docker.pid";
 const PING_LIMIT: Duration = Duration::from_secs(2);
 /// Containers that ignore SIGTERM are killed after this long, so that dockerd ends in time (s).
 const SHUTDOWN_TIMEOUT: u32 = 2;
@@ -71,6 +73,8 @@ pub fn spec_alone(flags: Vec<String>, socket: PathBuf) -> Result<Spec> {
     } else {
         let listener = listen()?;
         Box::new(move || {
+            // Left by a container that was killed; its pid may be another process by now.
+            let _ = fs::remove_file(socket.with_file_name(PID_FILE));
             let mut command = Command::new("/proc/self/exe");
             command.args([EXEC_WITH_SOCKET, "dockerd", "-H", &format!("unix://{}", socket.display()), "-H", "fd://"]).args(&flags);
             sys::pass_listening_socket(&mut command, listener.as_fd());

@@ -77,6 +77,13 @@ impl Daemon {
         }
     }
 
+    /// Kills the process with its group at once.
+    pub fn kill(&self) {
+        if let Some(process) = self.state().process {
+            process.kill_group();
+        }
+    }
+
     /// Ends the process, for its supervisor to start it anew.
     pub fn restart(&self) {
         self.change(|state| state.restarting = true);

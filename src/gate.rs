@@ -1,0 +1,143 @@
+//! The door of the file server: bounds what a client can do before tiny_http sees it.
+//!
+//! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new ones queue
+//! behind silent ones, and stops accepting for good on an error. So it listens on an abstract
+//! socket (unix(7)), and gets from here only whole request heads, one for each connection.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+/// Clients at once; one more is closed at once. Each costs a thread with this stack (bytes).
+const MAX_CLIENTS: usize = 512;
+const STACK: usize = 64 * 1024;
+/// Longest request head (bytes); browsers send about 1 KiB.
+const MAX_HEAD: usize = 8 * 1024;
+/// A whole request must have arrived, and its answer been taken, after this long each.
+const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// After an error such as EMFILE: until then some connection has ended.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Headers that are the gate's to decide: one request for each connection, and no body.
+const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
+
+/// Listens on `address`; returns the listener that the file server behind the gate is to use.
+pub fn open(address: SocketAddr) -> Result<UnixListener> {
+    let public = TcpListener::bind(address).map_err(|cause| {
+        Error::new(format!("the file server cannot listen on {address}: {cause}"))
+            .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
+    })?;
+    let fail = |cause: io::Error| Error::new(format!("cannot open the file server's inner socket: {cause}"));
+    let inner = UnixAddr::from_abstract_name(format!("kind-files-{address}")).map_err(fail)?;
+    let listener = UnixListener::bind_addr(&inner).map_err(fail)?;
+    let started = thread::Builder::new().name("gate".into()).spawn(move || accept(&public, &inner));
+    started.map_err(|cause| Error::new(format!("cannot start the file server's gate: {cause}")))?;
+    Ok(listener)
+}
+
+fn accept(public: &TcpListener, inner: &UnixAddr) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let Ok((client, _)) = public.accept() else {
+            thread::sleep(ACCEPT_PAUSE);
+            continue;
+        };
+        if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
+            clients.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (counter, inner) = (clients.clone(), inner.clone());
+        let serve = move || {
+            // A client that went away or came too late needs no answer.
+            let _ = serve(client, &inner);
+            counter.fetch_sub(1, Ordering::Relaxed);
+        };
+        if thread::Builder::new().stack_size(STACK).spawn(serve).is_err() {
+            clients.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn serve(mut client: TcpStream, inner: &UnixAddr) -> io::Result<()> {
+    client.set_write_timeout(Some(CLIENT_LIMIT))?;
+    let Some(head) = read_head(&mut client)? else {
+        return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    };
+    let mut server = UnixStream::connect_addr(inner)?;
+    server.set_read_timeout(Some(CLIENT_LIMIT))?;
+    server.write_all(&one_request(&head))?;
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer)?;
+    client.write_all(&one_answer(answer))
+}
+
+/// Everything up to the empty line, or `None` when that is too long.
+fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let end = Instant::now() + CLIENT_LIMIT;
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        client.set_read_timeout(Some(left))?;
+        let length = client.read(&mut buffer)?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head.extend_from_slice(&buffer[..length]);
+        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            head.truncate(end + 2);
+            return Ok(Some(head));
+        }
+        if head.len() > MAX_HEAD {
+            return Ok(None);
+        }
+    }
+}
+
+/// The head as the file server gets it: without a body, and the last of its connection.
+fn one_request(head: &[u8]) -> Vec<u8> {
+    let mut request = Vec::with_capacity(head.len() + 32);
+    for (number, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default().trim_ascii();
+        if number == 0 || !DROPPED.iter().any(|dropped| name.eq_ignore_ascii_case(dropped.as_bytes())) {
+            request.extend_from_slice(line);
+        }
+    }
+    request.extend_from_slice(b"Connection: close\r\n\r\n");
+    request
+}
+
+/// The answer, which tells the client that no other one follows.
+fn one_answer(answer: Vec<u8>) -> Vec<u8> {
+    match answer.windows(2).position(|bytes| bytes == b"\r\n") {
+        Some(end) => [&answer[..end], b"\r\nConnection: close", &answer[end..]].concat(),
+        None => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_passes_without_body_and_keep_alive() {
+        let head =
+            b"POST /connection:x HTTP/1.1\r\nHost: h\r\nCONNECTION: keep-alive\r\nContent-Length : 9\r\nTransfer-Encoding: chunked\r\n";
+        assert_eq!(one_request(head), b"POST /connection:x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    }
+
+    #[test]
+    fn an_answer_says_that_it_is_the_last() {
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx".to_vec();
+        assert_eq!(one_answer(answer), b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx");
+    }
+}

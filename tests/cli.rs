@@ -1,0 +1,164 @@
+//! The command line: what it prints, where, and with which exit status.
+// No reaper runs in this process, so std's own wait calls steal nothing.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::process::{Command, Output};
+
+use common::{closed_pipe, code, TempDir, KIND};
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn said(output: Output) -> Said {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: code(output.status), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Runs the binary on a state directory of the test's own.
+fn kind(root: &TempDir, arguments: &[&str]) -> Said {
+    said(
+        Command::new(KIND)
+            .args(arguments)
+            .env("KIND_ROOT", root.path())
+            .env_remove("KIND_LISTEN")
+            .env_remove("STATIC_IP")
+            .output()
+            .unwrap(),
+    )
+}
+
+/// Runs `kind run` without any privilege, so that it cannot start anything, whatever it believes.
+fn unprivileged(root: &TempDir, settings: &[(&str, &str)]) -> Said {
+    let mut command = if nix::unistd::geteuid().is_root() {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--bounding-set=-all", "--inh-caps=-all", KIND]);
+        setpriv
+    } else {
+        Command::new(KIND)
+    };
+    let empty = root.join("bin");
+    std::fs::create_dir_all(&empty).unwrap();
+    let path = format!("{}:{}", empty.display(), std::env::var("PATH").unwrap_or_default());
+    command.arg("run").env("KIND_ROOT", root.path()).env("PATH", path).envs(settings.iter().copied());
+    said(command.output().unwrap())
+}
+
+#[test]
+fn help_names_every_subcommand_and_goes_to_stdout() {
+    let root = TempDir::new();
+    for word in ["--help", "-h", "help"] {
+        let said = kind(&root, &[word]);
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{word}");
+        for name in ["run", "bake", "status", "healthcheck", "10080", "STATIC_IP"] {
+            assert!(said.out.contains(name), "{word} does not name {name}");
+        }
+        assert!(said.out.lines().all(|line| line.len() <= 110), "a line of {word} is too long to read");
+    }
+}
+
+#[test]
+fn version_is_the_crates_own() {
+    let root = TempDir::new();
+    for word in ["--version", "-V", "version"] {
+        let said = kind(&root, &[word]);
+        assert_eq!((said.code, said.out), (0, format!("kind {}\n", env!("CARGO_PKG_VERSION"))));
+    }
+}
+
+#[test]
+fn wrong_usage_is_one_line_on_stderr_and_status_2() {
+    let root = TempDir::new();
+    for line in ["", "start", "--verbose", "bake", "bake --bundle", "status now", "healthcheck now"] {
+        let said = kind(&root, &line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!((said.code, said.out.as_str()), (2, ""), "{line:?}: {}", said.err);
+        assert!(said.err.lines().count() == 1 && said.err.contains("kind --help"), "{line:?}: {}", said.err);
+    }
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_error() {
+    let root = TempDir::new();
+    for word in ["--help", "--version", "status"] {
+        let said = said(Command::new(KIND).arg(word).env("KIND_ROOT", root.path()).stdout(closed_pipe()).output().unwrap());
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{word}");
+    }
+}
+
+#[test]
+fn status_tells_of_states_failure_and_timeline() {
+    let root = TempDir::new();
+    let fresh = kind(&root, &["status"]);
+    assert_eq!((fresh.code, fresh.out.as_str()), (0, "docker-ready      no\nkubernetes-ready  no\n"));
+    root.write("var/kind/docker-ready", "ready\n");
+    root.write("var/kind/timeline", "0.010 store\n1.250 docker-ready\n");
+    root.write("var/kind/failed", "etcd lost its mind\n");
+    let said = kind(&root, &["status"]);
+    assert_eq!(said.code, 0);
+    for line in ["docker-ready      yes", "kubernetes-ready  no", "failed            etcd lost its mind", "  1.250  docker-ready"] {
+        assert!(said.out.lines().any(|said| said == line), "{line:?} is not in\n{}", said.out);
+    }
+}
+
+#[test]
+fn healthcheck_without_a_cluster_asks_for_docker() {
+    let root = TempDir::new();
+    let health = || kind(&root, &["healthcheck"]).code;
+    assert_eq!(health(), 1, "nothing is ready yet");
+    root.write("var/kind/docker-ready", "ready\n");
+    assert_eq!(health(), 0);
+    root.write("var/kind/failed", "out of order\n");
+    assert_eq!(health(), 1, "it has failed since");
+}
+
+#[test]
+fn healthcheck_with_a_cluster_asks_for_kubernetes() {
+    let root = TempDir::new();
+    let health = || kind(&root, &["healthcheck"]).code;
+    root.write("kind/cluster.json", "{}");
+    root.write("var/kind/docker-ready", "ready\n");
+    assert_eq!(health(), 1, "Docker alone is not what the image is for");
+    root.write("var/kind/kubernetes-ready", "ready\n");
+    assert_eq!(health(), 0);
+}
+
+#[test]
+fn without_privileges_one_line_says_how_to_get_them() {
+    let root = TempDir::new();
+    let said = unprivileged(&root, &[]);
+    assert_eq!((said.code, said.out.as_str()), (1, ""), "{}", said.err);
+    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    assert!(said.err.contains("--privileged") && said.err.contains("securityContext"), "{}", said.err);
+    assert!(!root.join("var").exists(), "it left something behind");
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_by_name() {
+    let root = TempDir::new();
+    for (name, value) in [
+        ("KIND_LISTEN", "eth0"),
+        ("KIND_LISTEN", "127.0.0.1:99999"),
+        ("STATIC_IP", "nonsense"),
+        ("STATIC_IP", "127.0.0.1"),
+        ("STATIC_IP", "10.96.0.1"),
+        ("STATIC_IP", "::1"),
+    ] {
+        let said = unprivileged(&root, &[(name, value)]);
+        assert_eq!((said.code, said.err.lines().count()), (1, 1), "{name}={value}: {}", said.err);
+        assert!(said.err.contains(&format!("{name}={value}")), "{}", said.err);
+    }
+}
+
+/// The negative control of this file: settings that can be are not refused, only the missing privilege is.
+#[test]
+fn settings_that_can_be_are_not_refused() {
+    let root = TempDir::new();
+    for (name, value) in [("KIND_LISTEN", "127.0.0.1:10080"), ("STATIC_IP", "172.99.99.1"), ("STATIC_IP", "")] {
+        let said = unprivileged(&root, &[(name, value)]);
+        assert!(!said.err.contains(name) && said.err.contains("--privileged"), "{name}={value}: {}", said.err);
+    }
+}

@@ -1,0 +1,192 @@
+//! What the integration tests share: temporary directories, polling with a limit, saying that a test
+//! is skipped, `/proc`, and HTTP by hand. `node` runs the binary as PID 1, `dockerd` stands in for Docker.
+//!
+//! Each test file is a crate of its own and uses a part of this.
+#![allow(dead_code, clippy::disallowed_methods)]
+
+pub mod dockerd;
+pub mod network;
+pub mod node;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The binary under test.
+pub const KIND: &str = env!("CARGO_BIN_EXE_kind");
+/// What a slow, busy machine may need for anything that should be done at once.
+pub const LIMIT: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(10);
+
+/// A directory of the test's own, removed with all it holds.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new() -> TempDir {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("kind-test-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        TempDir(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name.trim_start_matches('/'))
+    }
+
+    /// Writes a file, and the directories above it.
+    pub fn write(&self, name: &str, contents: &str) -> PathBuf {
+        let path = self.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, contents).unwrap();
+        path
+    }
+
+    /// Writes a shell script that can be run.
+    pub fn script(&self, name: &str, body: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.write(name, &format!("#!/bin/sh\n{body}\n"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// A file's text so far; nothing when it is not there.
+    pub fn read(&self, name: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.join(name)).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Calls `check` until it gives a value.
+///
+/// # Panics
+/// With `what`, when `limit` has passed.
+pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        match check() {
+            Some(value) => return value,
+            None if Instant::now() > end => panic!("not within {} s: {what}", limit.as_secs_f32()),
+            None => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// How far this machine lets a test run the binary as PID 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Namespaces {
+    /// We are root: every kind of namespace, and cgroups.
+    Root,
+    /// A user namespace makes us root in it; cgroups and other network namespaces stay closed.
+    User,
+}
+
+/// The namespaces that this machine allows, or nothing where that is less than `needed`: the caller
+/// returns, and the skip was said on standard error. In CI (`CI=true`) nothing may be skipped.
+pub fn namespaces(needed: Namespaces) -> Option<Namespaces> {
+    let works = |options: &[&str]| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(options).args(["--pid", "--fork", "--mount", "--mount-proc", "true"]);
+        unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    if nix::unistd::geteuid().is_root() && works(&["--net"]) {
+        return Some(Namespaces::Root);
+    }
+    if needed == Namespaces::User && works(&["--user", "--map-root-user"]) {
+        return Some(Namespaces::User);
+    }
+    let test = std::thread::current().name().unwrap_or("a test").to_string();
+    let why = match needed {
+        Namespaces::Root => "it needs root, for namespaces and cgroups of its own",
+        Namespaces::User => "it needs root or unprivileged user namespaces, to run the binary as PID 1",
+    };
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{test} cannot run here, and in CI no test may be skipped: {why}");
+    // Not eprintln!, which the harness keeps to itself for tests that pass; whole, so that lines do not mix.
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {test}: {why}\n").as_bytes());
+    None
+}
+
+/// A process as /proc/PID/stat has it (proc_pid_stat(5)).
+#[derive(Debug)]
+pub struct Process {
+    pub pid: i32,
+    pub name: String,
+    pub state: char,
+    pub parent: i32,
+}
+
+pub fn process(pid: i32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, parentheses and spaces included.
+    let (name, rest) = (stat.split_once('(')?.1.rsplit_once(')')?.0, stat.rsplit_once(')')?.1);
+    let mut fields = rest.split_whitespace();
+    Some(Process { pid, name: name.into(), state: fields.next()?.chars().next()?, parent: fields.next()?.parse().ok()? })
+}
+
+/// The children of a process, zombies included.
+pub fn children(parent: i32) -> Vec<Process> {
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(process).filter(|process| process.parent == parent).collect()
+}
+
+/// The lines `SigBlk` and `SigIgn` of a /proc/PID/status.
+pub fn signal_masks(status: &str) -> Vec<(String, u64)> {
+    let lines = status.lines().filter_map(|line| line.split_once(":\t"));
+    lines
+        .filter(|(name, _)| ["SigBlk", "SigIgn"].contains(name))
+        .map(|(name, hex)| (name.into(), u64::from_str_radix(hex, 16).unwrap()))
+        .collect()
+}
+
+pub fn zombies(parent: i32) -> usize {
+    children(parent).iter().filter(|child| child.state == 'Z').count()
+}
+
+/// Sends bytes to the port on 127.0.0.1 in the thread's network namespace, and returns all that comes back
+/// until the server closes.
+pub fn raw(port: u16, request: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    // A server may answer and close before it has read everything.
+    let _ = stream.write_all(request.as_bytes());
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// An answer's status and body.
+pub fn parse_answer(answer: &str) -> (u16, String) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, body.to_string())
+}
+
+pub fn request(port: u16, method: &str, target: &str) -> std::io::Result<(u16, String)> {
+    raw(port, &format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).map(|answer| parse_answer(&answer))
+}
+
+/// The exit code as a shell gives it.
+pub fn code(status: std::process::ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// An output that nobody reads any more: writing gives EPIPE.
+pub fn closed_pipe() -> Stdio {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(theirs);
+    Stdio::from(std::os::fd::OwnedFd::from(ours))
+}

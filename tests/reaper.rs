@@ -1,0 +1,213 @@
+//! What PID 1 owes the command that `kind run COMMAND` starts: reaping, exit statuses, signals.
+// No reaper runs in this process, so std's own wait calls steal nothing.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::node::{as_pid1, plainly, Running};
+use common::{children, closed_pipe, code, process, signal_masks, wait_for, zombies, TempDir, KIND, LIMIT};
+use nix::sys::signal::Signal;
+
+const ORPHANS: usize = 300;
+
+/// Double forks: each `true` loses its parent at once, before or after its own end.
+fn orphans(dir: &TempDir) -> String {
+    format!("for i in $(seq {ORPHANS}); do (true &); done; touch {}", dir.join("spawned").display())
+}
+
+fn shell(line: &str) -> Command {
+    let mut command = Command::new(KIND);
+    command.args(["run", "sh", "-c", line]);
+    command
+}
+
+fn exit_code(line: &str) -> i32 {
+    code(shell(line).status().unwrap())
+}
+
+fn wait_for_file(dir: &TempDir, name: &str) {
+    wait_for(&format!("{name} is written"), LIMIT, || dir.join(name).exists().then_some(()));
+}
+
+#[test]
+fn orphans_are_reaped_while_the_command_runs() {
+    let dir = TempDir::new();
+    let line = format!("{}; exec sleep 1000", orphans(&dir));
+    let Some(kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
+    wait_for_file(&dir, "spawned");
+    wait_for("no zombie is left", LIMIT, || (zombies(kind.pid()) == 0).then_some(()));
+    // The command itself, and nobody else.
+    wait_for("only the command is left", LIMIT, || (children(kind.pid()).len() == 1).then_some(()));
+}
+
+/// The negative control of this file: the same orphans under a PID 1 that does not reap are seen.
+#[test]
+fn orphans_under_a_pid_1_that_does_not_reap_are_noticed() {
+    let dir = TempDir::new();
+    // The orphans are made beside `sleep`, since a shell would collect some before it becomes it.
+    let line = format!("({}) & exec sleep 1000", orphans(&dir));
+    let Some(sleep) = as_pid1(&dir, &["sh", "-c", &line]) else { return };
+    wait_for_file(&dir, "spawned");
+    wait_for("every orphan is a zombie", LIMIT, || (zombies(sleep.pid()) >= ORPHANS).then_some(()));
+}
+
+#[test]
+fn the_commands_status_is_not_lost_among_orphans() {
+    let dir = TempDir::new();
+    let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &format!("{}; exit 42", orphans(&dir))]) else { return };
+    assert_eq!(kind.wait(LIMIT), 42);
+}
+
+#[test]
+fn every_exit_code_is_handed_on() {
+    for expected in 0..=255 {
+        assert_eq!(exit_code(&format!("exit {expected}")), expected);
+    }
+}
+
+#[test]
+fn pid_1_hands_exit_codes_on_too() {
+    let dir = TempDir::new();
+    for expected in [0, 1, 42, 255] {
+        let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &format!("exit {expected}")]) else { return };
+        assert_eq!(kind.wait(LIMIT), expected);
+    }
+}
+
+#[test]
+fn death_by_signal_gives_128_and_the_signals_number() {
+    for signal in [1, 2, 3, 6, 9, 11, 13, 14, 15, 34, 64] {
+        assert_eq!(exit_code(&format!("ulimit -c 0; kill -{signal} $$")), 128 + signal);
+    }
+}
+
+#[test]
+fn a_command_that_cannot_run_gives_what_a_shell_gives() {
+    let dir = TempDir::new();
+    let plain = dir.write("plain", "no program");
+    let plain = plain.to_str().unwrap();
+    for (program, expected) in [("no-such-command", 127), ("/no/such/file", 127), (plain, 126), (dir.path().to_str().unwrap(), 126)] {
+        // A directory on PATH that may not be read would make it "permission denied".
+        let output = Command::new(KIND).args(["run", program]).env("PATH", "/usr/bin:/bin").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{program}: {said}");
+        assert!(said.lines().count() == 1 && said.contains(program), "{said}");
+    }
+}
+
+/// A shell that writes the number of each signal that it gets to `dir/got`, and ends with the directory.
+fn notes_signals(dir: &TempDir, numbers: &[Signal]) -> String {
+    let got = dir.join("got").display().to_string();
+    let traps: String = numbers.iter().map(|number| format!("trap 'echo {0} >>{got}' {0}; ", *number as i32)).collect();
+    format!("{traps}touch {}; while [ -d {} ]; do sleep 0.02; done", dir.join("ready").display(), dir.path().display())
+}
+
+fn expect_signals(kind: &Running, dir: &TempDir, signals: &[Signal]) {
+    wait_for_file(dir, "ready");
+    for signal in signals {
+        kind.signal(*signal);
+        let number = (*signal as i32).to_string();
+        wait_for(&format!("the command gets {signal}"), LIMIT, || dir.read("got").lines().any(|line| line == number).then_some(()));
+    }
+    let got = dir.read("got");
+    assert_eq!(got.lines().count(), signals.len(), "each arrives once: {got:?}");
+}
+
+const FORWARDED: [Signal; 10] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGTERM,
+    Signal::SIGCONT,
+    Signal::SIGWINCH,
+];
+
+#[test]
+fn signals_are_forwarded_to_the_command() {
+    let dir = TempDir::new();
+    let kind = plainly(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &FORWARDED)]);
+    expect_signals(&kind, &dir, &FORWARDED);
+}
+
+#[test]
+fn pid_1_forwards_signals_too() {
+    let dir = TempDir::new();
+    let Some(kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &FORWARDED)]) else { return };
+    expect_signals(&kind, &dir, &FORWARDED);
+}
+
+#[test]
+fn sigterm_ends_a_command_that_does_not_handle_it() {
+    let dir = TempDir::new();
+    let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sleep", "1000"]) else { return };
+    wait_for("the command runs", LIMIT, || children(kind.pid()).iter().find(|child| child.name == "sleep").map(drop));
+    kind.signal(Signal::SIGTERM);
+    assert_eq!(kind.wait(LIMIT), 143);
+}
+
+#[test]
+fn the_signals_of_job_control_do_not_stop_it() {
+    let dir = TempDir::new();
+    let kind = plainly(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &[Signal::SIGUSR1])]);
+    wait_for_file(&dir, "ready");
+    for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTSTP] {
+        kind.signal(signal);
+    }
+    // It still forwards, so it has not stopped, and neither has the command.
+    expect_signals(&kind, &dir, &[Signal::SIGUSR1]);
+    assert_ne!(process(kind.pid()).unwrap().state, 'T');
+}
+
+#[test]
+fn a_command_begins_with_a_clean_mask_and_clean_dispositions() {
+    let masks = |command: &mut Command| signal_masks(&String::from_utf8(command.output().unwrap().stdout).unwrap());
+    // What this process itself was started with (nohup, say) is no fault of the binary.
+    let inherited = masks(Command::new("cat").arg("/proc/self/status"));
+    let given = masks(Command::new(KIND).args(["run", "cat", "/proc/self/status"]));
+    assert!(given.len() == 2 && given == inherited, "{given:?}, and not {inherited:?}");
+    assert_eq!(given[1].1 & 1 << (Signal::SIGPIPE as u32 - 1), 0, "SIGPIPE must end a command whose reader went away");
+}
+
+#[test]
+fn a_closed_standard_output_or_error_does_not_kill_it() {
+    assert_eq!(code(shell("exit 7").stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap()), 7);
+    let line = format!("exec {KIND} run sh -c 'exit 8' <&- >&- 2>&-");
+    assert_eq!(code(Command::new("sh").args(["-c", &line]).status().unwrap()), 8);
+    // This one has something to say, and nowhere to say it.
+    let mut missing = Command::new(KIND);
+    assert_eq!(code(missing.args(["run", "/no/such/file"]).stderr(closed_pipe()).status().unwrap()), 127);
+}
+
+#[test]
+fn the_command_reads_our_standard_input() {
+    let mut child = shell("read line; test \"$line\" = hello").stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// As in `docker run -it IMAGE sh`: a command in a background group would be stopped by SIGTTIN.
+#[test]
+fn the_command_reads_the_terminal() {
+    let dir = TempDir::new();
+    let line = format!("{KIND} run sh -c 'read line; echo \"$line\" >{}'", dir.join("got").display());
+    let mut script = Command::new("setpriv");
+    script.args(["--pdeathsig", "KILL", "script", "-qec", &line, "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    script.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
+    let done = wait_for("the command reads its line, or is stopped", LIMIT, || {
+        let shells = children(script.id() as i32).iter().flat_map(|child| children(child.pid)).collect::<Vec<_>>();
+        let stopped = shells.iter().any(|shell| shell.state == 'T');
+        (stopped || !dir.read("got").is_empty()).then_some(!stopped)
+    });
+    let _ = script.kill();
+    let _ = script.wait();
+    assert!(done, "the command was stopped by SIGTTIN: it is not in the terminal's foreground group");
+    assert_eq!(dir.read("got"), "hello\n");
+}
