@@ -34,6 +34,8 @@ pub struct Conditions {
     /// Every baked pod was started in this boot and is Ready.
     pub pods: bool,
     pub dns: bool,
+    /// Nothing becomes true any more.
+    ending: bool,
 }
 
 impl Conditions {
@@ -114,10 +116,24 @@ impl Readiness {
     /// Changes what is known, and makes the two readiness files follow.
     pub fn update(&self, change: impl FnOnce(&mut Conditions)) {
         let mut conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        if conditions.ending {
+            return;
+        }
         let before = conditions.clone();
         change(&mut conditions);
         self.follow(DOCKER_READY, before.docker, conditions.docker);
         self.follow(KUBERNETES_READY, before.kubernetes(), conditions.kubernetes());
+    }
+
+    /// Takes both readiness files away for good: the container is stopping.
+    pub fn end(&self) {
+        let mut conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        *conditions = Conditions { ending: true, ..Conditions::default() };
+        for name in [KUBERNETES_READY, DOCKER_READY] {
+            if let Err(error) = self.retract(name) {
+                log::error!(target: "readiness", "{error}");
+            }
+        }
     }
 
     fn follow(&self, name: &str, before: bool, now: bool) {
@@ -150,7 +166,7 @@ mod tests {
 
     #[test]
     fn kubernetes_is_ready_only_when_everything_it_needs_is() {
-        let all = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true };
+        let all = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, ending: false };
         assert!(all.kubernetes());
         let spoil: [fn(&mut Conditions); 5] =
             [|c| c.docker = false, |c| c.kubelet = false, |c| c.api_server = false, |c| c.pods = false, |c| c.dns = false];
@@ -164,7 +180,7 @@ mod tests {
     #[test]
     fn files_follow_the_conditions_both_ways() {
         let readiness = readiness("follow");
-        readiness.update(|c| *c = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true });
+        readiness.update(|c| *c = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, ending: false });
         assert!(readiness.exists(DOCKER_READY) && readiness.exists(KUBERNETES_READY));
         readiness.update(|c| c.pods = false);
         assert!(readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));

@@ -36,7 +36,7 @@ pub fn request(init: &Arc<Init>, signal: i32) {
 pub fn everything(init: &Init) {
     let started = Instant::now();
     init.begin_stop_quietly();
-    init.readiness.update(|conditions| (conditions.docker, conditions.kubelet) = (false, false));
+    init.readiness.end();
     stop_daemon(init, "kubelet", STOP_KUBELET);
     // Pods get their SIGTERM now, and the time that dockerd and containerd take to end.
     reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGTERM);
