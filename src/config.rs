@@ -63,7 +63,9 @@ pub const CLUSTER_LIMIT: Duration = Duration::from_secs(300);
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Docker kills a container 10 s after `docker stop`: the stages of our stop add up to less.
 pub const STOP_KUBELET: Duration = Duration::from_secs(2);
-pub const STOP_DOCKERD: Duration = Duration::from_secs(4);
+/// What Docker's containers get between SIGTERM and SIGKILL.
+pub const STOP_CONTAINERS: Duration = Duration::from_secs(2);
+pub const STOP_DOCKERD: Duration = Duration::from_secs(2);
 pub const STOP_CONTAINERD: Duration = Duration::from_secs(2);
 
 /// What the environment and the command line decide.

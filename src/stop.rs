@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::config::{STOP_CONTAINERD, STOP_DOCKERD, STOP_KUBELET};
+use crate::config::{STOP_CONTAINERD, STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET};
 use crate::daemons::Daemon;
 use crate::init::Init;
 use crate::node::cgroup;
@@ -40,7 +40,7 @@ pub fn everything(init: &Init) {
     stop_daemon(init, "kubelet", STOP_KUBELET);
     // Pods get their SIGTERM now, and the time that dockerd and containerd take to end.
     reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGTERM);
-    stop_daemon(init, "dockerd", STOP_DOCKERD);
+    stop_dockerd(init);
     stop_daemon(init, "containerd", STOP_CONTAINERD);
     reaper::kill_everyone();
     if init.daemons.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
@@ -51,7 +51,27 @@ pub fn everything(init: &Init) {
 
 pub fn stop_daemon(init: &Init, name: &str, limit: Duration) {
     if let Some(daemon) = find(init, name) {
-        daemon.stop(if init.hurrying() { Duration::ZERO } else { limit });
+        daemon.signal(Signal::SIGTERM);
+        daemon.end(hurried(init, limit));
+    }
+}
+
+/// dockerd gives each container that ignores SIGTERM 10 s, whatever its own settings say: those are
+/// killed before, so that dockerd itself can end in order. It is asked once: a third time it would quit.
+fn stop_dockerd(init: &Init) {
+    let Some(dockerd) = find(init, "dockerd") else { return };
+    dockerd.signal(Signal::SIGTERM);
+    if !dockerd.ends_within(hurried(init, STOP_CONTAINERS)) {
+        reaper::signal_all(&cgroup::processes_of_docker(), Signal::SIGKILL);
+        dockerd.end(hurried(init, STOP_DOCKERD));
+    }
+}
+
+fn hurried(init: &Init, limit: Duration) -> Duration {
+    if init.hurrying() {
+        Duration::ZERO
+    } else {
+        limit
     }
 }
 

@@ -24,8 +24,6 @@ const DIND_ENTRYPOINT: &str = "dockerd-entrypoint.sh";
 /// Beside the socket.
 const PID_FILE: &str = "docker.pid";
 const PING_LIMIT: Duration = Duration::from_secs(2);
-/// Containers that ignore SIGTERM are killed after this long, so that dockerd ends in time (s).
-const SHUTDOWN_TIMEOUT: u32 = 2;
 
 /// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
 pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf, network: Network) -> Result<Spec> {
@@ -119,7 +117,6 @@ fn merge(user: &str, network: Network) -> Result<(Value, Vec<String>)> {
         *features = json!({});
     }
     features["containerd-snapshotter"] = json!(true);
-    settings.entry("shutdown-timeout").or_insert(json!(SHUTDOWN_TIMEOUT));
     settings.entry("mtu").or_insert(json!(network.mtu));
     if let Some(server) = network.dns {
         settings.entry("dns").or_insert(json!([server.to_string()]));
@@ -153,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_users_settings_are_merged_and_not_overwritten() {
-        let user = json!({"registry-mirrors": ["https://m"], "features": {"buildkit": true}, "shutdown-timeout": 1, "mtu": 1300, "dns": ["10.0.0.2"]});
+        let user = json!({"registry-mirrors": ["https://m"], "features": {"buildkit": true}, "mtu": 1300, "dns": ["10.0.0.2"]});
         let mut expected = user.clone();
         expected["features"]["containerd-snapshotter"] = json!(true);
         let mut file = user;
@@ -164,7 +161,7 @@ mod tests {
     #[test]
     fn the_image_store_is_pinned_and_packets_fit() {
         let (merged, _) = merge(r#"{"storage-driver": "overlay2", "features": {"containerd-snapshotter": false}}"#, NETWORK).unwrap();
-        let expected = json!({"features": {"containerd-snapshotter": true}, "shutdown-timeout": SHUTDOWN_TIMEOUT, "mtu": 1400, "dns": ["172.99.99.1"]});
+        let expected = json!({"features": {"containerd-snapshotter": true}, "mtu": 1400, "dns": ["172.99.99.1"]});
         assert_eq!(merged, expected);
     }
 

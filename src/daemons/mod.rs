@@ -90,17 +90,18 @@ impl Daemon {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Ends the process: SIGTERM, and SIGKILL to its group after `limit`. The init is stopping.
-    pub fn stop(&self, limit: Duration) {
-        let started = Instant::now();
-        self.signal(Signal::SIGTERM);
+    /// Waits for the process to end, which was asked to; says whether it has. The init is stopping.
+    pub fn ends_within(&self, limit: Duration) -> bool {
         let wait = self.changed.wait_timeout_while(self.state(), limit, |state| state.process.is_some());
-        let (state, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
-        if let (Some(process), true) = (state.process, timeout.timed_out()) {
+        let (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        state.process.is_none()
+    }
+
+    /// Waits as `ends_within` does, and kills what has not ended.
+    pub fn end(&self, limit: Duration) {
+        if !self.ends_within(limit) {
             log::warn!(target: self.name, "still running after {:.1} s: killed", limit.as_secs_f64());
-            process.kill_group();
-        } else {
-            log::debug!(target: self.name, "stopped in {:.2} s", started.elapsed().as_secs_f64());
+            self.kill();
         }
     }
 

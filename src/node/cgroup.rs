@@ -16,6 +16,8 @@ use crate::reaper;
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
 /// kubelet's `cgroupRoot`.
 const KUBELET_CGROUP: &str = "kubelet";
+/// dockerd's default `cgroup-parent` with the driver cgroupfs.
+const DOCKER_CGROUP: &str = "docker";
 /// `docker exec` and health checks put processes into the root at any moment, so moving them is retried.
 const NEST_LIMIT: Duration = Duration::from_secs(5);
 
@@ -76,6 +78,15 @@ pub fn prepare() -> Result<()> {
 
 /// Every process of every pod.
 pub fn processes_of_pods() -> Vec<i32> {
+    processes_below(KUBELET_CGROUP)
+}
+
+/// Every process of Docker's containers.
+pub fn processes_of_docker() -> Vec<i32> {
+    processes_below(DOCKER_CGROUP)
+}
+
+fn processes_below(cgroup: &str) -> Vec<i32> {
     let roots = match layout() {
         Ok(Layout::V2) => vec![PathBuf::from(CGROUP_DIR)],
         // Each hierarchy holds all of them: one is enough.
@@ -84,7 +95,7 @@ pub fn processes_of_pods() -> Vec<i32> {
     };
     let mut pids = Vec::new();
     for root in roots {
-        collect_processes(&root.join(KUBELET_CGROUP), &mut pids);
+        collect_processes(&root.join(cgroup), &mut pids);
     }
     pids
 }

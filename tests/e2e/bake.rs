@@ -1,0 +1,80 @@
+//! A bake that fails: its own words, a status, and nothing left behind.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::engine::{docker, image, session, tools, Container};
+use crate::process::run;
+
+/// Up to the first hook, with the node's image there or built.
+const LIMIT: Duration = Duration::from_secs(300);
+/// What stands in for Docker Hub where there is none (tests/lab).
+const LAB: [(&str, &str); 2] = [("DEBIAN_IMAGE", "kind-lab/debian:trixie"), ("DOCKER_IMAGE", "kind-lab/docker:trixie-dind")];
+
+/// Says which container and which volume the bake runs in, and fails.
+const HOOK: &str = r#"echo "the hook's own words"
+echo "container=$(hostname)"
+sed -n 's|.* [^ ]*/volumes/\([^/ ]*\)/_data /var/lib/docker .*|volume=\1|p' /proc/self/mountinfo
+echo "and why it fails" >&2
+exit 7
+"#;
+
+pub fn build_sh() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("build.sh")
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_hook_that_fails_fails_the_build_and_leaves_nothing() {
+    let hooks = session().dir.join("hooks");
+    write(&hooks.join("before-cluster.sh"), HOOK);
+    let target = format!("kind-e2e-{}:failed", std::process::id());
+    let mut build = Command::new(build_sh());
+    build.arg("--bundle").arg(bundle()).arg(&target).env("KIND_HOOKS", &hooks).env("KIND_INIT", &tools().kind);
+    for (name, image) in LAB {
+        if std::env::var_os(name).is_none() && docker(&["image", "inspect", image]).succeeded() {
+            build.env(name, image);
+        }
+    }
+    let outcome = run(&mut build, LIMIT);
+    assert!(!outcome.succeeded(), "{outcome}");
+    let log = outcome.output();
+    for words in ["the hook's own words", "and why it fails", "before-cluster.sh", "7", "build: error: the bake failed"] {
+        assert!(log.contains(words), "{words} is not in: {outcome}");
+    }
+    assert!(!docker(&["image", "inspect", &target]).succeeded(), "there is an image all the same");
+    for kind in ["container", "volume"] {
+        let id = log.lines().find_map(|line| line.strip_prefix(&format!("{kind}="))).unwrap_or_else(|| panic!("no {kind} in {outcome}"));
+        assert!(!docker(&[kind, "inspect", id]).succeeded(), "the bake's {kind} is still there: {id}");
+    }
+}
+
+/// A bundle that holds enough to get to the first hook, taken from the image under test.
+fn bundle() -> PathBuf {
+    let bundle = session().dir.join("bundle");
+    let container = Container::create(&[image()]);
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    write(&bundle.join("bundle.env"), &format!("KUBERNETES_VERSION={}\nARCH={arch}\n", tools().kubernetes_version));
+    for (part, from, names) in [
+        ("bin", "/usr/local/bin", &["kubeadm", "kubelet", "kubectl"][..]),
+        ("cni", "/opt/cni/bin", &["bridge", "host-local", "portmap", "loopback"]),
+    ] {
+        std::fs::create_dir_all(bundle.join(part)).expect("the session's directory can be written");
+        for name in names {
+            docker(&["cp", &format!("{}:{from}/{name}", container.id), &bundle.join(part).join(name).to_string_lossy()]).ok();
+        }
+    }
+    bundle
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::create_dir_all(path.parent().expect("it lies in a directory")).expect("the session's directory can be written");
+    std::fs::write(path, text).expect("the session's directory can be written");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+}

@@ -1,0 +1,81 @@
+//! The credentials work from where they were asked for.
+
+use std::process::Command;
+
+use crate::cluster::{fetch, kubectl_with, shared, API_PORT, CREDENTIALS};
+use crate::engine::{session, tools, Container};
+use crate::process::run;
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn kubectl_works_with_the_config_fetched_by_either_name_of_this_machine() {
+    let cluster = shared();
+    for host in ["127.0.0.1", "localhost"] {
+        let (_, config) = fetch(&cluster.url(host, "config")).expect("the file server answers");
+        assert!(config.contains(&format!("server: https://{host}:{API_PORT}\n")), "{host}: {config}");
+        assert!(!config.contains("tls-server-name") && !config.contains("insecure"), "{host} is in the certificate: {config}");
+        let kubeconfig = cluster.kubeconfig(host);
+        assert_eq!(kubectl_with(&kubeconfig, &["config", "current-context"]).ok(), "kind");
+        let node = kubectl_with(&kubeconfig, &["get", "nodes", "--no-headers"]).ok();
+        assert!(node.starts_with("kind ") && node.contains(" Ready "), "{node}");
+        assert_eq!(kubectl_with(&kubeconfig, &["auth", "can-i", "*", "*", "--all-namespaces"]).ok(), "yes");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn kubectl_works_with_the_config_fetched_from_the_containers_address() {
+    let cluster = shared();
+    let address = cluster.address();
+    let (_, config) = fetch(&format!("http://{address}:10080/config")).expect("the file server answers");
+    let kubeconfig = session().dir.join("address.kubeconfig");
+    std::fs::write(&kubeconfig, &config).expect("the session's directory can be written");
+    let node = kubectl_with(&kubeconfig, &["get", "nodes", "--no-headers"]).ok();
+    assert!(node.contains(" Ready "), "{node}");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn kubectl_works_from_another_container_under_a_name_that_nobody_knew() {
+    let cluster = shared();
+    let job = Container::idle(&["--network", cluster.network], &["sleep", "infinity"]);
+    // The first is not in the certificate, the second is.
+    for (name, has_server_name) in [("my-cluster", true), ("docker", false)] {
+        // kubectl is an HTTP client as good as any, and the only one in the image.
+        let fetch = format!("kubectl get --raw /config --server http://{name}:10080 >/{name}");
+        job.exec(&["sh", "-c", &fetch]).ok();
+        let config = job.exec(&["cat", &format!("/{name}")]).ok();
+        assert!(config.contains(&format!("server: https://{name}:{API_PORT}\n")), "{config}");
+        assert_eq!(config.contains("tls-server-name: localhost\n"), has_server_name, "{config}");
+        assert!(!config.contains("insecure"), "{config}");
+        let node = job.exec(&["kubectl", "--kubeconfig", &format!("/{name}"), "get", "nodes", "--no-headers"]).ok();
+        assert!(node.contains(" Ready "), "{node}");
+    }
+    // The control: without its tls-server-name the certificate does not fit, so it was verified.
+    job.exec(&["sed", "-i", "/tls-server-name/d", "/my-cluster"]).ok();
+    let refused = job.exec(&["kubectl", "--kubeconfig", "/my-cluster", "get", "nodes"]);
+    assert!(!refused.succeeded() && refused.stderr.contains("certificate"), "{refused}");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_separate_files_serve_the_recipe_of_the_seed() {
+    let cluster = shared();
+    let dir = session().dir.join("recipe");
+    std::fs::create_dir_all(&dir).expect("the session's directory can be written");
+    for name in CREDENTIALS {
+        std::fs::write(dir.join(name), cluster.file(name).expect("it is served")).expect("the session's directory can be written");
+    }
+    let server = format!("--server=https://localhost:{}", cluster.api_port);
+    let kubectl = |arguments: &[&str]| {
+        let mut command = Command::new(&tools().kubectl);
+        command.current_dir(&dir).env("KUBECONFIG", dir.join("config")).env("HOME", &dir).env("NO_PROXY", "*");
+        run(command.args(arguments), crate::cluster::LIMIT).ok()
+    };
+    kubectl(&["config", "set-cluster", "kind-cluster", &server, "--certificate-authority=ca.crt"]);
+    kubectl(&["config", "set-credentials", "kind-admin", "--client-key=client.key", "--client-certificate=client.crt"]);
+    kubectl(&["config", "set-context", "kind", "--cluster=kind-cluster", "--user=kind-admin"]);
+    kubectl(&["config", "use-context", "kind"]);
+    let node = kubectl(&["get", "nodes", "--no-headers"]);
+    assert!(node.starts_with("kind ") && node.contains(" Ready "), "{node}");
+}

@@ -1,0 +1,247 @@
+//! A cluster under test: a container of the image with its three ports published on loopback.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use ureq::Agent;
+
+use crate::engine::{free_port, image, session, tools, Container, Network, BUSYBOX};
+use crate::process::{poll, run, run_with_input, wait_for, Outcome};
+
+/// A boot takes 10 s on two cores; a machine that does other things besides gets time.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// For a pod to run that has nothing to pull, and for whatever is waited for in a running cluster.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+pub const API_PORT: u16 = 8443;
+pub const DOCKER_READY: &str = "docker-ready";
+pub const KUBERNETES_READY: &str = "kubernetes-ready";
+pub const CONFIG: &str = "config";
+pub const FAILED: &str = "failed";
+pub const TIMELINE: &str = "timeline";
+pub const CREDENTIALS: [&str; 3] = ["ca.crt", "client.crt", "client.key"];
+
+pub struct Cluster {
+    pub container: Container,
+    pub docker_port: u16,
+    pub api_port: u16,
+    pub files_port: u16,
+}
+
+impl Cluster {
+    /// A container that is not started yet; `arguments` are options of `docker create`.
+    pub fn create(arguments: &[&str]) -> Cluster {
+        // Chosen here and not by Docker, which would choose others at the next start.
+        let (docker_port, api_port, files_port) = (free_port(), free_port(), free_port());
+        let publish = [(docker_port, 2375), (api_port, API_PORT), (files_port, 10080)];
+        let publish = publish.map(|(outer, inner)| format!("--publish=127.0.0.1:{outer}:{inner}"));
+        let mut all = vec!["--privileged"];
+        all.extend(publish.iter().map(String::as_str));
+        all.extend(arguments);
+        all.push(image());
+        Cluster { container: Container::create(&all), docker_port, api_port, files_port }
+    }
+
+    pub fn start(arguments: &[&str]) -> Cluster {
+        let cluster = Cluster::create(arguments);
+        cluster.container.start();
+        cluster
+    }
+
+    pub fn ready(arguments: &[&str]) -> Cluster {
+        let cluster = Cluster::start(arguments);
+        cluster.wait_until_ready();
+        cluster
+    }
+
+    pub fn wait_until_ready(&self) {
+        self.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("the cluster is not ready: {why}"));
+    }
+
+    /// Waits as a CI job would: until it is ready, or the boot has given up, or `limit` has passed.
+    pub fn ready_within(&self, limit: Duration) -> Result<Duration, String> {
+        let started = Instant::now();
+        let ready = poll(limit, || match self.file(FAILED) {
+            Some(why) => Some(Err(why)),
+            None => self.serves(KUBERNETES_READY).then_some(Ok(started.elapsed())),
+        });
+        ready.unwrap_or_else(|| Err(format!("not after {} s", limit.as_secs())))
+    }
+
+    /// Where the files are, for a client that calls this machine `host`.
+    pub fn url(&self, host: &str, file: &str) -> String {
+        format!("http://{host}:{}/{file}", self.files_port)
+    }
+
+    /// Status of a file, or nothing when nobody answers.
+    pub fn status(&self, file: &str) -> Option<u16> {
+        fetch(&self.url("127.0.0.1", file)).map(|(status, _)| status)
+    }
+
+    pub fn serves(&self, file: &str) -> bool {
+        self.status(file) == Some(200)
+    }
+
+    /// A file, when it is served.
+    pub fn file(&self, file: &str) -> Option<String> {
+        fetch(&self.url("127.0.0.1", file)).filter(|(status, _)| *status == 200).map(|(_, body)| body)
+    }
+
+    /// Writes `/config` as it comes for `host`, but for the port, which is not the published one.
+    pub fn kubeconfig(&self, host: &str) -> PathBuf {
+        let (status, config) = fetch(&self.url(host, CONFIG)).expect("the file server answers");
+        assert_eq!(status, 200, "{config}");
+        let config = config.replace(&format!(":{API_PORT}\n"), &format!(":{}\n", self.api_port));
+        let path = session().dir.join(format!("{}-{host}.kubeconfig", &self.container.id[..12]));
+        std::fs::write(&path, config).expect("the session's directory can be written");
+        path
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Outcome {
+        kubectl_with(&self.kubeconfig("127.0.0.1"), arguments)
+    }
+
+    pub fn apply(&self, manifest: &str) {
+        let mut command = kubectl_command(&self.kubeconfig("127.0.0.1"));
+        run_with_input(command.args(["apply", "-f", "-"]), manifest, LIMIT).ok();
+    }
+
+    /// A field of an object, as kubectl's jsonpath; empty where it is missing.
+    pub fn field(&self, object: &str, path: &str) -> String {
+        self.kubectl(&["get", object, "--output", &format!("jsonpath={path}")]).ok()
+    }
+
+    pub fn wait_for_pod(&self, selector: &[&str]) {
+        // `kubectl wait` fails at once where there is no pod yet.
+        wait_for(&format!("a pod {selector:?} that is Ready"), LIMIT, || {
+            let wait = ["wait", "--for=condition=Ready", "--timeout=5s", "pod"];
+            self.kubectl(&[&wait, selector].concat()).succeeded().then_some(())
+        });
+    }
+
+    /// A docker command for the engine inside, over port 2375.
+    pub fn inner_docker(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new("docker");
+        // The engine's own builder, which needs no plugin on this side.
+        command.env("DOCKER_HOST", format!("tcp://127.0.0.1:{}", self.docker_port)).env("DOCKER_BUILDKIT", "0");
+        run(command.env_remove("DOCKER_CONTEXT").args(arguments), LIMIT)
+    }
+
+    /// Builds `image`: a web server on port 8080 with one page, out of a context that is sent over.
+    pub fn build(&self, image: &str, page: &str) -> Outcome {
+        let context = session().dir.join(format!("context-{}", free_port()));
+        let dockerfile = format!(
+            "FROM {BUSYBOX}\nCOPY index.html /www/\nRUN echo built >>/www/index.html\nCMD [\"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n"
+        );
+        std::fs::create_dir_all(&context).expect("the session's directory can be written");
+        for (name, text) in [("Dockerfile", dockerfile), ("index.html", format!("{page}\n"))] {
+            std::fs::write(context.join(name), text).expect("the session's directory can be written");
+        }
+        self.inner_docker(&["build", "--tag", image, &context.to_string_lossy()])
+    }
+
+    /// A pod to ask from, with the programs of busybox.
+    pub fn client(&self) -> &'static str {
+        const CLIENT: &str = "client";
+        if self.kubectl(&["get", "pod", CLIENT]).succeeded() {
+            return CLIENT;
+        }
+        let image = format!("--image={BUSYBOX}");
+        self.kubectl(&["run", CLIENT, &image, "--restart=Never", "--command", "--", "sleep", "3600"]).ok();
+        self.wait_for_pod(&[CLIENT]);
+        CLIENT
+    }
+
+    /// Runs a command in a pod.
+    pub fn in_pod(&self, pod: &str, arguments: &[&str]) -> Outcome {
+        self.kubectl(&[&["exec", pod, "--"], arguments].concat())
+    }
+
+    /// The address that the engine gave the container, which this machine reaches.
+    pub fn address(&self) -> String {
+        self.container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
+    }
+
+    /// Ends every process of that name, as an operator's mistake or the kernel would.
+    pub fn kill(&self, process: &str) {
+        self.container.exec(&["pkill", "-KILL", "-x", process]).ok();
+    }
+
+    fn explain(&self) {
+        let tail = self.container.exec(&["tail", "-n", "30", "/var/log/kind/kubelet.log"]);
+        eprintln!("--- log of the container\n{}--- end of kubelet's log\n{}---", self.container.logs(), tail.stdout);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.explain();
+        }
+    }
+}
+
+pub fn kubectl_with(kubeconfig: &std::path::Path, arguments: &[&str]) -> Outcome {
+    run(kubectl_command(kubeconfig).args(arguments), LIMIT)
+}
+
+fn kubectl_command(kubeconfig: &std::path::Path) -> Command {
+    let mut command = Command::new(&tools().kubectl);
+    // Its cache belongs to the session, and no proxy stands between this machine and itself.
+    command.env("KUBECONFIG", kubeconfig).env("HOME", &session().dir).env("NO_PROXY", "*");
+    command
+}
+
+/// Status and body of a URL, or nothing when nobody answers.
+pub fn fetch(url: &str) -> Option<(u16, String)> {
+    fetch_within(Duration::from_secs(5), url)
+}
+
+pub fn fetch_within(limit: Duration, url: &str) -> Option<(u16, String)> {
+    let config = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(limit));
+    let mut response = Agent::from(config.build()).get(url).call().ok()?;
+    Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
+}
+
+/// The cluster of the tests that only look, or add what no other test minds. It is on a network that
+/// a user made, as CI services are: its resolver is Docker's own, 127.0.0.11.
+pub fn shared() -> Shared {
+    static SHARED: OnceLock<(Network, Cluster, Result<Duration, String>)> = OnceLock::new();
+    let (network, cluster, ready) = SHARED.get_or_init(|| {
+        let network = Network::create("shared", &[]);
+        let aliases = ["--network", &network.name, "--network-alias", "my-cluster", "--network-alias", "docker"];
+        let cluster = Cluster::start(&aliases);
+        let ready = cluster.ready_within(BOOT_LIMIT);
+        (network, cluster, ready)
+    });
+    let shared = Shared { cluster, network: &network.name };
+    if let Err(why) = ready {
+        panic!("the cluster that the tests share is not ready: {why}");
+    }
+    shared
+}
+
+/// Tells about the shared cluster when the test that holds this fails.
+pub struct Shared {
+    cluster: &'static Cluster,
+    pub network: &'static str,
+}
+
+impl Deref for Shared {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.cluster
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.cluster.explain();
+        }
+    }
+}

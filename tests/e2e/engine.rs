@@ -1,0 +1,177 @@
+//! The Docker engine of this machine, and what the tests make on it: all of it bears one label, by
+//! which a process that outlives this one removes it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::process::{run, Outcome};
+
+/// For commands that answer at once on a machine that is not busy.
+const LIMIT: Duration = Duration::from_secs(60);
+/// In the image, as the bake wrote it.
+const CLUSTER_FILE: &str = "/kind/cluster.json";
+/// What pods and builds of the tests are made of; baked in.
+pub const BUSYBOX: &str = "kind-lab/busybox:1";
+
+/// The image under test.
+pub fn image() -> &'static str {
+    static IMAGE: OnceLock<String> = OnceLock::new();
+    IMAGE
+        .get_or_init(|| std::env::var("KIND_IMAGE").expect("KIND_IMAGE names no image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"))
+}
+
+pub fn docker(arguments: &[&str]) -> Outcome {
+    docker_within(LIMIT, arguments)
+}
+
+pub fn docker_within(limit: Duration, arguments: &[&str]) -> Outcome {
+    run(Command::new("docker").args(arguments), limit)
+}
+
+/// This run of the tests.
+pub struct Session {
+    pub label: String,
+    /// Removed at the end.
+    pub dir: PathBuf,
+    /// Holds the other end of the cleaner's pipe.
+    _cleaner: Child,
+}
+
+pub fn session() -> &'static Session {
+    static SESSION: OnceLock<Session> = OnceLock::new();
+    SESSION.get_or_init(|| {
+        let label = format!("kind-e2e={}", std::process::id());
+        let dir = std::env::temp_dir().join(format!("kind-e2e-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("the temporary directory can be written");
+        Session { _cleaner: start_cleaner(&label, &dir), label, dir }
+    })
+}
+
+/// Its standard input ends when this process does, however that happens; what is left goes then.
+fn start_cleaner(label: &str, dir: &Path) -> Child {
+    use std::os::unix::process::CommandExt;
+    let script = r#"
+        read -r _
+        docker ps --all --quiet --filter "label=$1" | xargs -r docker rm --force --volumes
+        docker network ls --quiet --filter "label=$1" | xargs -r docker network rm
+        rm -rf "$2"
+    "#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "cleaner", label]).arg(dir);
+    // A group of its own, which Ctrl-C does not reach.
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("sh is there")
+}
+
+/// A container that is removed, with its volumes, when the test ends.
+pub struct Container {
+    pub id: String,
+}
+
+impl Container {
+    /// `docker create`, with what follows it.
+    pub fn create(arguments: &[&str]) -> Container {
+        Container { id: docker(&[&["create", "--label", &session().label], arguments].concat()).ok() }
+    }
+
+    pub fn start(&self) {
+        docker(&["start", &self.id]).ok();
+    }
+
+    /// A running container of the image under test whose init is another command.
+    pub fn idle(arguments: &[&str], command: &[&str]) -> Container {
+        let (entrypoint, rest) = command.split_first().expect("a command has a name");
+        let container = Container::create(&[arguments, &["--entrypoint", entrypoint, image()], rest].concat());
+        container.start();
+        container
+    }
+
+    pub fn exec(&self, arguments: &[&str]) -> Outcome {
+        docker(&[&["exec", &self.id], arguments].concat())
+    }
+
+    /// A field of `docker inspect`, as a Go template.
+    pub fn inspect(&self, template: &str) -> String {
+        docker(&["inspect", "--format", template, &self.id]).ok()
+    }
+
+    pub fn copy_to(&self, from: &Path, to: &str) {
+        docker(&["cp", &from.to_string_lossy(), &format!("{}:{to}", self.id)]).ok();
+    }
+
+    pub fn logs(&self) -> String {
+        docker(&["logs", &self.id]).output()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        docker(&["rm", "--force", "--volumes", &self.id]);
+    }
+}
+
+/// A network that is removed when the test ends: declare it before the containers on it.
+pub struct Network {
+    pub name: String,
+}
+
+impl Network {
+    pub fn create(name: &str, arguments: &[&str]) -> Network {
+        let name = format!("kind-e2e-{}-{name}", std::process::id());
+        docker(&[&["network", "create", "--label", &session().label], arguments, &[&name]].concat()).ok();
+        Network { name }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        docker(&["network", "rm", &self.name]);
+    }
+}
+
+/// What the tests take out of the image under test.
+pub struct Tools {
+    pub kubectl: PathBuf,
+    pub kind: PathBuf,
+    /// `namespace/name` of the pods that the bake left.
+    pub baked_pods: Vec<String>,
+    /// Ids of the bake's containers.
+    pub baked_containers: Vec<String>,
+    pub kubernetes_version: String,
+    pub static_ip: String,
+}
+
+pub fn tools() -> &'static Tools {
+    static TOOLS: OnceLock<Tools> = OnceLock::new();
+    TOOLS.get_or_init(|| {
+        let container = Container::create(&[image()]);
+        let take = |path: &str| {
+            let to = session().dir.join(Path::new(path).file_name().expect("it names a file"));
+            docker(&["cp", &format!("{}:{path}", container.id), &to.to_string_lossy()]).ok();
+            to
+        };
+        let text = std::fs::read_to_string(take(CLUSTER_FILE)).expect("it was just copied");
+        let cluster: Value = serde_json::from_str(&text).expect("the bake writes JSON");
+        let list = |name: &str| cluster[name].as_array().unwrap_or_else(|| panic!("{CLUSTER_FILE} has no {name}")).iter();
+        let text = |value: &Value| value.as_str().expect("it is text").to_string();
+        Tools {
+            kubectl: take("/usr/local/bin/kubectl"),
+            kind: take("/usr/local/bin/kind"),
+            baked_pods: list("pods").map(|pod| text(&pod["name"])).collect(),
+            baked_containers: list("containers").map(text).collect(),
+            kubernetes_version: text(&cluster["kubernetesVersion"]),
+            static_ip: text(&cluster["staticIP"]),
+        }
+    })
+}
+
+/// A port that is free on this machine, for the moment.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    listener.local_addr().expect("it is bound").port()
+}

@@ -1,0 +1,86 @@
+//! What cannot work ends at once, with a line that says what to do about it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::engine::{docker_within, image, tools, Container, Network};
+use crate::process::{poll, run};
+
+/// Time for a refusal, `docker run` included.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Runs the image in the foreground and returns the one line with which it ends.
+fn refused(arguments: &[&str]) -> String {
+    let container = Container::create(&[arguments, &[image()]].concat());
+    let outcome = docker_within(LIMIT, &["start", "--attach", &container.id]);
+    let log = container.logs();
+    assert!(outcome.took < LIMIT, "it was still running after {} s:\n{log}", LIMIT.as_secs());
+    assert_eq!(container.inspect("{{.State.Running}}"), "false");
+    let status = container.inspect("{{.State.ExitCode}}");
+    assert!(status != "0" && status != "137", "it ended with {status}:\n{log}");
+    let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
+    assert_eq!(errors.len(), 1, "one line says why:\n{log}");
+    let ugly = ["panicked", "Some(", "Err(", "Os {", "RUST_BACKTRACE"];
+    assert!(!ugly.iter().any(|mark| log.contains(mark)) && !log.contains("WARN"), "nobody wants to read this:\n{log}");
+    log.trim_end().to_string()
+}
+
+#[track_caller]
+fn assert_says(log: &str, words: &[&str]) {
+    for word in words {
+        assert!(log.contains(word), "{word} is not in:\n{log}");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_container_that_is_not_privileged_is_told_so() {
+    assert_says(&refused(&[]), &["not privileged", "--privileged"]);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_static_ip_that_is_none_or_not_the_baked_one_is_refused() {
+    assert_says(&refused(&["--privileged", "--env", "STATIC_IP=nonsense"]), &["STATIC_IP=nonsense", "not an IPv4 address"]);
+    assert_says(&refused(&["--privileged", "--env", "STATIC_IP=172.99.98.7"]), &["STATIC_IP=172.99.98.7", "baked with"]);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_network_in_which_the_static_ip_is_taken_is_refused() {
+    let ip = tools().static_ip.as_str();
+    let prefix = ip.rsplit_once('.').expect("it is an IPv4 address").0;
+    let subnet = format!("{prefix}.0/24");
+    {
+        let network = Network::create("gateway", &["--subnet", &subnet, "--gateway", ip]);
+        assert_says(&refused(&["--privileged", "--network", &network.name]), &[ip, "gateway"]);
+    }
+    let network = Network::create("neighbour", &["--subnet", &subnet, "--gateway", &format!("{prefix}.254")]);
+    let neighbour = Container::idle(&["--network", &network.name, "--ip", ip], &["sleep", "infinity"]);
+    assert_says(&refused(&["--privileged", "--network", &network.name]), &[ip, "another machine"]);
+    drop(neighbour);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_port_that_is_taken_is_named() {
+    for port in ["10080", "8443", "2375"] {
+        let listen = format!("TCP-LISTEN:{port},fork,reuseaddr");
+        let holder = Container::idle(&[], &["socat", &listen, "EXEC:cat"]);
+        let listening = || holder.exec(&["bash", "-c", &format!("exec 3<>/dev/tcp/127.0.0.1/{port}")]).succeeded().then_some(());
+        poll(LIMIT, listening).unwrap_or_else(|| panic!("nobody listens on {port}: {}", holder.logs()));
+        let network = format!("container:{}", holder.id);
+        assert_says(&refused(&["--privileged", "--network", &network]), &[port, "use"]);
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_build_with_no_engine_says_so() {
+    let mut build = Command::new(crate::bake::build_sh());
+    build.args(["--bundle", "/nowhere", "kind-e2e:none"]).env("DOCKER_HOST", "unix:///nonexistent");
+    let outcome = run(&mut build, LIMIT);
+    assert!(!outcome.succeeded() && outcome.took < LIMIT, "{outcome}");
+    assert_eq!(outcome.output().lines().count(), 1, "one line says why: {outcome}");
+    assert_says(&outcome.stderr, &["build: error: no Docker engine answers", "/nonexistent"]);
+}

@@ -1,0 +1,71 @@
+//! `docker stop`, and what a second start finds.
+
+use std::time::{Duration, Instant};
+
+use crate::api::Api;
+use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT};
+use crate::engine::{docker, tools};
+use crate::process::wait_for;
+use crate::readiness::check_log;
+
+/// After which Docker kills a container.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Stops the container and checks how it ended; its log from then on.
+fn stop(cluster: &Cluster) -> String {
+    let before = cluster.container.logs().len();
+    let started = Instant::now();
+    docker(&["stop", &cluster.container.id]).ok();
+    let took = started.elapsed();
+    assert!(took < STOP_LIMIT, "docker stop took {:.1} s", took.as_secs_f64());
+    assert_eq!(cluster.container.inspect("{{.State.ExitCode}} {{.State.OOMKilled}}"), "0 false");
+    let log = cluster.container.logs()[before..].to_string();
+    assert!(log.contains("SIGTERM") && log.lines().last().is_some_and(|line| line.contains("stopped")), "{log}");
+    log
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_built_since() {
+    let cluster = Cluster::ready(&[]);
+    cluster.build("since:1", "built since").ok();
+    cluster.kubectl(&["create", "deployment", "since", "--image=since:1"]).ok();
+    cluster.kubectl(&["rollout", "status", "deployment", "since", "--timeout=60s"]).ok();
+    cluster.inner_docker(&["run", "--detach", "--name", "of-docker", "since:1"]).ok();
+    let first: Vec<String> =
+        Api::new(&cluster).baked_pods().expect("the API server answers").into_iter().flat_map(|pod| pod.containers).collect();
+    let log = stop(&cluster);
+
+    cluster.container.start();
+    let status = wait_for("an answer", LIMIT, || cluster.status(KUBERNETES_READY));
+    assert_eq!(status, 404, "the second start served the first one's readiness");
+    cluster.wait_until_ready();
+    let pods = Api::new(&cluster).baked_pods().expect("the API server answers");
+    assert_eq!(pods.len(), tools().baked_pods.len(), "{pods:?}");
+    let of_first = |pod: &crate::api::Pod| pod.containers.iter().any(|id| first.contains(id));
+    assert!(pods.iter().all(|pod| pod.runs_in_this_boot() && !of_first(pod)), "{pods:?}, of the first start were {first:?}");
+    let deployments = cluster.kubectl(&["get", "deployments,pods", "--output=name"]).ok();
+    assert_eq!(deployments, "", "the first start's objects are still there");
+    // Nor does anything run that the API server does not know of.
+    let processes = cluster.container.exec(&["pgrep", "-x", "httpd"]).stdout;
+    let baked_servers = if tools().baked_pods.iter().any(|pod| pod.starts_with("from-hook/")) { 1 } else { 0 };
+    assert_eq!(processes.lines().count(), baked_servers, "a server of the first start still runs");
+
+    cluster.inner_docker(&["image", "inspect", "since:1"]).ok();
+    let containers = cluster.inner_docker(&["ps", "--all", "--format", "{{.Names}}"]).ok();
+    assert!(containers.lines().any(|name| name == "of-docker"), "Docker's own containers are kept, as dind keeps them: {containers}");
+    cluster.kubectl(&["run", "again", "--image=since:1"]).ok();
+    cluster.wait_for_pod(&["again"]);
+    cluster.build("since:2", "and another").ok();
+    stop(&cluster);
+    // Last, so that nothing else goes unseen for it.
+    check_log(&log);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_stop_in_the_middle_of_the_boot_is_orderly_too() {
+    let cluster = Cluster::start(&[]);
+    wait_for("docker-ready", LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
+    stop(&cluster);
+}
