@@ -62,7 +62,7 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
     kubelet.restart();
     step("cluster set up", || {
         kubeadm.set_up_cluster(has_dns)?;
-        apply_text(&storage_class())?;
+        apply_text(ADDITIONS)?;
         bundle.manifests()?.iter().try_for_each(|path| apply(path))
     })?;
     step("every pod Ready", || wait::for_everything(init, &api))?;
@@ -102,9 +102,11 @@ fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Served by kube-controller-manager itself, at no cost in pods.
-fn storage_class() -> String {
-    "apiVersion: storage.k8s.io/v1
+/// What kubeadm's phases leave out: a default StorageClass, served by kube-controller-manager itself
+/// at no cost in pods; and the API server's right to ask kubelet, for `kubectl exec` and `logs`, which
+/// kubeadm gives together with tokens for joining, and nobody joins.
+const ADDITIONS: &str = "\
+apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata:
   name: standard
@@ -113,9 +115,20 @@ metadata:
 provisioner: kubernetes.io/host-path
 reclaimPolicy: Delete
 volumeBindingMode: Immediate
-"
-    .to_string()
-}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: kubeadm:apiserver-kubelet-client
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: system:kubelet-api-admin
+subjects:
+- apiGroup: rbac.authorization.k8s.io
+  kind: User
+  name: kube-apiserver-kubelet-client
+";
 
 fn apply_text(manifest: &str) -> Result<()> {
     let path = Path::new(crate::config::RUN_DIR).join("manifest.yaml");
