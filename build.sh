@@ -107,8 +107,10 @@ images=${KIND_IMAGES:-$here/images.sh}
 # On the volume, which the commit leaves out.
 docker cp "$bundle/." "$container:/var/lib/docker/bundle" >/dev/null
 # Values reach hooks through exec: a commit would keep what run was given.
+# In the background, because bash heeds a signal only between commands, or while it waits.
 docker exec -e STATIC_IP="${STATIC_IP:-}" -e KIND_SANS="${KIND_SANS:-}" "${pass[@]}" "$container" \
-  kind bake --bundle /var/lib/docker/bundle || die "the bake failed; why is said above"
+  kind bake --bundle /var/lib/docker/bundle &
+wait $! || die "the bake failed; why is said above"
 began=$SECONDS
 docker commit --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' "$container" "$image" >/dev/null
 for tag in "${names[@]:1}"; do docker tag "$image" "$tag"; done

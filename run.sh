@@ -25,7 +25,8 @@ has_failed() {
 
 ! docker container inspect kind >/dev/null 2>&1 || die "there is a container named kind already: docker rm --force --volumes kind"
 began=$(date +%s%N)
-started=$(docker run --detach --name kind --privileged -p 8443:8443 -p 10080:10080 -p 2375:2375 "$image" 2>&1 >/dev/null) || {
+started=$(docker run --detach --name kind --privileged \
+  -p 127.0.0.1:8443:8443 -p 127.0.0.1:10080:10080 -p 127.0.0.1:2375:2375 "$image" 2>&1 >/dev/null) || {
   docker rm --force --volumes kind >/dev/null 2>&1 || true
   die "$image cannot be started (it wants the ports 2375, 8443 and 10080): ${started%%$'\n'*}"
 }
@@ -35,6 +36,9 @@ for state in docker-ready kubernetes-ready; do
       docker logs kind >&2
       die "$image did not become ready; its log is above. Remove it with: docker rm --force --volumes kind"
     }
+    # The init gives up after 300 s by itself; past that, it is this script that does not reach it.
+    [ "$((($(date +%s%N) - began) / 1000000000))" -lt 330 ] \
+      || die "127.0.0.1:10080 does not tell of $state: is the engine on another machine? See: docker logs kind"
     sleep 0.05
   done
   printf '%-16s after %5.1f s\n' "$state" "$((($(date +%s%N) - began) / 1000000))e-3"

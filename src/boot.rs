@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::cluster::{monitor, Cluster};
-use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET};
+use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR};
 use crate::daemons::{self, containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -63,10 +63,15 @@ pub fn prepare_node(static_ip: Ipv4Addr) -> Result<Network> {
     Ok(Network { mtu, dns: resolver::prepare(static_ip)? })
 }
 
-/// Whether containerd answers; when it does not, the boot has failed and said so.
+/// Whether containerd answers. When it does not, the boot has failed and says so.
 pub fn start_containerd(init: &Arc<Init>, pause_image: &str) -> Result<bool> {
     let containerd = daemons::supervise(init, containerd::spec(pause_image.to_string()))?;
-    Ok(containerd.wait_until_answers(2 * DAEMON_LIMIT))
+    let answers = containerd.wait_until_answers(2 * DAEMON_LIMIT);
+    if !answers {
+        // One that keeps dying was given up with the end of its log; this is one that hangs.
+        init.fail(&Error::new("containerd does not answer").advise(format!("Its log is {LOG_DIR}/containerd.log in the container")), 1);
+    }
+    Ok(answers)
 }
 
 fn refuse_another_static_ip(init: &Init, cluster: &Cluster) -> Result<()> {
@@ -92,7 +97,7 @@ fn give_up_in_time(init: &Arc<Init>) {
     let init = init.clone();
     std::thread::spawn(move || {
         init.pause(CLUSTER_LIMIT);
-        if !init.stopping() && !init.readiness.exists(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
+        if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
             let waiting = init.waiting();
             let waiting = if waiting.is_empty() { "the API server or the DNS".to_string() } else { waiting.join(", ") };
             init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);

@@ -87,7 +87,8 @@ impl Init {
     pub fn fail(&self, error: &Error, status: u8) {
         let mut ending = self.ending();
         if ending.requested || ending.status != 0 {
-            return;
+            // The first failure is the one to show; what it drags along is for the log.
+            return log::error!(target: "boot", "also: {error}");
         }
         ending.status = status;
         drop(ending);

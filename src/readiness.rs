@@ -93,13 +93,18 @@ impl Readiness {
     /// Takes note of something that happened; what happens again is not noted again.
     pub fn milestone(&self, name: &str) {
         let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        if timeline.lines().any(|line| line.ends_with(&format!(" {name}"))) {
+        if reached(&timeline, name) {
             return;
         }
         timeline.push_str(&format!("{:.3} {name}\n", since_start().as_secs_f64()));
         if let Err(error) = self.publish(TIMELINE, timeline.as_bytes()) {
             log::error!(target: "readiness", "{error}");
         }
+    }
+
+    /// Whether something has happened in this start, whatever became of it since.
+    pub fn has_reached(&self, name: &str) -> bool {
+        reached(&self.timeline.lock().unwrap_or_else(PoisonError::into_inner), name)
     }
 
     /// The milestones in one line: `store 0.041 s, containerd 0.105 s`.
@@ -151,6 +156,10 @@ impl Readiness {
             Err(error) => log::error!(target: "readiness", "{error}"),
         }
     }
+}
+
+fn reached(timeline: &str, name: &str) -> bool {
+    timeline.lines().any(|line| line.split_once(' ').is_some_and(|(_, have)| have == name))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::config::{
     ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR,
     SERVICE_SUBNET,
 };
+use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::reaper;
@@ -95,7 +96,7 @@ impl Kubeadm {
     fn phase(&self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new("kubeadm");
         command.args(["init", "phase"]).args(arguments).args(["--config", &self.configuration]);
-        reaper::run(command.env("KUBECONFIG", ADMIN_KUBECONFIG)).map(drop)
+        reaper::run(without_proxy(command.env("KUBECONFIG", ADMIN_KUBECONFIG))).map(drop)
     }
 }
 

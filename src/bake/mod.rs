@@ -145,7 +145,7 @@ fn kubectl(arguments: &[&str]) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(20);
     let mut last = None;
     let done = reaper::poll(Duration::from_millis(500), LIMIT, || {
-        match reaper::run(Command::new("kubectl").arg("--kubeconfig").arg(ADMIN_KUBECONFIG).args(arguments)) {
+        match reaper::run(daemons::without_proxy(Command::new("kubectl").arg("--kubeconfig").arg(ADMIN_KUBECONFIG).args(arguments))) {
             Ok(_) => Some(()),
             Err(error) => {
                 last = Some(error);

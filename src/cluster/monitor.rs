@@ -23,6 +23,7 @@ pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
     let mut served = false;
     while !init.stopping() {
         if !api.is_ready() {
+            init.readiness.update(|conditions| (conditions.api_server, conditions.dns) = (false, false));
             init.pause(POLL);
             continue;
         }
@@ -32,11 +33,13 @@ pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
             serve_credentials(init)?;
             served = true;
         }
-        // The watch ends when the server does, or when it wants the list asked anew.
+        // A watch that ends in order wants the list asked anew, every half hour or so; or the server
+        // has ended, and the next round finds out.
         if let Err(error) = follow(init, &api, cluster) {
             log::debug!(target: "cluster", "{error}");
+            init.readiness.update(|conditions| (conditions.api_server, conditions.dns) = (false, false));
+            init.pause(POLL);
         }
-        init.readiness.update(|conditions| (conditions.api_server, conditions.dns) = (false, false));
     }
     Ok(())
 }

@@ -30,8 +30,11 @@ pub fn container_ids(pod: &Value) -> Vec<String> {
 /// The baked etcd remembers Ready=True and Running from the build. Clocks may lie about when a
 /// container started, but its id is new in every boot.
 pub fn state(pod: &Value, baked: &BTreeSet<String>) -> State {
-    if pod.pointer("/status/phase").and_then(Value::as_str) == Some("Succeeded") {
-        return Ok(());
+    match pod.pointer("/status/phase").and_then(Value::as_str) {
+        Some("Succeeded") => return Ok(()),
+        // Its owner, a Job for example, has another one in its place.
+        Some("Failed") if pod.pointer("/metadata/ownerReferences/0").is_some() && !is_static(pod) => return Ok(()),
+        _ => {}
     }
     let containers: Vec<&Value> = statuses(pod, "containerStatuses").collect();
     if containers.is_empty() {
@@ -107,6 +110,10 @@ mod tests {
     fn a_pod_that_has_done_its_work_is_not_waited_for() {
         let mut done = pod("old", "False");
         done["status"]["phase"] = json!("Succeeded");
+        assert_eq!(state(&done, &baked()), Ok(()));
+        done["status"]["phase"] = json!("Failed");
+        assert!(state(&done, &baked()).is_err());
+        done["metadata"]["ownerReferences"] = json!([{"kind": "Job", "controller": true}]);
         assert_eq!(state(&done, &baked()), Ok(()));
     }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
-use crate::daemons::{answers_ok, Spec};
+use crate::daemons::{answers_ok, without_proxy, Spec};
 use crate::error::Error;
 
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
@@ -25,6 +25,7 @@ pub fn spec(node_ip: Ipv4Addr) -> Spec {
             command.args(kubeadm_flags(&text));
             // The container's name and first address change with every start; the node's do not.
             command.args([format!("--hostname-override={NODE_NAME}"), format!("--node-ip={node_ip}")]);
+            without_proxy(&mut command);
             Ok(command)
         }),
         answers: Box::new(is_healthy),

@@ -20,7 +20,7 @@ use crate::init::Init;
 use crate::readiness::Conditions;
 use crate::reaper::{self, Child, Handle};
 
-/// A daemon that ran this long had started well: the next death counts as the first again.
+/// A daemon that answered for this long had started well: the next death counts as the first again.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// Deaths in a row after which restarting is given up; the pauses before that add up to 6 s.
 const MAX_DEATHS: u32 = 6;
@@ -131,8 +131,8 @@ pub fn supervise(init: &Arc<Init>, spec: Spec) -> Result<Arc<Daemon>> {
 fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
     let mut deaths = 0;
     while !init.stopping() {
-        let started = Instant::now();
-        let ended = start(init, daemon, spec).map(|child| follow(init, daemon, spec, &child));
+        let mut answered = None;
+        let ended = start(init, daemon, spec).map(|child| follow(init, daemon, spec, &child, &mut answered));
         let up = |conditions: &mut Conditions, up| {
             if let Some(condition) = (spec.condition)(conditions) {
                 *condition = up
@@ -146,7 +146,7 @@ fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
         if std::mem::take(&mut daemon.state().restarting) {
             continue;
         }
-        deaths = if started.elapsed() >= HEALTHY { 1 } else { deaths + 1 };
+        deaths = if answered.is_some_and(|at: Instant| at.elapsed() >= HEALTHY) { 1 } else { deaths + 1 };
         let (what, status) = match &ended {
             Ok(status) => (reaper::describe(*status).to_string(), reaper::exit_code(*status).max(1)),
             Err(error) => (error.to_string(), 127),
@@ -176,7 +176,7 @@ fn start(init: &Init, daemon: &Daemon, spec: &Spec) -> Result<Child> {
 }
 
 /// Waits for the process to answer, then to end.
-fn follow(init: &Init, daemon: &Daemon, spec: &Spec, child: &Child) -> ExitStatus {
+fn follow(init: &Init, daemon: &Daemon, spec: &Spec, child: &Child, answered: &mut Option<Instant>) -> ExitStatus {
     let started = Instant::now();
     while !(spec.answers)() {
         if let Some(status) = child.wait_timeout(POLL) {
@@ -190,6 +190,7 @@ fn follow(init: &Init, daemon: &Daemon, spec: &Spec, child: &Child) -> ExitStatu
     }
     log::info!(target: spec.name, "answers, {:.2} s after its start", started.elapsed().as_secs_f64());
     init.readiness.milestone(spec.name);
+    *answered = Some(Instant::now());
     daemon.change(|state| state.answers = true);
     init.readiness.update(|conditions| {
         if let Some(condition) = (spec.condition)(conditions) {
@@ -197,6 +198,14 @@ fn follow(init: &Init, daemon: &Daemon, spec: &Spec, child: &Child) -> ExitStatu
         }
     });
     child.wait()
+}
+
+/// Our own clients talk to addresses of this node: a proxy of the environment is for pulls alone.
+pub fn without_proxy(command: &mut Command) -> &mut Command {
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Whether `GET path` on an open connection is answered with 200.

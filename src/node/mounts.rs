@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::mount::{mount, MsFlags};
 
+use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
 
 const NONE: Option<&str> = None;
@@ -26,7 +27,11 @@ pub fn prepare() -> Result<()> {
 /// Mounts that the cluster needs.
 pub fn prepare_for_cluster() -> Result<()> {
     // Sockets, pid files and network namespaces of a former start must not be taken for live ones.
-    if !has_mounts_below("/run") {
+    if has_mounts_below("/run") {
+        // What the user mounted there, a secret for example, must stay visible.
+        ["/run/containerd", "/run/docker", "/run/cni", "/run/netns", RUN_DIR].iter().try_for_each(|part| tmpfs(part, "mode=755"))?;
+        let _ = fs::remove_file("/run/docker.pid");
+    } else {
         tmpfs("/run", "mode=755")?;
     }
     // kubelet reads the kernel's log and does not start without it.
@@ -59,7 +64,7 @@ fn is_mount_point(path: &str) -> bool {
     mount_points().iter().any(|point| point == path)
 }
 
-/// Whether `path` or anything below it is a mount: a file that the user mounted there must stay visible.
+/// Whether `path` or anything below it is a mount.
 fn has_mounts_below(path: &str) -> bool {
     mount_points().iter().any(|point| Path::new(point).starts_with(path))
 }

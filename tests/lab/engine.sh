@@ -41,7 +41,7 @@ start() {
   mtu=$(cat "/sys/class/net/${device:-lo}/mtu")
   [ "$mtu" -ge 1500 ] || flags+=(--mtu "$mtu")
   # A pid file of a machine that was cloned or killed keeps dockerd from starting.
-  as_root rm -f /var/run/docker.pid
+  pgrep -x dockerd >/dev/null || as_root rm -f /var/run/docker.pid
   as_root setsid dockerd --storage-driver overlay2 --group "$(id -gn)" "${flags[@]}" \
     >"$engine_log" 2>&1 </dev/null &
   engine=$!
@@ -58,10 +58,12 @@ wait_for_answer() {
 }
 
 if ! answers; then
-  need dockerd:docker.io iptables:iptables /etc/ssl/certs/ca-certificates.crt:ca-certificates
+  need pgrep:procps dockerd:docker.io iptables:iptables /etc/ssl/certs/ca-certificates.crt:ca-certificates
   # Up to Debian 12, the package above has brought it.
   need docker:docker-cli
   # Where there is an init system, the package has started the engine already.
+  ! as_root docker version >/dev/null 2>&1 || answers \
+    || die "an engine runs, but $(id -un) may not use it: run this as root, or: sudo usermod -aG docker $(id -un), and log in again"
   answers || { start && timed "Docker engine" wait_for_answer; }
 fi
 check_privileged
