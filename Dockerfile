@@ -13,7 +13,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=docker /usr/local/bin/ /usr/local/bin/
 COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
-ENV DOCKER_TLS_CERTDIR=""
+ENV DOCKER_TLS_CERTDIR="" KUBECONFIG=/etc/kubernetes/admin.conf
 VOLUME /var/lib/docker
 EXPOSE 2375 8443 10080
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
