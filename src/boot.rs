@@ -99,7 +99,11 @@ fn give_up_in_time(init: &Arc<Init>) {
         init.pause(CLUSTER_LIMIT);
         if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
             let waiting = init.waiting();
-            let waiting = if waiting.is_empty() { "the API server or the DNS".to_string() } else { waiting.join(", ") };
+            let waiting = if waiting.is_empty() {
+                (if init.readiness.conditions().api_server { "the DNS" } else { "the API server" }).to_string()
+            } else {
+                waiting.join(", ")
+            };
             init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);
         }
     });

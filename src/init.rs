@@ -98,6 +98,17 @@ impl Init {
         }
     }
 
+    /// A cluster that was given up for being late, and is ready after all, has not failed.
+    pub fn forget_failure(&self) {
+        let before = std::mem::replace(&mut self.ending().status, 0);
+        if before != 0 {
+            log::info!(target: "boot", "ready after all");
+            if let Err(error) = self.readiness.retract(FAILED) {
+                log::error!(target: "readiness", "{error}");
+            }
+        }
+    }
+
     /// Takes note of the pods that are waited for.
     pub fn set_waiting(&self, now: Vec<String>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -154,12 +154,13 @@ conntrack:
     )
 }
 
-/// kubeadm's static pods probe every 10 s after a delay of 10 s, and wait for leases that the bake
+/// kubeadm's static pods probe every 10 s after a delay of 10 s, for 4 minutes (starved machines need
+/// more, and lose what they had when kubelet then starts them anew), and wait for leases that the bake
 /// left behind: patched, each is Ready as soon as it is.
 fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
     let mut patches = vec![];
     for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
-        let probe = format!("{{name: {name}, startupProbe: {{initialDelaySeconds: 0, periodSeconds: 1, failureThreshold: 240}}}}");
+        let probe = format!("{{name: {name}, startupProbe: {{initialDelaySeconds: 0, periodSeconds: 1, failureThreshold: 600}}}}");
         patches.push((format!("{name}0+strategic.yaml"), format!("spec: {{containers: [{probe}]}}\n")));
         let mut operations: Vec<String> = flags(name).iter().map(|flag| add("/spec/containers/0/command/-", flag)).collect();
         if name == "kube-controller-manager" {

@@ -3,19 +3,17 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-/// Answers take a millisecond; a lost datagram (kube-proxy is not there yet) is asked again.
-const ANSWER_LIMIT: Duration = Duration::from_millis(100);
 const PORT: u16 = 53;
 /// Every cluster has this Service.
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 const HEADER: usize = 12;
 
-/// Asks once for the address of the API server's Service.
-pub fn answers(server: Ipv4Addr) -> bool {
+/// Asks once for the address of the API server's Service, and waits no longer than `limit`.
+pub fn answers(server: Ipv4Addr, limit: Duration) -> bool {
     let ask = || {
         // A new socket for each question: conntrack would keep an old one on the way without kube-proxy.
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(ANSWER_LIMIT))?;
+        socket.set_read_timeout(Some(limit))?;
         socket.connect((server, PORT))?;
         let id = std::process::id() as u16;
         socket.send(&question(id, NAME))?;

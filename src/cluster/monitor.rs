@@ -13,10 +13,14 @@ use crate::cluster::{dns, pods, Cluster};
 use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
+use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG, KUBERNETES_READY};
 
 /// A refused connection costs nothing; an API server that starts is asked often to be caught at once.
 const POLL: Duration = Duration::from_millis(50);
+/// How long one question to the DNS is waited for, at first and in the end: until kube-proxy is
+/// there, questions are lost.
+const FIRST_ANSWER: Duration = Duration::from_millis(100);
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
     let api = Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?;
@@ -97,13 +101,19 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
         let Some(server) = cluster.dns else {
             return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
         };
-        while !dns::answers(server) {
+        // An answer takes a millisecond, and seconds on a starved machine.
+        let mut patience = FIRST_ANSWER;
+        while !dns::answers(server, patience) {
             if init.stopping() {
                 return;
             }
+            patience = (patience * 2).min(LAST_ANSWER);
             init.pause(POLL);
         }
         init.readiness.milestone("dns");
     }
     init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
+    if init.readiness.exists(KUBERNETES_READY) {
+        init.forget_failure();
+    }
 }
