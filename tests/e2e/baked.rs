@@ -37,6 +37,17 @@ fn an_image_of_images_sh_is_there_for_docker_and_for_pods() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn what_a_baked_layer_deletes_stays_deleted() {
+    // Whiteouts and opaque directories cannot lie in the outer image, and are unpacked at the start.
+    let cluster = shared();
+    let packed = cluster.container.exec(&["sh", "-c", "ls /kind/store/packed | wc -l"]).ok();
+    assert_eq!(packed, "1", "images.sh makes one layer that deletes");
+    let seen = cluster.inner_docker(&["run", "--rm", "deletes:1", "sh", "-c", "ls -d /deleted; ls /replaced"]);
+    assert_eq!(seen.stdout, "above\n", "{seen}");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn the_image_keeps_neither_the_scripts_nor_the_secret() {
     let secret = secret();
     for arguments in [["history", "--no-trunc", image()], ["image", "inspect", image()]] {
