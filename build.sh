@@ -8,7 +8,7 @@ usage() {
 Usage: ./build.sh (--debian | --bundle DIR) [--run] IMAGE [TAG...]
 
 Bakes IMAGE (a name, or name:tag), and gives it every TAG besides.
-  --debian      take everything from Debian packages, an engine included; nothing else is reached
+  --debian      take everything from Debian packages, an engine included; only crates.io is reached besides
   --bundle DIR  take Kubernetes and its images from a bundle
   --run         start the image when it is baked, and show how long it took to be ready
   --env NAME    pass a variable of this environment on to images.sh and the hooks; may be repeated

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 
 // Paths in the image, written by the bake.
-pub const BAKED_DIR: &str = "/kind";
 pub const CLUSTER_FILE: &str = "/kind/cluster.json";
 pub const STORE_DIR: &str = "/kind/store";
 pub const SEED_DIR: &str = "/kind/seed";

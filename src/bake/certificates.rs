@@ -37,27 +37,9 @@ pub fn make_authorities() -> Result<()> {
     for (name, common_name) in AUTHORITIES {
         let path = format!("{}/{name}", pki_dir());
         mounts::make_dir(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
-        let (key, certificate) = (format!("{path}.key"), format!("{path}.crt"));
         let subject = format!("/CN={common_name}");
-        openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-noenc",
-            "-keyout",
-            &key,
-            "-out",
-            &certificate,
-            "-days",
-            DAYS,
-            "-subj",
-            &subject,
-            "-addext",
-            "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign",
-            "-addext",
-            &format!("subjectAltName=DNS:{common_name}"),
-        ])?;
+        let extensions = ["keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign", &format!("subjectAltName=DNS:{common_name}")];
+        new_certificate(&subject, &format!("{path}.key"), &format!("{path}.crt"), None, &extensions)?;
     }
     Ok(())
 }
@@ -82,37 +64,21 @@ pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
 
 /// A new key and a certificate for it, signed by the cluster's authority.
 fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -> Result<()> {
-    let ca = format!("{}/ca", pki_dir());
-    let (ca_certificate, ca_key, usage) = (format!("{ca}.crt"), format!("{ca}.key"), format!("extendedKeyUsage={usage}"));
-    let mut arguments = vec![
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-noenc",
-        "-keyout",
-        key,
-        "-out",
-        certificate,
-        "-days",
-        DAYS,
-        "-subj",
-        subject,
-        "-CA",
-        &ca_certificate,
-        "-CAkey",
-        &ca_key,
-        "-addext",
-        "basicConstraints=critical,CA:FALSE",
-        "-addext",
-        "keyUsage=critical,digitalSignature,keyEncipherment",
-        "-addext",
-        &usage,
-    ];
-    if !names.is_empty() {
-        arguments.extend(["-addext", names]);
+    let usage = format!("extendedKeyUsage={usage}");
+    let mut extensions = vec!["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature,keyEncipherment", &usage];
+    extensions.extend(Some(names).filter(|names| !names.is_empty()));
+    new_certificate(subject, key, certificate, Some("ca"), &extensions)
+}
+
+/// A new key and a certificate for it, signed by an authority below the pki directory, or by itself.
+fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", DAYS, "-subj", subject, "-keyout", key, "-out", certificate]);
+    if let Some(authority) = authority.map(|name| format!("{}/{name}", pki_dir())) {
+        command.args(["-CA", &format!("{authority}.crt"), "-CAkey", &format!("{authority}.key")]);
     }
-    openssl(&arguments)
+    command.args(extensions.iter().flat_map(|extension| ["-addext", *extension]));
+    reaper::run(&mut command).map(drop)
 }
 
 /// Signs again whatever kubeadm signed for a year only.
@@ -133,19 +99,8 @@ pub fn extend_all() -> Result<()> {
 fn extend(path: &str, authority: &str) -> Result<()> {
     let authority = format!("{}/{authority}", pki_dir());
     let new = format!("{path}.new");
-    openssl(&[
-        "x509",
-        "-in",
-        path,
-        "-out",
-        &new,
-        "-days",
-        DAYS,
-        "-CA",
-        &format!("{authority}.crt"),
-        "-CAkey",
-        &format!("{authority}.key"),
-    ])?;
+    let (certificate, key) = (format!("{authority}.crt"), format!("{authority}.key"));
+    reaper::run(Command::new("openssl").args(["x509", "-in", path, "-out", &new, "-days", DAYS, "-CA", &certificate, "-CAkey", &key]))?;
     fs::rename(&new, path).map_err(|cause| Error::io("rename", &new, cause))
 }
 
@@ -172,8 +127,4 @@ fn write_secret(path: &str, text: &str) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|cause| Error::io("write", path, cause))
-}
-
-fn openssl(arguments: &[&str]) -> Result<()> {
-    reaper::run(Command::new("openssl").args(arguments)).map(drop)
 }

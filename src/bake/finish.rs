@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::bake::{hooks, wait};
 use crate::cluster::api::Api;
 use crate::cluster::{pods, Cluster, Pod};
-use crate::config::{BAKED_DIR, CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
+use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
 use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -112,6 +111,7 @@ pub fn clean_up(init: &Init) -> Result<()> {
         "/root/.docker",
         "/root/.bash_history",
         "/root/.cache",
+        "/root/.kube",
         LOG_DIR,
         STATE_DIR,
         "/var/log/containers",
@@ -129,6 +129,5 @@ pub fn clean_up(init: &Init) -> Result<()> {
 
 /// The last file of the bake: an image has a cluster exactly when it has this.
 pub fn write(cluster: &Cluster) -> Result<()> {
-    debug_assert!(Path::new(CLUSTER_FILE).starts_with(BAKED_DIR));
     fs::write(CLUSTER_FILE, format!("{:#}\n", cluster.to_json())).map_err(|cause| Error::io("write", CLUSTER_FILE, cause))
 }
