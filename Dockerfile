@@ -7,7 +7,11 @@ FROM ${DOCKER_IMAGE} AS docker
 
 # Debian's userland, because official kubelet binaries are linked to glibc; Docker's own are static.
 FROM ${DEBIAN_IMAGE} AS node
-RUN apt-get update \
+# Tells what the legacy builder leaves of a failed build from everything else; the finished image says otherwise.
+LABEL kind.stage=build
+ARG DEBIAN_MIRROR
+RUN if [ -n "$DEBIAN_MIRROR" ]; then sed -i "s|http://deb.debian.org|$DEBIAN_MIRROR|" /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null; fi \
+ ; apt-get update \
  && apt-get install --yes --no-install-recommends \
     bash ca-certificates conntrack ethtool iproute2 iptables kmod mount openssl procps socat \
  && rm -rf /var/lib/apt/lists/*
@@ -22,11 +26,13 @@ CMD []
 
 # The init, as a static binary: it runs on glibc, musl and scratch images alike.
 FROM ${RUST_IMAGE} AS init
+LABEL kind.stage=build
 WORKDIR /src
 ENV RUSTFLAGS="-C target-feature=+crt-static"
-# The certificates of the machine that builds, for networks whose proxy has an authority of its own.
-COPY Cargo.toml Cargo.lock ca.crt ./
+# Cargo.toml, Cargo.lock, vendored crates where there are some, and the certificates of the machine that
+# builds, for networks whose proxy has an authority of its own.
+COPY dependencies ./
 RUN echo 'export CARGO_HTTP_CAINFO=/src/ca.crt; [ -s /src/ca.crt ] || unset CARGO_HTTP_CAINFO; cargo build --release --locked --target "$(rustc -vV | sed -n "s/^host: //p")"' > /build \
  && mkdir src && echo 'fn main() {}' > src/main.rs && sh /build
-COPY src src
+COPY code ./
 RUN touch src/main.rs && sh /build && cp target/*/release/kind /kind

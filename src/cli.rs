@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use crate::error::{Error, Result};
 use crate::EXEC_WITH_SOCKET;
 
@@ -27,12 +29,20 @@ Environment:
 #[derive(Debug, PartialEq)]
 pub enum Invocation {
     Run(Run),
-    Bake { bundle: String },
+    Bake(Bake),
     Status,
     Healthcheck,
     ExecWithSocket(Vec<String>),
     Help,
     Version,
+}
+
+/// What follows `bake`.
+#[derive(Debug, PartialEq)]
+pub struct Bake {
+    pub bundle: PathBuf,
+    /// Bake to see which images the scripts get, save them here, and go no further.
+    pub save_images: Option<PathBuf>,
 }
 
 /// What follows `run`, read as docker:dind's entrypoint reads it.
@@ -51,8 +61,11 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["-h" | "--help" | "help"] => Ok(Invocation::Help),
         ["-V" | "--version" | "version"] => Ok(Invocation::Version),
         ["run", ..] => Ok(Invocation::Run(parse_run(&arguments[1..]))),
-        ["bake", "--bundle", bundle] => Ok(Invocation::Bake { bundle: bundle.to_string() }),
-        ["bake", ..] => Err(usage("bake takes --bundle DIR".into())),
+        ["bake", "--bundle", bundle] => Ok(Invocation::Bake(Bake { bundle: bundle.into(), save_images: None })),
+        ["bake", "--bundle", bundle, "--save-images", file] => {
+            Ok(Invocation::Bake(Bake { bundle: bundle.into(), save_images: Some(file.into()) }))
+        }
+        ["bake", ..] => Err(usage("bake takes --bundle DIR, and after it --save-images FILE".into())),
         ["status"] => Ok(Invocation::Status),
         ["healthcheck"] => Ok(Invocation::Healthcheck),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
@@ -98,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_wrong_line_says_where_to_look() {
-        for line in ["", "start", "bake", "bake --bundle", "status now", "--verbose"] {
+        for line in ["", "start", "bake", "bake --bundle", "bake --bundle /b --save-images", "status now", "--verbose"] {
             assert!(parsed(line).unwrap_err().to_string().contains("kind --help"), "{line}");
         }
     }
@@ -107,7 +120,7 @@ mod tests {
     fn help_and_version_and_the_rest_are_understood() {
         assert_eq!(parsed("--help").unwrap(), Invocation::Help);
         assert_eq!(parsed("--version").unwrap(), Invocation::Version);
-        assert_eq!(parsed("bake --bundle /b").unwrap(), Invocation::Bake { bundle: "/b".into() });
+        assert_eq!(parsed("bake --bundle /b").unwrap(), Invocation::Bake(Bake { bundle: "/b".into(), save_images: None }));
         assert_eq!(parsed("healthcheck").unwrap(), Invocation::Healthcheck);
     }
 }

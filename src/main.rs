@@ -24,16 +24,16 @@ mod status;
 mod stop;
 mod sys;
 
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::thread;
 
-use crate::cli::{Invocation, Run};
+use crate::cli::{Bake, Invocation, Run};
 use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::readiness::WAIT_SCRIPT;
 
 /// Our own hidden subcommand, which hands a listening socket on to a daemon.
 const EXEC_WITH_SOCKET: &str = "exec-with-socket";
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let done = match cli::parse(&arguments) {
         Ok(Invocation::Run(run)) => run_node(run),
-        Ok(Invocation::Bake { bundle }) => bake_image(bundle),
+        Ok(Invocation::Bake(bake)) => bake_image(bake),
         Ok(Invocation::Status) => status::print(),
         Ok(Invocation::Healthcheck) => status::healthcheck(),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
@@ -76,6 +76,7 @@ fn run_node(run: Run) -> Result<ExitCode> {
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     let signals = signals::register()?;
     init.readiness.clear()?;
+    init.readiness.publish(WAIT_SCRIPT, include_bytes!("../wait-for-kind.sh"))?;
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     files::serve(&init.config, init.config.path(STATE_DIR), names)?;
     in_boot_thread(&init, move |init| match &cluster {
@@ -86,12 +87,12 @@ fn run_node(run: Run) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn bake_image(bundle: String) -> Result<ExitCode> {
+fn bake_image(bake: Bake) -> Result<ExitCode> {
     let init = node_init()?;
     let signals = signals::register()?;
     init.readiness.clear()?;
     in_boot_thread(&init, move |init| {
-        bake::bake(init, Path::new(&bundle))?;
+        bake::bake(init, &bake)?;
         std::process::exit(0);
     })?;
     signals::serve(signals, &init);

@@ -22,8 +22,11 @@ pub const FAILED: &str = "failed";
 /// One line for each milestone: seconds since the init started, and its name.
 pub const TIMELINE: &str = "timeline";
 
+/// What a job waits with, for jobs whose image does not hold it.
+pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
+
 /// Everything that is served; nothing else is.
-pub const FILES: [&str; 8] = [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE];
+pub const FILES: [&str; 9] = [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT];
 
 /// What `docker-ready` and `kubernetes-ready` depend on, as last seen.
 #[derive(Clone, Debug, Default, PartialEq)]

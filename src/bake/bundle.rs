@@ -1,24 +1,30 @@
 //! The bundle: the directory with everything that a bake takes from outside.
 //!
-//! `bundle.env` (version, architecture), `bin/`, `cni/`, `images/*.tar`, and `manifests/*.yaml`.
+//! `bundle.env` (version, architecture), `bin/`, `cni/`, `images/*.tar`, and `manifests/*.yaml`. build.sh
+//! makes it, and checks it before anything is copied.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::config::CNI_BIN_DIR;
+use crate::daemons::containerd;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::reaper;
 
 const BIN_DIR: &str = "/usr/local/bin";
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
+/// In `images/`: what the scripts pulled when the bundle was made.
+const PULLED: &str = "pulled.tar";
 const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
 
 pub struct Bundle {
     directory: PathBuf,
     /// Such as `v1.36.2`.
     pub version: String,
+    /// Nothing needs a network: it holds what the scripts pulled when it was made.
+    pub complete: bool,
 }
 
 impl Bundle {
@@ -26,7 +32,11 @@ impl Bundle {
     pub fn open(directory: &Path) -> Result<Bundle> {
         let settings = directory.join("bundle.env");
         let text = fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this a bundle?"))?;
-        let bundle = Bundle { directory: directory.to_path_buf(), version: setting(&text, "KUBERNETES_VERSION", &settings)? };
+        let bundle = Bundle {
+            directory: directory.to_path_buf(),
+            version: setting(&text, "KUBERNETES_VERSION", &settings)?,
+            complete: text.lines().any(|line| line == "COMPLETE=1"),
+        };
         let (arch, ours) = (setting(&text, "ARCH", &settings)?, architecture());
         if arch != ours {
             return Err(Error::new(format!("the bundle is for {arch}, and this machine is {ours}"))
@@ -52,7 +62,12 @@ impl Bundle {
     /// Loads every image and returns their names.
     pub fn load_images(&self) -> Result<Vec<String>> {
         for archive in self.files("images", "tar")? {
-            reaper::run(Command::new("docker").args(["load", "--quiet", "--input"]).arg(&archive))?;
+            if archive.file_name().is_some_and(|name| name == PULLED) {
+                // Under all of their names, which `docker load` does not restore where they are digests.
+                containerd::ctr(&["images", "import", &archive.to_string_lossy()])?;
+            } else {
+                reaper::run(Command::new("docker").args(["load", "--quiet", "--input"]).arg(&archive))?;
+            }
         }
         let list = reaper::run(Command::new("docker").args(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]))?;
         Ok(list.lines().map(str::to_string).collect())
@@ -75,6 +90,24 @@ impl Bundle {
         files.sort();
         Ok(files)
     }
+}
+
+/// Saves every image that has come since there were only `known` ones: what the scripts pulled and
+/// built, and what kubelet pulled for them. Makes no file where there are none.
+pub fn save_images_but(known: &[String], file: &Path) -> Result<()> {
+    let names = containerd::images()?;
+    // CRI makes its second name of every image anew; what lost its name to another image nobody asks for.
+    let new: Vec<&str> = names
+        .iter()
+        .filter(|name| !known.contains(name) && !name.starts_with("sha256:") && !name.starts_with("moby-dangling@"))
+        .map(String::as_str)
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    containerd::ctr(&[&["images", "export", &file.to_string_lossy()], new.as_slice()].concat())?;
+    log::info!(target: "bake", "saved {}", new.join(", "));
+    Ok(())
 }
 
 fn setting(text: &str, name: &str, path: &Path) -> Result<String> {

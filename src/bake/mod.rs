@@ -18,11 +18,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bake::bundle::Bundle;
+use crate::bake::hooks::Hooks;
 use crate::bake::kubeadm::Kubeadm;
 use crate::boot;
+use crate::cli::Bake;
 use crate::cluster::api::Api;
 use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, DOCKER_SOCKET};
-use crate::daemons::{self, dockerd, kubelet};
+use crate::daemons::{self, containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::reaper;
@@ -30,13 +32,14 @@ use crate::reaper;
 /// Names under which CI systems reach the container, beside its static address and `KIND_SANS`.
 const CERTIFICATE_NAMES: [&str; 5] = ["localhost", "127.0.0.1", "kind", "docker", "kubernetes"];
 
-pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
-    let bundle = Bundle::open(directory)?;
+pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
+    let bundle = Bundle::open(&wanted.bundle)?;
     let static_ip = init.config.static_ip.unwrap_or(DEFAULT_STATIC_IP);
     let names = certificate_names(&static_ip.to_string(), &std::env::var("KIND_SANS").unwrap_or_default())?;
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
     let network = boot::prepare_node(static_ip)?;
     bundle.install()?;
+    dockerd::require_version()?;
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
     let pause = kubeadm.pause_image()?;
 
@@ -46,9 +49,12 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
         // The daemon's own failure was logged with the end of its log.
         return Err(Error::new("Docker did not start"));
     }
-    hooks::run(hooks::BEFORE_CLUSTER)?;
+    // Before the first script, which may pull what is there already.
     let loaded = step("images loaded", || bundle.load_images())?;
     let has_dns = kubeadm.check_images(&loaded)?;
+    let images = containerd::images()?;
+    let hooks = Hooks::prepare(static_ip, bundle.complete)?;
+    hooks.run(hooks::BEFORE_CLUSTER)?;
 
     step("certificates and manifests written", || {
         certificates::make_authorities()?;
@@ -66,9 +72,14 @@ pub fn bake(init: &Arc<Init>, directory: &Path) -> Result<()> {
         bundle.manifests()?.iter().try_for_each(|path| apply(path))
     })?;
     step("every pod Ready", || wait::for_everything(init, &api))?;
-    hooks::run(hooks::IMAGES)?;
-    hooks::run(hooks::AFTER_CLUSTER)?;
+    hooks.run(&[hooks::IMAGES])?;
+    hooks.run(hooks::AFTER_CLUSTER)?;
+    // What lost its name to a newer build of it would only make the image larger.
+    reaper::run(Command::new("docker").args(["image", "prune", "--force"]))?;
     step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;
+    if let Some(file) = &wanted.save_images {
+        return step("images of the scripts saved", || bundle::save_images_but(&images, file));
+    }
     certificates::extend_all()?;
 
     let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, names)?;

@@ -63,6 +63,11 @@ pub fn ctr(arguments: &[&str]) -> Result<String> {
     reaper::run(Command::new("ctr").args(["--address", CONTAINERD_SOCKET, "--namespace", NAMESPACE]).args(arguments))
 }
 
+/// The names of the images, Docker's and kubelet's.
+pub fn images() -> Result<Vec<String>> {
+    Ok(ctr(&["images", "ls", "--quiet"])?.lines().map(str::to_string).collect())
+}
+
 /// Ids of the containers and sandboxes of pods, whose `label` has `value` where one is given.
 pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
     let filter = match label {

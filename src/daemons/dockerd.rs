@@ -16,14 +16,33 @@ use crate::config::{CONTAINERD_SOCKET, DOCKER_PORT, DOCKER_SOCKET, NAMESPACE, RU
 use crate::daemons::{answers_ok, Spec};
 use crate::error::{Error, Result};
 use crate::node::{mounts, network::Network};
-use crate::{sys, EXEC_WITH_SOCKET};
+use crate::{reaper, sys, EXEC_WITH_SOCKET};
 
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
 /// docker:dind's own entrypoint: makes TLS certificates, chooses iptables, and execs dockerd.
 const DIND_ENTRYPOINT: &str = "dockerd-entrypoint.sh";
 /// Beside the socket.
 const PID_FILE: &str = "docker.pid";
+/// The first in which the image store of containerd is not called experimental.
+const OLDEST_DOCKER: u32 = 25;
 const PING_LIMIT: Duration = Duration::from_secs(2);
+
+/// Refuses a Docker that cannot keep its images in a containerd of ours: from 24 it can at all, and from
+/// 25 a container of it can be deleted without errors.
+pub fn require_version() -> Result<()> {
+    let advice = "DOCKER_IMAGE names where Docker comes from: take a tag of docker such as 29-dind";
+    let said = reaper::run(Command::new("dockerd").arg("--version")).map_err(|error| error.advise(advice))?;
+    match major_version(&said) {
+        Some(major) if major >= OLDEST_DOCKER => Ok(()),
+        _ => Err(Error::new(format!("this is {}; it takes Docker {OLDEST_DOCKER} or newer, whose images pods can run", said.trim()))
+            .advise(advice)),
+    }
+}
+
+/// Of a line such as `Docker version 28.5.1, build e180ab8`.
+fn major_version(said: &str) -> Option<u32> {
+    said.split_whitespace().nth(2)?.split('.').next()?.parse().ok()
+}
 
 /// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
 pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf, network: Network) -> Result<Spec> {

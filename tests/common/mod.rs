@@ -1,9 +1,11 @@
 //! What the integration tests share: temporary directories, polling with a limit, saying that a test
-//! is skipped, `/proc`, and HTTP by hand. `node` runs the binary as PID 1, `dockerd` stands in for Docker.
+//! is skipped, `/proc`, and HTTP by hand. `node` runs the binary as PID 1, `dockerd` stands in for Docker,
+//! `build` runs build.sh.
 //!
 //! Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code, clippy::disallowed_methods)]
 
+pub mod build;
 pub mod dockerd;
 pub mod network;
 pub mod node;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::engine::{docker, image, session, tools, Container};
+use crate::engine::{docker, session};
 use crate::process::run;
 
 /// Up to the first hook, with the node's image there or built.
 const LIMIT: Duration = Duration::from_secs(300);
 /// What stands in for Docker Hub where there is none (tests/lab).
-const LAB: [(&str, &str); 2] = [("DEBIAN_IMAGE", "kind-lab/debian:trixie"), ("DOCKER_IMAGE", "kind-lab/docker:trixie-dind")];
+const LAB: [(&str, &str); 3] =
+    [("DEBIAN_IMAGE", "kind-lab/debian:trixie"), ("DOCKER_IMAGE", "kind-lab/docker:trixie-dind"), ("RUST_IMAGE", "kind-lab/rust:1")];
 
 /// Says which container and which volume the bake runs in, and fails.
 const HOOK: &str = r#"echo "the hook's own words"
@@ -26,18 +27,13 @@ pub fn build_sh() -> PathBuf {
 }
 
 #[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+#[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_hook_that_fails_fails_the_build_and_leaves_nothing() {
     let hooks = session().dir.join("hooks");
     write(&hooks.join("before-cluster.sh"), HOOK);
     let target = format!("kind-e2e-{}:failed", std::process::id());
     let mut build = Command::new(build_sh());
-    build.arg("--bundle").arg(bundle()).arg(&target).env("KIND_HOOKS", &hooks).env("KIND_INIT", &tools().kind);
-    for (name, image) in LAB {
-        if std::env::var_os(name).is_none() && docker(&["image", "inspect", image]).succeeded() {
-            build.env(name, image);
-        }
-    }
+    build.arg("--bundle").arg(bundle()).arg(&target).env("KIND_HOOKS", &hooks);
     let outcome = run(&mut build, LIMIT);
     assert!(!outcome.succeeded(), "{outcome}");
     let log = outcome.output();
@@ -51,26 +47,31 @@ fn a_hook_that_fails_fails_the_build_and_leaves_nothing() {
     }
 }
 
-/// A bundle that holds enough to get to the first hook, taken from the image under test.
-fn bundle() -> PathBuf {
-    let bundle = session().dir.join("bundle");
-    let container = Container::create(&[image()]);
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    write(&bundle.join("bundle.env"), &format!("KUBERNETES_VERSION={}\nARCH={arch}\n", tools().kubernetes_version));
-    for (part, from, names) in [
-        ("bin", "/usr/local/bin", &["kubeadm", "kubelet", "kubectl"][..]),
-        ("cni", "/opt/cni/bin", &["bridge", "host-local", "portmap", "loopback"]),
-    ] {
-        std::fs::create_dir_all(bundle.join(part)).expect("the session's directory can be written");
-        for name in names {
-            docker(&["cp", &format!("{}:{from}/{name}", container.id), &bundle.join(part).join(name).to_string_lossy()]).ok();
+/// The bundle that `./build.sh --bundle-only` made.
+pub fn bundle() -> PathBuf {
+    let bundle = std::env::var_os("KIND_BUNDLE").expect("KIND_BUNDLE names no bundle: ./build.sh --debian --bundle-only makes one");
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(bundle)
+}
+
+/// The same without what is no Kubernetes: the node's image and the init have to be built.
+pub fn partial_bundle() -> PathBuf {
+    let partial = session().dir.join("partial-bundle");
+    let script = r#"
+        rm -rf "$2" && cp -r "$1" "$2" && cd "$2" && rm -f node.tar kind images/pulled.tar
+        grep -v -e node.tar -e ' kind$' -e pulled.tar SHA256SUMS >sums && mv sums SHA256SUMS
+    "#;
+    run(Command::new("sh").args(["-c", script, "sh"]).arg(bundle()).arg(&partial), LIMIT).ok();
+    partial
+}
+
+/// Builds from the lab's images where there are any.
+pub fn with_lab_images(build: &mut Command) -> &mut Command {
+    for (name, image) in LAB {
+        if std::env::var_os(name).is_none() && docker(&["image", "inspect", image]).succeeded() {
+            build.env(name, image);
         }
     }
-    bundle
+    build
 }
 
 fn write(path: &Path, text: &str) {

@@ -137,12 +137,10 @@ impl Drop for Network {
 /// What the tests take out of the image under test.
 pub struct Tools {
     pub kubectl: PathBuf,
-    pub kind: PathBuf,
     /// `namespace/name` of the pods that the bake left.
     pub baked_pods: Vec<String>,
     /// Ids of the bake's containers.
     pub baked_containers: Vec<String>,
-    pub kubernetes_version: String,
     pub static_ip: String,
 }
 
@@ -161,10 +159,8 @@ pub fn tools() -> &'static Tools {
         let text = |value: &Value| value.as_str().expect("it is text").to_string();
         Tools {
             kubectl: take("/usr/local/bin/kubectl"),
-            kind: take("/usr/local/bin/kind"),
             baked_pods: list("pods").map(|pod| text(&pod["name"])).collect(),
             baked_containers: list("containers").map(text).collect(),
-            kubernetes_version: text(&cluster["kubernetesVersion"]),
             static_ip: text(&cluster["staticIP"]),
         }
     })

@@ -21,6 +21,7 @@ mod clients;
 mod cluster;
 mod engine;
 mod failures;
+mod interrupt;
 mod networks;
 mod process;
 mod readiness;

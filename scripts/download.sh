@@ -1,0 +1,160 @@
+# shellcheck shell=bash
+# Downloads of a release of Kubernetes: programs with their checksums, images through the engine.
+# Sourced by build.sh, never run. What was downloaded once is kept under $cache.
+
+: "${KUBERNETES_URL:=https://dl.k8s.io/release}"
+: "${CNI_URL:=https://github.com/containernetworking/plugins/releases/download}"
+: "${CRICTL_URL:=https://github.com/kubernetes-sigs/cri-tools/releases/download}"
+: "${IMAGE_REGISTRY:=registry.k8s.io}"
+# Seconds without a kilobyte after which a transfer is begun again where it stopped.
+: "${KIND_STALL:=20}"
+tries=4
+
+# choose_version: what KUBERNETES_VERSION means, as $version, and what goes with it.
+choose_version() {
+  local wanted=${KUBERNETES_VERSION:-} row='' minor
+  [ -n "$wanted" ] || wanted=$(awk '/^v/ { print $1; exit }' "$here/scripts/versions")
+  wanted=${wanted#v}
+  [[ $wanted =~ ^(1\.[0-9]+)(\.[0-9]+)?$ ]] || die "KUBERNETES_VERSION=$KUBERNETES_VERSION is no version: give one such as 1.36 or v1.36.2"
+  minor=${BASH_REMATCH[1]}
+  row=$(grep "^v${minor//./\\.}\." "$here/scripts/versions") \
+    || die "Kubernetes $wanted is not supported; these are: $(sed -n 's/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions" | tr '\n' ' ')"
+  if [ "$wanted" = "$minor" ]; then version=${row% *}; else version=v$wanted; fi
+  : "${CRICTL_VERSION:=${row#* }}" "${CNI_VERSION:=v1.9.0}"
+}
+
+progress=(--silent --show-error)
+[ ! -t 2 ] || progress=(--progress-bar)
+
+# transfer URL FILE: goes on where an earlier transfer of FILE ended.
+transfer() {
+  local url=$1 file=$2 try status code
+  for ((try = 1; ; try++)); do
+    status=0
+    attend curl --fail --location --connect-timeout "$KIND_STALL" --speed-limit 1024 --speed-time "$KIND_STALL" \
+      "${progress[@]}" --continue-at - --output "$file" --write-out '%{http_code}' "$url" >"$work/code" || status=$?
+    code=$(cat "$work/code")
+    case $status:$code in
+      0:*) return ;;
+      # There is nothing after its end.
+      22:416) [ ! -s "$file" ] || return 0 ;;
+      22:408 | 22:429 | 22:5*) ;;
+      22:404) die "$url is not there: check the version, or the address if it is a mirror's" ;;
+      22:*) die "$url: the server answered $code" ;;
+      # A server that cannot go on where it stopped.
+      33:*) rm -f "$file" ;;
+      23:*) die "$file cannot be written: is the disk full? KIND_CACHE names another folder" ;;
+      3:* | 35:* | 60:* | 77:*) die "$url cannot be asked; why is said above" ;;
+    esac
+    [ "$try" -lt "$tries" ] || die "$url: given up after $tries tries; run the same command again to go on where it stopped"
+    say "trying again: $url"
+    attend sleep "$try"
+  done
+}
+
+# download URL: leaves it, checked, as $file.
+download() {
+  local url=$1 sum try
+  file=$cache/downloads/${url#*://}
+  mkdir -p "${file%/*}"
+  if [ -f "$file" ]; then
+    ! is_whole "$file" || return 0
+    say "$file is damaged: downloading it again"
+    rm -f "$file"
+  fi
+  rm -f "$file.sha256"
+  transfer "$url.sha256" "$file.sha256"
+  sum=$(checksum_in "$file.sha256")
+  [[ $sum =~ ^[0-9a-f]{64}$ ]] || die "$url.sha256 holds no SHA-256 checksum, but: $(head -c 60 "$file.sha256" | tr -dc '[:print:]')"
+  for try in 1 2; do
+    [ ! -t 2 ] || say "${url##*/}"
+    transfer "$url" "$file.part"
+    cp "$file.sha256" "$file.part.sha256"
+    if is_whole "$file.part"; then
+      rm "$file.part.sha256"
+      mv "$file.part" "$file"
+      return
+    fi
+    # What was gone on with may have been another file.
+    [ "$try" = 2 ] || say "${url##*/} has a wrong checksum: downloading it again from the start"
+    mv "$file.part" "$work/damaged"
+  done
+  die "$url is damaged: its checksum is $(sha256 "$work/damaged" | cut -d ' ' -f 1), and $url.sha256 says $sum"
+}
+
+checksum_in() { awk 'NR == 1 { print $1 }' "$1"; }
+
+is_whole() { [ "$(sha256 "$1" | cut -d ' ' -f 1)" = "$(checksum_in "$1.sha256" 2>/dev/null)" ]; }
+
+# put MODE FILE TARGET: a second name for a file of the cache, or a copy of it.
+put() {
+  chmod "$1" "$2"
+  ln -f "$2" "$3" 2>/dev/null || cp "$2" "$3"
+}
+
+# pull NAME TARGET: an image of the registry as an archive.
+pull() {
+  local name=$1 from=$IMAGE_REGISTRY/${1#registry.k8s.io/} archive quiet=''
+  archive=$cache/images/$arch/$from.tar
+  if [ ! -f "$archive" ]; then
+    mkdir -p "${archive%/*}"
+    [ -t 2 ] || quiet=1
+    # What the user had is left to the user.
+    docker image inspect "$from" >/dev/null 2>&1 || temporary_images+=("$from")
+    docker image inspect "$name" >/dev/null 2>&1 || temporary_images+=("$name")
+    attend docker pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; why is said above"
+    [ "$from" = "$name" ] || docker tag "$from" "$name"
+    attend docker save --output "$work/image.tar" "$name" || die "$name cannot be saved; why is said above"
+    # In one step: what lies in the cache is whole.
+    mv "$work/image.tar" "$archive.$$"
+    mv "$archive.$$" "$archive"
+  fi
+  put 644 "$archive" "$2"
+}
+
+# Builds at the same time would write into each other's transfers. Not every system has flock.
+lock() {
+  command -v flock >/dev/null || return 0
+  exec 9>"$cache/lock"
+  flock --nonblock 9 || { say "waiting for another build's downloads" && attend flock 9; }
+}
+
+unlock() { exec 9>&-; }
+
+# download_programs DIR: the programs of $version for $arch, as a bundle has them.
+download_programs() {
+  local directory=$1 program
+  command -v curl >/dev/null || die "there is no curl command: install it"
+  mkdir -p "$directory"/{bin,cni,images} "$work/unpacked" "$cache"
+  lock
+  for program in kubeadm kubelet kubectl; do
+    download "$KUBERNETES_URL/$version/bin/linux/$arch/$program"
+    put 755 "$file" "$directory/bin/$program"
+  done
+  download "$CNI_URL/$CNI_VERSION/cni-plugins-linux-$arch-$CNI_VERSION.tgz"
+  tar -xzf "$file" -C "$work/unpacked"
+  download "$CRICTL_URL/$CRICTL_VERSION/crictl-$CRICTL_VERSION-linux-$arch.tar.gz"
+  tar -xzf "$file" -C "$work/unpacked"
+  for program in bridge host-local portmap loopback; do
+    mv "$work/unpacked/$program" "$directory/cni/" || die "the CNI plugins $CNI_VERSION have no $program"
+  done
+  mv "$work/unpacked/crictl" "$directory/bin/" || die "crictl $CRICTL_VERSION has no crictl"
+  unlock
+}
+
+# pull_images DIR NODE_IMAGE: what the kubeadm in DIR runs its cluster from.
+pull_images() {
+  local directory=$1 node=$2 name names
+  # Only kubeadm knows which images its version wants; it runs where this machine may be no Linux.
+  # shellcheck disable=SC2016
+  attend docker run --rm --interactive --label "kind.build=$id" --entrypoint sh "$node" -c \
+    'cat >/kubeadm && chmod +x /kubeadm && /kubeadm config images list --image-repository registry.k8s.io --kubernetes-version "$0"' \
+    "$version" <"$directory/bin/kubeadm" >"$work/names" || die "kubeadm does not name its images; why is said above"
+  names=$(cat "$work/names")
+  lock
+  for name in $names; do
+    pull "$name" "$directory/images/$(tr -c '[:alnum:].\n' - <<<"${name#registry.k8s.io/}").tar"
+  done
+  unlock
+  printf 'KUBERNETES_VERSION=%s\nARCH=%s\n' "$version" "$arch" >"$directory/bundle.env"
+}

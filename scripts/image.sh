@@ -1,0 +1,141 @@
+# shellcheck shell=bash
+# The two images of the Dockerfile, and the container in which the bake runs. Sourced by build.sh, never run.
+
+# choose_images: what the Dockerfile is built from, as $docker_image and $build_args.
+choose_images() {
+  local name
+  docker_image=${DOCKER_IMAGE:-29-dind}
+  case $docker_image in *[:/]*) ;; *) docker_image=docker:$docker_image ;; esac
+  build_args=(--build-arg "DOCKER_IMAGE=$docker_image")
+  for name in DEBIAN_IMAGE DEBIAN_MIRROR RUST_IMAGE; do
+    [ -z "${!name:-}" ] || build_args+=(--build-arg "$name=${!name}")
+  done
+  for name in http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY; do
+    case ${!name:-} in
+      '') ;;
+      *localhost:* | *127.0.0.1:* | *'[::1]:'*) say "$name is left out: containers do not reach this machine's loopback" ;;
+      *)
+        # By name, so that a password in it is in no process list.
+        export "${name?}"
+        build_args+=(--build-arg "$name")
+        pass+=(--env "$name")
+        ;;
+    esac
+  done
+}
+
+# build_stage STAGE TAG: one stage of the Dockerfile, from a context on standard input.
+build_stage() {
+  local stage=$1 tag=$2 began=$SECONDS
+  temporary_images+=("$tag")
+  # Of this engine, wherever the user builds otherwise; and no list of attestations in place of an image.
+  # The legacy builder would leave the container of a step that fails.
+  attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
+    docker build "${build_args[@]}" --force-rm --target "$stage" --tag "$tag" - >"$work/log" 2>&1 || {
+    cat "$work/log" >&2
+    die "docker build of the $stage image failed; its output is above"
+  }
+  say "$stage image built in $((SECONDS - began)) s"
+}
+
+# make_node BUNDLE: leaves the name of the node's image as $node.
+make_node() {
+  local loaded
+  if [ -f "$1/node.tar" ]; then
+    begin "loading the node's image"
+    attend docker load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; why is said above"
+    loaded=$(sed -n 's/^Loaded image: //p' "$work/loaded")
+    node=kind-build:$id-node
+    docker tag "$loaded" "$node"
+    temporary_images+=("$loaded" "$node")
+    return
+  fi
+  node=kind-build:$id-node
+  begin "building the node's image (Docker from $docker_image)"
+  build_stage node "$node" <"$here/Dockerfile"
+}
+
+# make_init BUNDLE: leaves the path of the init's binary as $init. What was compiled once is kept.
+make_init() {
+  local tag=kind-build:$id-init context=$work/context name
+  init=${KIND_INIT:-}
+  [ -n "$init" ] || [ ! -f "$1/kind" ] || init=$1/kind
+  [ -z "$init" ] || return 0
+  mkdir -p "$context"/{dependencies,code}
+  cp "$here"/{Cargo.toml,Cargo.lock} "$context/dependencies/"
+  for name in vendor .cargo; do [ ! -d "$here/$name" ] || cp -R "$here/$name" "$context/dependencies/"; done
+  cp -R "$here"/{src,wait-for-kind.sh} "$context/code/"
+  cp "$here/Dockerfile" "$context/"
+  if [ -n "${CRATES_MIRROR:-}" ]; then
+    mkdir -p "$context/dependencies/.cargo"
+    printf '[source.crates-io]\nreplace-with = "mirror"\n[source.mirror]\nregistry = "%s"\n' "$CRATES_MIRROR" \
+      >>"$context/dependencies/.cargo/config.toml"
+  fi
+  init=$cache/init/$arch-$(cd "$context" && { echo "${RUST_IMAGE:-}"; find . -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat; } | sha256 | cut -c 1-16)
+  [ ! -f "$init" ] || return 0
+  # The certificates of the machine that builds, for networks whose proxy has an authority of its own.
+  cat /etc/ssl/certs/ca-certificates.crt >"$context/dependencies/ca.crt" 2>/dev/null || : >"$context/dependencies/ca.crt"
+  begin "compiling the init"
+  tar -c -C "$context" . >"$work/context.tar"
+  build_stage init "$tag" <"$work/context.tar"
+  mkdir -p "$cache/init"
+  outlast docker create --label "kind.build=$id" --name "$id-init" "$tag" >/dev/null
+  docker cp "$id-init:/kind" "$work/kind" >/dev/null
+  mv "$work/kind" "$init"
+}
+
+# The container for a bake. The client adds its configured proxies to whatever it runs, and a commit
+# would keep them, with their passwords: they get in by exec instead.
+start_container() {
+  local node=$1 setting blank=(--label "kind.build=$id")
+  container=$id
+  run_container() {
+    # Should even this script be killed, the container ends by itself.
+    outlast docker run --detach --rm --init --privileged --name "$container" \
+      "${blank[@]}" --entrypoint sleep "$node" 10800 >/dev/null || die "the engine cannot run a privileged container; why is said above"
+  }
+  run_container
+  while IFS= read -r setting; do
+    blank+=(--env "${setting%%=*}=")
+    export "${setting?}"
+    pass+=(--env "${setting%%=*}")
+  done < <(docker container inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$container" | grep -iE '^[a-z]+_proxy=.')
+  [ ${#blank[@]} -gt 2 ] || return 0
+  docker rm --force --volumes "$container" >/dev/null
+  run_container
+}
+
+# bake BUNDLE NODE_IMAGE INIT [OPTION...]: leaves the container, with a cluster in it, as $container.
+bake() {
+  local directory=$1 node=$2 init=$3 part hook
+  shift 3
+  begin "starting a container to bake in"
+  start_container "$node"
+  docker exec "$container" mkdir -p /hooks /var/lib/docker/bundle
+  docker cp "$init" "$container:/usr/local/bin/kind" >/dev/null
+  docker cp "$hooks/." "$container:/hooks" >/dev/null
+  # As in the seed: scripts beside build.sh, which others write into when they build.
+  for hook in before-cluster.sh after-cluster.sh; do
+    [ -n "${KIND_HOOKS:-}" ] || [ ! -f "$here/$hook" ] || docker cp "$here/$hook" "$container:/hooks/root-$hook" >/dev/null
+  done
+  [ ! -f "$images" ] || docker cp "$images" "$container:/images.sh" >/dev/null
+  begin "copying the bundle into it"
+  # On the volume, which the commit leaves out.
+  for part in bundle.env bin cni images manifests; do
+    [ ! -e "$directory/$part" ] || attend docker cp "$directory/$part" "$container:/var/lib/docker/bundle/" >/dev/null
+  done
+  begin "baking Kubernetes $version"
+  attend docker exec "${pass[@]}" "$container" \
+    kind bake --bundle /var/lib/docker/bundle "$@" || die "the bake failed; why is said above"
+}
+
+# commit NAME...: the baked container as an image.
+commit() {
+  local name began=$SECONDS temporary=kind-build:$id
+  begin "committing $1"
+  temporary_images+=("$temporary")
+  outlast docker commit --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' --change 'LABEL kind.stage=image' \
+    "$container" "$temporary" >/dev/null
+  for name; do docker tag "$temporary" "$name"; done
+  say "$* committed in $((SECONDS - began)) s: $(docker image inspect --format '{{.Size}}' "$temporary" | awk '{printf "%.0f MB", $1 / 1e6}')"
+}

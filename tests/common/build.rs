@@ -1,0 +1,65 @@
+//! `build.sh` on a machine whose docker command only tells its engine's architecture: enough for all
+//! that happens before the first image is built.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use super::TempDir;
+
+/// What a build says when it has got everything that it needs no engine for.
+pub const WENT_ON: &str = "docker build of the node image failed";
+
+/// A machine with a cache of its own and an engine that does nothing.
+pub struct Machine {
+    pub home: TempDir,
+}
+
+impl Machine {
+    pub fn new(arch: &str) -> Machine {
+        let home = TempDir::new();
+        // Images are looked for, and there are none.
+        home.script("bin/docker", &format!("case $1 in version) echo {arch} ;; build) exit 9 ;; image) exit 1 ;; esac"));
+        fs::create_dir_all(home.join("tmp")).unwrap();
+        Machine { home }
+    }
+
+    /// Runs build.sh with an environment of nothing but `settings`.
+    pub fn build(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Build {
+        let mut command = self.command(arguments, settings);
+        let output = command.output().unwrap();
+        assert_eq!(fs::read_dir(self.home.join("tmp")).unwrap().count(), 0, "temporary files are left");
+        Build(output)
+    }
+
+    pub fn command(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/build.sh"));
+        command.args(arguments).env_clear().env("PATH", format!("{}:{}", self.home.join("bin").display(), std::env::var("PATH").unwrap()));
+        command.env("HOME", self.home.path()).env("TMPDIR", self.home.join("tmp")).env("KIND_CACHE", self.home.join("cache"));
+        command.envs(settings.iter().copied());
+        command
+    }
+}
+
+pub struct Build(Output);
+
+impl Build {
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+
+    #[track_caller]
+    pub fn went_on(&self) {
+        assert!(self.said().contains(WENT_ON), "{}", self.said());
+    }
+
+    #[track_caller]
+    pub fn failed_with(&self, words: &[&str]) {
+        let said = self.said();
+        assert_eq!(self.0.status.code(), Some(1), "{said}");
+        assert!(!said.contains(WENT_ON), "it went on: {said}");
+        let last = said.lines().rfind(|line| line.starts_with("build: error: ")).unwrap_or_else(|| panic!("no error: {said}"));
+        for word in words {
+            assert!(last.contains(word), "{word} is not in: {said}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+#!/bin/sh
+# Waits in a job until kind is ready. For any POSIX shell with wget or curl, busybox's included.
+set -eu
+
+usage() {
+  cat <<'TEXT'
+Usage: wait-for-kind.sh [docker|kubernetes] [--timeout SECONDS] [--kubeconfig FILE]
+
+Waits until Docker or Kubernetes (the default) is ready, and ends with 0; with 1 and the reason when
+kind has failed or the time is over.
+  --timeout SECONDS    how long to wait at most (default 300, or KIND_TIMEOUT)
+  --kubeconfig FILE    write a kubeconfig that works from here
+
+KIND_HOST names the host that kind runs on (default: the host in DOCKER_HOST, or localhost),
+KIND_PORT the port of its file server (default 10080).
+TEXT
+}
+
+say() { echo "wait-for-kind: $*" >&2; }
+die() { say "$*"; exit 1; }
+misused() { say "$*; --help tells more"; exit 2; }
+
+state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    docker | kubernetes) state=$1 ;;
+    --timeout) limit=${2:-none} && shift ;;
+    --kubeconfig) kubeconfig=${2:-} && [ -n "$kubeconfig" ] || misused "--kubeconfig needs a file" && shift ;;
+    -h | --help) usage && exit ;;
+    *) misused "it waits for docker or kubernetes, not for '$1'" ;;
+  esac
+  shift
+done
+case $limit in '' | *[!0-9]*) misused "the time limit is a whole number of seconds" ;; esac
+
+host=${KIND_HOST:-}
+if [ -z "$host" ]; then
+  case ${DOCKER_HOST:-} in
+    tcp://*) host=${DOCKER_HOST#tcp://} host=${host%%/*} host=${host%:*} ;;
+    *) host=localhost ;;
+  esac
+fi
+url=http://$host:${KIND_PORT:-10080}
+
+# A proxy of the job's has no way to a service of the job's.
+unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
+if command -v curl >/dev/null; then
+  fetch() { curl --silent --fail --max-time 5 "$url/$1"; }
+elif command -v wget >/dev/null; then
+  fetch() { wget -q -T 5 -O - "$url/$1" 2>/dev/null; }
+else
+  die "there is neither curl nor wget"
+fi
+
+began=$(date +%s)
+
+# await FILE: prints it as soon as it is there.
+await() {
+  until fetch "$1"; do
+    ! reason=$(fetch failed) || die "kind has failed: $reason"
+    if [ $(($(date +%s) - began)) -ge "$limit" ]; then
+      # The timeline is there from the start: without it, it is not kind that is late.
+      timeline=$(fetch timeline) || die "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
+      die "$1 is not there after $limit s. What is done so far, in seconds since the start of kind:
+$timeline"
+    fi
+    # Not every sleep knows fractions.
+    sleep 0.2 2>/dev/null || sleep 1
+  done
+}
+
+await "$state-ready" >/dev/null
+say "$state is ready"
+[ -n "$kubeconfig" ] || exit 0
+# The API server answers some time after Docker does.
+config=$(await config)
+umask 077
+case $kubeconfig in */*) mkdir -p "${kubeconfig%/*}" ;; esac
+printf '%s\n' "$config" >"$kubeconfig"
+say "the kubeconfig is $kubeconfig"
