@@ -24,9 +24,20 @@ state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig=''
 while [ $# -gt 0 ]; do
   case $1 in
     docker | kubernetes) state=$1 ;;
-    --timeout) limit=${2:-none} && shift ;;
-    --kubeconfig) kubeconfig=${2:-} && [ -n "$kubeconfig" ] || misused "--kubeconfig needs a file" && shift ;;
-    -h | --help) usage && exit ;;
+    --timeout)
+      [ -n "${2:-}" ] || misused "--timeout needs a whole number of seconds"
+      limit=$2
+      shift
+      ;;
+    --kubeconfig)
+      [ -n "${2:-}" ] || misused "--kubeconfig needs a file"
+      kubeconfig=$2
+      shift
+      ;;
+    -h | --help)
+      usage
+      exit
+      ;;
     *) misused "it waits for docker or kubernetes, not for '$1'" ;;
   esac
   shift
@@ -47,7 +58,13 @@ unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
   fetch() { curl --silent --fail --max-time 5 "$url/$1"; }
 elif command -v wget >/dev/null; then
-  fetch() { wget -q -T 5 -O - "$url/$1" 2>/dev/null; }
+  fetch() {
+    status=0
+    { wget -q -T 5 -O - "$url/$1" || status=$?; } 2>/dev/null
+    # Some builds of busybox 1.35 crash on -T.
+    [ "$status" -lt 128 ] || { status=0 && wget -q -O - "$url/$1" 2>/dev/null || status=1; }
+    return "$status"
+  }
 else
   die "there is neither curl nor wget"
 fi

@@ -6,144 +6,35 @@
 
 mod common;
 
-use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::build::{Build, Machine};
+use common::server::{sha256, Fault, Server};
 use common::TempDir;
 
 const VERSION: &str = "v1.36.2";
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
 
-#[derive(Clone, Copy)]
-enum Fault {
-    Status(u16),
-    /// One byte is another.
-    Corrupt,
-    /// Half of what was asked for, and then nothing.
-    Stall,
-    /// Half of what was asked for, and then the end.
-    Close,
-    /// All of it, whatever range was asked for.
-    NoRanges,
-}
-
-#[derive(Default)]
-struct State {
-    files: HashMap<String, Vec<u8>>,
-    /// What goes wrong with the next requests for a path.
-    faults: HashMap<String, Vec<Fault>>,
-    /// Path, and where the range that was asked for begins.
-    requests: Vec<(String, Option<usize>)>,
-}
-
-/// The three servers of a release, as one.
-struct Server {
-    port: u16,
-    state: Arc<Mutex<State>>,
-}
-
-impl Server {
-    fn start() -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Server { port: listener.local_addr().unwrap().port(), state: Arc::default() };
-        let state = server.state.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let state = state.clone();
-                thread::spawn(move || answer(stream.unwrap(), &state));
-            }
-        });
-        server
-    }
-
-    /// Everything of a release, each with its checksum.
-    fn release(arch: &str) -> Server {
-        let server = Server::start();
-        for program in PROGRAMS {
-            server.publish(&kubernetes(arch, program), program.repeat(5000).as_bytes());
-        }
-        server.publish(
-            &format!("/cni/v9.9.9/cni-plugins-linux-{arch}-v9.9.9.tgz"),
-            &archive(&["bridge", "host-local", "portmap", "loopback", "vlan"]),
-        );
-        server.publish(&format!("/crictl/v1.36.0/crictl-v1.36.0-linux-{arch}.tar.gz"), &archive(&["crictl"]));
-        server
-    }
-
-    fn publish(&self, path: &str, contents: &[u8]) {
-        let mut state = self.state.lock().unwrap();
-        state.files.insert(format!("{path}.sha256"), format!("{}\n", sha256(contents)).into_bytes());
-        state.files.insert(path.into(), contents.into());
-    }
-
-    fn spoil(&self, path: &str, faults: &[Fault]) {
-        self.state.lock().unwrap().faults.insert(path.into(), faults.to_vec());
-    }
-
-    /// Where the requests for a path began.
-    fn requests(&self, path: &str) -> Vec<Option<usize>> {
-        self.state.lock().unwrap().requests.iter().filter(|(asked, _)| asked == path).map(|(_, range)| *range).collect()
-    }
-}
-
 fn kubernetes(arch: &str, program: &str) -> String {
     format!("/release/{VERSION}/bin/linux/{arch}/{program}")
 }
 
-fn answer(mut stream: TcpStream, state: &Mutex<State>) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-    let Some(request) = lines.next() else { return };
-    let path = request.split(' ').nth(1).unwrap().to_string();
-    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    let (contents, fault) = {
-        let mut state = state.lock().unwrap();
-        state.requests.push((path.clone(), range));
-        let faults = state.faults.entry(path.clone()).or_default();
-        let fault = if faults.is_empty() { None } else { Some(faults.remove(0)) };
-        (state.files.get(&path).cloned(), fault)
-    };
-    let mut status = 200;
-    let mut body = contents.unwrap_or_else(|| {
-        status = 404;
-        b"not here".to_vec()
-    });
-    match fault {
-        Some(Fault::Status(other)) => (status, body) = (other, b"an error".to_vec()),
-        Some(Fault::Corrupt) => body[7] ^= 1,
-        _ => {}
+/// Everything of a release, each with its checksum, from one server.
+fn release(arch: &str) -> Server {
+    let server = Server::start();
+    for program in PROGRAMS {
+        server.publish(&kubernetes(arch, program), program.repeat(5000).as_bytes());
     }
-    let start = range.unwrap_or(0);
-    let mut more = String::new();
-    if status == 200 && start > 0 && !matches!(fault, Some(Fault::NoRanges)) {
-        if start >= body.len() {
-            (status, body) = (416, vec![]);
-        } else {
-            more = format!("Content-Range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len());
-            (status, body) = (206, body[start..].to_vec());
-        }
-    }
-    let head = format!("HTTP/1.1 {status} said\r\nConnection: close\r\nContent-Length: {}\r\n{more}\r\n", body.len());
-    let shown = if matches!(fault, Some(Fault::Stall | Fault::Close)) { body.len() / 2 } else { body.len() };
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..shown]));
-    if matches!(fault, Some(Fault::Stall)) {
-        // Until the client gives up.
-        let _ = std::io::Read::read(&mut stream, &mut [0]);
-    }
-}
-
-fn sha256(contents: &[u8]) -> String {
-    let directory = TempDir::new();
-    fs::write(directory.join("file"), contents).unwrap();
-    let output = Command::new("sha256sum").arg(directory.join("file")).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_string()
+    server.publish(
+        &format!("/cni/v9.9.9/cni-plugins-linux-{arch}-v9.9.9.tgz"),
+        &archive(&["bridge", "host-local", "portmap", "loopback", "vlan"]),
+    );
+    server.publish(&format!("/crictl/v1.36.0/crictl-v1.36.0-linux-{arch}.tar.gz"), &archive(&["crictl"]));
+    server
 }
 
 fn archive(names: &[&str]) -> Vec<u8> {
@@ -178,7 +69,7 @@ fn cached(machine: &Machine, server: &Server, program: &str) -> PathBuf {
 
 #[test]
 fn a_release_is_downloaded_once_and_kept() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[]).went_on();
     for program in PROGRAMS {
         assert_eq!(server.requests(&kubernetes("amd64", program)), [None], "{program}");
@@ -191,7 +82,7 @@ fn a_release_is_downloaded_once_and_kept() {
 
 #[test]
 fn a_short_version_means_its_newest_known_patch() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let build = build(&machine, &server, &[("KUBERNETES_VERSION", "1.36")]);
     build.went_on();
     assert!(build.said().contains(&format!("downloading Kubernetes {VERSION}")), "{}", build.said());
@@ -199,17 +90,17 @@ fn a_short_version_means_its_newest_known_patch() {
 
 #[test]
 fn the_engines_architecture_decides_what_is_downloaded() {
-    let (server, machine) = (Server::release("arm64"), Machine::new("arm64"));
+    let (server, machine) = (release("arm64"), Machine::new("arm64"));
     build(&machine, &server, &[]).went_on();
     let requests = server.state.lock().unwrap().requests.clone();
     assert!(requests.iter().all(|(path, _)| path.contains("arm64")), "{requests:?}");
-    let (server, machine) = (Server::release("amd64"), Machine::new("riscv64"));
+    let (server, machine) = (release("amd64"), Machine::new("riscv64"));
     build(&machine, &server, &[]).failed_with(&["riscv64", "amd64 and arm64"]);
 }
 
 #[test]
 fn a_transfer_that_breaks_or_stalls_goes_on_where_it_stopped() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let (kubelet, kubectl) = (kubernetes("amd64", "kubelet"), kubernetes("amd64", "kubectl"));
     server.spoil(&kubelet, &[Fault::Stall]);
     server.spoil(&kubectl, &[Fault::Close, Fault::Status(503)]);
@@ -222,7 +113,7 @@ fn a_transfer_that_breaks_or_stalls_goes_on_where_it_stopped() {
 
 #[test]
 fn a_server_that_cannot_go_on_is_asked_for_the_whole() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let kubelet = kubernetes("amd64", "kubelet");
     server.spoil(&kubelet, &[Fault::Close, Fault::NoRanges]);
     build(&machine, &server, &[]).went_on();
@@ -231,7 +122,7 @@ fn a_server_that_cannot_go_on_is_asked_for_the_whole() {
 
 #[test]
 fn a_server_that_stalls_for_ever_is_given_up_and_what_came_is_kept() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     server.spoil(&kubernetes("amd64", "kubelet"), &[Fault::Stall; 4]);
     let given_up = build(&machine, &server, &[]);
     given_up.failed_with(&["bin/linux/amd64/kubelet", "given up after 4 tries", "run the same command again"]);
@@ -243,7 +134,7 @@ fn a_server_that_stalls_for_ever_is_given_up_and_what_came_is_kept() {
 
 #[test]
 fn a_corrupt_file_is_downloaded_again_and_then_refused() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let kubelet = kubernetes("amd64", "kubelet");
     server.spoil(&kubelet, &[Fault::Corrupt]);
     build(&machine, &server, &[]).went_on();
@@ -259,7 +150,7 @@ fn a_corrupt_file_is_downloaded_again_and_then_refused() {
 
 #[test]
 fn a_wrong_checksum_is_refused_and_so_is_what_is_none() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let sum = format!("{}.sha256", kubernetes("amd64", "kubeadm"));
     let wrong = sha256(b"something else");
     server.state.lock().unwrap().files.insert(sum.clone(), wrong.clone().into_bytes());
@@ -270,7 +161,7 @@ fn a_wrong_checksum_is_refused_and_so_is_what_is_none() {
 
 #[test]
 fn what_is_not_there_is_named_at_once() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[("KUBERNETES_VERSION", "v1.36.99")]).failed_with(&[
         "v1.36.99/bin/linux/amd64/kubeadm",
         "is not there",
@@ -283,7 +174,7 @@ fn what_is_not_there_is_named_at_once() {
 
 #[test]
 fn a_damaged_file_in_the_cache_is_noticed() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[]).went_on();
     fs::write(cached(&machine, &server, "kubectl"), "not what it was").unwrap();
     let build = build(&machine, &server, &[]);
@@ -295,14 +186,14 @@ fn a_damaged_file_in_the_cache_is_noticed() {
 
 #[test]
 fn a_server_that_is_not_there_is_given_up() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     build(&machine, &server, &[("KUBERNETES_URL", &format!("http://{nobody}/release"))]).failed_with(&[&nobody.to_string(), "given up"]);
 }
 
 #[test]
 fn settings_that_make_no_sense_are_refused_before_anything_is_downloaded() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     for (setting, words) in [
         (("KUBERNETES_VERSION", "latest"), ["KUBERNETES_VERSION=latest", "1.36 or v1.36.2"]),
         (("KUBERNETES_VERSION", "1.19"), ["Kubernetes 1.19 is not supported", "1.36 1.35"]),
@@ -318,7 +209,7 @@ fn settings_that_make_no_sense_are_refused_before_anything_is_downloaded() {
 
 #[test]
 fn two_builds_at_once_share_a_cache() {
-    let (server, machine) = (Server::release("amd64"), Machine::new("amd64"));
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
     server.spoil(&kubernetes("amd64", "kubelet"), &[Fault::Stall]);
     let (beside, cache) = (Machine::new("amd64"), machine.home.join("cache").to_string_lossy().into_owned());
     thread::scope(|scope| {

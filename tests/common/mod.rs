@@ -1,6 +1,6 @@
 //! What the integration tests share: temporary directories, polling with a limit, saying that a test
 //! is skipped, `/proc`, and HTTP by hand. `node` runs the binary as PID 1, `dockerd` stands in for Docker,
-//! `build` runs build.sh.
+//! `build` runs build.sh, `server` is what it downloads from.
 //!
 //! Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code, clippy::disallowed_methods)]
@@ -9,6 +9,7 @@ pub mod build;
 pub mod dockerd;
 pub mod network;
 pub mod node;
+pub mod server;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,0 +1,116 @@
+//! An HTTP server on loopback that fails in every way that a download can.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+#[derive(Clone, Copy)]
+pub enum Fault {
+    Status(u16),
+    /// One byte is another.
+    Corrupt,
+    /// Half of what was asked for, and then nothing.
+    Stall,
+    /// Half of what was asked for, and then the end.
+    Close,
+    /// All of it, whatever range was asked for.
+    NoRanges,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub files: HashMap<String, Vec<u8>>,
+    /// What goes wrong with the next requests for a path.
+    faults: HashMap<String, Vec<Fault>>,
+    /// Path, and where the range that was asked for begins.
+    pub requests: Vec<(String, Option<usize>)>,
+}
+
+/// Serves what was published, and fails in the ways that it was told to.
+pub struct Server {
+    pub port: u16,
+    pub state: Arc<Mutex<State>>,
+}
+
+impl Server {
+    pub fn start() -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server { port: listener.local_addr().unwrap().port(), state: Arc::default() };
+        let state = server.state.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let state = state.clone();
+                thread::spawn(move || answer(stream.unwrap(), &state));
+            }
+        });
+        server
+    }
+
+    /// Serves a file, and its checksum beside it.
+    pub fn publish(&self, path: &str, contents: &[u8]) {
+        let mut state = self.state.lock().unwrap();
+        state.files.insert(format!("{path}.sha256"), format!("{}\n", sha256(contents)).into_bytes());
+        state.files.insert(path.into(), contents.into());
+    }
+
+    pub fn spoil(&self, path: &str, faults: &[Fault]) {
+        self.state.lock().unwrap().faults.insert(path.into(), faults.to_vec());
+    }
+
+    /// Where the requests for a path began.
+    pub fn requests(&self, path: &str) -> Vec<Option<usize>> {
+        self.state.lock().unwrap().requests.iter().filter(|(asked, _)| asked == path).map(|(_, range)| *range).collect()
+    }
+}
+
+fn answer(mut stream: TcpStream, state: &Mutex<State>) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+    let Some(request) = lines.next() else { return };
+    let path = request.split(' ').nth(1).unwrap().to_string();
+    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let (contents, fault) = {
+        let mut state = state.lock().unwrap();
+        state.requests.push((path.clone(), range));
+        let faults = state.faults.entry(path.clone()).or_default();
+        let fault = if faults.is_empty() { None } else { Some(faults.remove(0)) };
+        (state.files.get(&path).cloned(), fault)
+    };
+    let mut status = 200;
+    let mut body = contents.unwrap_or_else(|| {
+        status = 404;
+        b"not here".to_vec()
+    });
+    match fault {
+        Some(Fault::Status(other)) => (status, body) = (other, b"an error".to_vec()),
+        Some(Fault::Corrupt) => body[7] ^= 1,
+        _ => {}
+    }
+    let start = range.unwrap_or(0);
+    let mut more = String::new();
+    if status == 200 && start > 0 && !matches!(fault, Some(Fault::NoRanges)) {
+        if start >= body.len() {
+            (status, body) = (416, vec![]);
+        } else {
+            more = format!("Content-Range: bytes {start}-{}/{}\r\n", body.len() - 1, body.len());
+            (status, body) = (206, body[start..].to_vec());
+        }
+    }
+    let head = format!("HTTP/1.1 {status} said\r\nConnection: close\r\nContent-Length: {}\r\n{more}\r\n", body.len());
+    let shown = if matches!(fault, Some(Fault::Stall | Fault::Close)) { body.len() / 2 } else { body.len() };
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..shown]));
+    if matches!(fault, Some(Fault::Stall)) {
+        // Until the client gives up.
+        let _ = std::io::Read::read(&mut stream, &mut [0]);
+    }
+}
+
+pub fn sha256(contents: &[u8]) -> String {
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(contents).unwrap();
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_string()
+}

@@ -1,0 +1,189 @@
+//! `wait-for-kind.sh` as jobs run it: in busybox's shell and in others, with curl, wget or busybox's wget.
+#![allow(clippy::disallowed_methods, reason = "the tests have no reaper of their own that std's waiting could race")]
+
+mod common;
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::server::Server;
+use common::{wait_for, TempDir, LIMIT};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/wait-for-kind.sh");
+
+/// A job's image: nothing but a shell, the tools of busybox or coreutils, and one client.
+struct Job {
+    home: TempDir,
+    shell: &'static [&'static str],
+}
+
+/// Every kind of image that a job may run in.
+const KINDS: [(&str, &str); 4] = [("busybox", "wget"), ("busybox", "curl"), ("system", "wget"), ("system", "curl")];
+
+impl Job {
+    fn new(tools: &str, client: &str) -> Job {
+        let home = TempDir::new();
+        std::fs::create_dir(home.join("bin")).unwrap();
+        let busybox = find("busybox");
+        for tool in ["cat", "date", "mkdir", "sleep"] {
+            let program = if tools == "busybox" { busybox.clone() } else { find(tool) };
+            symlink(program, home.join("bin").join(tool)).unwrap();
+        }
+        if !client.is_empty() {
+            let program = if (tools, client) == ("busybox", "wget") { busybox.clone() } else { find(client) };
+            symlink(program, home.join("bin").join(client)).unwrap();
+        }
+        Job { home, shell: if tools == "busybox" { &["busybox", "sh"] } else { &["sh"] } }
+    }
+
+    fn command(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(find(self.shell[0]));
+        command.args(&self.shell[1..]).arg(SCRIPT).args(arguments).current_dir(self.home.path());
+        command.env_clear().env("PATH", self.home.join("bin")).envs(settings.iter().copied());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
+        outcome(&self.command(arguments, settings).output().unwrap())
+    }
+}
+
+fn outcome(output: &Output) -> (i32, String) {
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+fn find(name: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let found = path.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("these tests need the program {name}: apt-get install {name}"))
+}
+
+/// A `kind` whose states come one after the other.
+fn kind(states: &[&str]) -> (Server, [String; 2]) {
+    let server = Server::start();
+    for state in states {
+        server.publish(&format!("/{state}"), b"ready\n");
+    }
+    let settings = ["127.0.0.1".to_string(), server.port.to_string()];
+    (server, settings)
+}
+
+fn settings(of: &[String; 2]) -> [(&str, &str); 2] {
+    [("KIND_HOST", &of[0]), ("KIND_PORT", &of[1])]
+}
+
+#[test]
+fn it_waits_until_the_state_is_there_in_every_kind_of_image() {
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&["docker-ready"]);
+        let job = Job::new(tools, client);
+        let (code, said) = job.run(&["docker"], &settings(&address));
+        assert_eq!((code, said.as_str()), (0, "wait-for-kind: docker is ready\n"), "{tools} {client}");
+
+        let child = job.command(&[], &settings(&address)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the third question", LIMIT, || (server.requests("/kubernetes-ready").len() >= 3).then_some(()));
+        server.publish("/kubernetes-ready", b"ready\n");
+        assert_eq!(outcome(&child.wait_with_output().unwrap()), (0, "wait-for-kind: kubernetes is ready\n".into()), "{tools} {client}");
+    }
+}
+
+#[test]
+fn it_ends_early_with_the_reason_when_kind_has_failed() {
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&[]);
+        server.publish("/failed", b"dockerd ended with status 1\nand its log\n");
+        let (code, said) = Job::new(tools, client).run(&[], &settings(&address));
+        assert_eq!(code, 1, "{tools} {client}: {said}");
+        assert!(said.contains("kind has failed: dockerd ended with status 1\nand its log\n"), "{tools} {client}: {said}");
+    }
+}
+
+#[test]
+fn when_the_time_is_over_it_says_what_was_reached() {
+    let (server, address) = kind(&["docker-ready"]);
+    server.publish("/timeline", b"0.041 store\n0.105 containerd\n");
+    let job = Job::new("busybox", "wget");
+    let (code, said) = job.run(&["--timeout", "0"], &settings(&address));
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("kubernetes-ready is not there after 0 s") && said.contains("0.105 containerd"), "{said}");
+    let (code, said) = job.run(&["docker", "--timeout", "0"], &settings(&address));
+    assert_eq!(code, 0, "what is there needs no time: {said}");
+}
+
+#[test]
+fn where_nobody_answers_it_says_where_it_looked() {
+    for (tools, client) in KINDS {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let (code, said) = Job::new(tools, client).run(&[], &[("KIND_PORT", &port), ("KIND_TIMEOUT", "1")]);
+        assert_eq!(code, 1, "{tools} {client}: {said}");
+        assert!(said.contains(&format!("nothing answers at http://localhost:{port} after 1 s")), "{tools} {client}: {said}");
+    }
+}
+
+#[test]
+fn the_host_of_docker_is_the_default() {
+    let (_server, address) = kind(&["docker-ready"]);
+    let job = Job::new("busybox", "wget");
+    let (code, said) = job.run(&["docker", "--timeout", "0"], &[("DOCKER_HOST", "tcp://127.0.0.1:2375"), ("KIND_PORT", &address[1])]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = job.run(&["docker", "--timeout", "0"], &[("DOCKER_HOST", "tcp://127.0.0.2"), ("KIND_PORT", "9")]);
+    assert_eq!(code, 1);
+    assert!(said.contains("http://127.0.0.2:9"), "{said}");
+}
+
+#[test]
+fn it_writes_a_kubeconfig_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&["docker-ready"]);
+        let job = Job::new(tools, client);
+        let mut command = job.command(&["docker", "--kubeconfig", "new/folder/config"], &settings(&address));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It comes after Docker.
+        wait_for("it asks for the kubeconfig", LIMIT, || (!server.requests("/config").is_empty()).then_some(()));
+        thread::sleep(Duration::from_millis(10));
+        server.publish("/config", b"apiVersion: v1\nkind: Config\n");
+        let (code, said) = outcome(&child.wait_with_output().unwrap());
+        assert_eq!(code, 0, "{tools} {client}: {said}");
+        assert_eq!(job.home.read("new/folder/config"), "apiVersion: v1\nkind: Config\n");
+        let mode = std::fs::metadata(job.home.join("new/folder/config")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn a_proxy_of_the_job_is_not_asked() {
+    for (tools, client) in KINDS {
+        let (_server, address) = kind(&["docker-ready"]);
+        let [host, port] = settings(&address);
+        let nobody = ("http_proxy", "http://127.0.0.1:9");
+        let (code, said) = Job::new(tools, client).run(&["docker", "--timeout", "1"], &[host, port, nobody]);
+        assert_eq!(code, 0, "{tools} {client}: {said}");
+    }
+}
+
+#[test]
+fn a_line_that_makes_no_sense_is_refused() {
+    let job = Job::new("busybox", "wget");
+    for (arguments, words) in [
+        (&["cluster"][..], "not for 'cluster'"),
+        (&["--timeout", "soon"], "whole number of seconds"),
+        (&["--timeout"], "whole number of seconds"),
+        (&["--kubeconfig"], "--kubeconfig needs a file"),
+        (&["--kubeconfig", ""], "--kubeconfig needs a file"),
+    ] {
+        let (code, said) = job.run(arguments, &[]);
+        assert_eq!(code, 2, "{arguments:?}: {said}");
+        assert!(said.contains(words) && said.contains("--help"), "{arguments:?}: {said}");
+    }
+    let (code, said) = job.run(&["--help"], &[]);
+    assert_eq!(code, 0);
+    assert!(said.starts_with("Usage: wait-for-kind.sh"), "{said}");
+    let (code, said) = Job::new("busybox", "").run(&[], &[]);
+    assert_eq!(code, 1);
+    assert!(said.contains("neither curl nor wget"), "{said}");
+}
