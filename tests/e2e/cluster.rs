@@ -34,6 +34,11 @@ pub struct Cluster {
 impl Cluster {
     /// A container that is not started yet; `arguments` are options of `docker create`.
     pub fn create(arguments: &[&str]) -> Cluster {
+        Cluster::create_of(image(), arguments)
+    }
+
+    /// The same of another image than the one under test.
+    fn create_of(image: &str, arguments: &[&str]) -> Cluster {
         // Chosen here and not by Docker, which would choose others at the next start.
         let (docker_port, api_port, files_port) = (free_port(), free_port(), free_port());
         let publish = [(docker_port, 2375), (api_port, API_PORT), (files_port, 10080)];
@@ -41,7 +46,7 @@ impl Cluster {
         let mut all = vec!["--privileged"];
         all.extend(publish.iter().map(String::as_str));
         all.extend(arguments);
-        all.push(image());
+        all.push(image);
         Cluster { container: Container::create(&all), docker_port, api_port, files_port }
     }
 
@@ -53,6 +58,13 @@ impl Cluster {
 
     pub fn ready(arguments: &[&str]) -> Cluster {
         let cluster = Cluster::start(arguments);
+        cluster.wait_until_ready();
+        cluster
+    }
+
+    pub fn ready_of(image: &str) -> Cluster {
+        let cluster = Cluster::create_of(image, &[]);
+        cluster.container.start();
         cluster.wait_until_ready();
         cluster
     }

@@ -137,6 +137,7 @@ impl Drop for Network {
 /// What the tests take out of the image under test.
 pub struct Tools {
     pub kubectl: PathBuf,
+    pub kind: PathBuf,
     /// `namespace/name` of the pods that the bake left.
     pub baked_pods: Vec<String>,
     /// Ids of the bake's containers.
@@ -159,6 +160,7 @@ pub fn tools() -> &'static Tools {
         let text = |value: &Value| value.as_str().expect("it is text").to_string();
         Tools {
             kubectl: take("/usr/local/bin/kubectl"),
+            kind: take("/usr/local/bin/kind"),
             baked_pods: list("pods").map(|pod| text(&pod["name"])).collect(),
             baked_containers: list("containers").map(text).collect(),
             static_ip: text(&cluster["staticIP"]),

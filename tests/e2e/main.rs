@@ -26,6 +26,12 @@ mod networks;
 mod process;
 mod readiness;
 mod refusals;
+mod registry;
+mod release;
 mod restart;
+mod secrets;
+#[allow(dead_code, reason = "its failures are for the tests of downloads alone")]
+#[path = "../common/server.rs"]
+mod server;
 mod watch;
 mod workloads;

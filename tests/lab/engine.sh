@@ -4,16 +4,9 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-runtime=$cache/engine/runc-without-sys-resource
 engine_log=$cache/engine/dockerd.log
 
 answers() { docker version >/dev/null 2>&1; }
-
-withholds_sys_resource() {
-  local bounding
-  bounding=$(sed -n 's/^CapBnd:\s*//p' /proc/self/status)
-  (((0x$bounding >> 24 & 1) == 0))
-}
 
 # Docker from 23 on asks for no more than the daemon itself may have; before, --privileged needs our
 # runtime where the host withholds a capability.
@@ -27,22 +20,16 @@ check_privileged() {
 }
 
 start() {
-  local flags=() mtu device
+  local engine_flags mtu device
   mkdir -p "$cache/engine"
-  if withholds_sys_resource; then
-    log "this host withholds CAP_SYS_RESOURCE: containers will run without it"
-    need jq:jq prlimit:util-linux
-    # A copy, because the engine outlives this checkout.
-    install -m 755 "$lab_dir/runc-without-sys-resource" "$runtime"
-    flags+=(--add-runtime "lab=$runtime" --default-runtime lab)
-  fi
+  choose_engine_flags
   # Packets larger than the host's own link takes would vanish without a word.
   device=$(awk '$2 == "00000000" { print $1; exit }' /proc/net/route)
   mtu=$(cat "/sys/class/net/${device:-lo}/mtu")
-  [ "$mtu" -ge 1500 ] || flags+=(--mtu "$mtu")
+  [ "$mtu" -ge 1500 ] || engine_flags+=(--mtu "$mtu")
   # A pid file of a machine that was cloned or killed keeps dockerd from starting.
   pgrep -x dockerd >/dev/null || as_root rm -f /var/run/docker.pid
-  as_root setsid dockerd --storage-driver overlay2 --group "$(id -gn)" "${flags[@]}" \
+  as_root setsid dockerd --group "$(id -gn)" "${engine_flags[@]}" \
     >"$engine_log" 2>&1 </dev/null &
   engine=$!
 }

@@ -52,10 +52,9 @@ program() {
 assemble() {
   local names name
   rm -rf "$made.new"
-  mkdir -p "$made.new"/{bin,cni,images,manifests}
+  mkdir -p "$made.new"/{bin,cni,images}
   cp "$programs"/{kubeadm,kubelet,kubectl} "$made.new/bin/"
   docker run --rm "$toolchain" tar -C /usr/lib/cni -c bridge host-local portmap loopback | tar -C "$made.new/cni" -x
-  cp "$recipes/dns.yaml" "$made.new/manifests/"
   names=$("$programs/kubeadm" config images list --image-repository registry.k8s.io --kubernetes-version "$version")
 
   for name in kube-apiserver kube-controller-manager kube-scheduler; do
@@ -67,7 +66,7 @@ assemble() {
   rm "$made.new/tree"
   tree etcd | save etcd "$(name_of etcd)"
   tree pause | save pause "$(name_of pause)" 'ENTRYPOINT ["/pause"]'
-  tree dnsmasq | save dnsmasq kind-lab/dnsmasq:1
+  tree coredns | save coredns "$(name_of coredns)" 'ENTRYPOINT ["/coredns"]'
   # The workload of the tests, not Kubernetes' own.
   tree busybox | save busybox kind-lab/busybox:1 'CMD ["sh"]'
 

@@ -66,3 +66,22 @@ build_image() {
     || { tail -n 20 <<<"$output" >&2; die "building $image failed: its last words are above"; }
   log "$image: done in $((SECONDS - start)) s"
 }
+
+withholds_sys_resource() {
+  local bounding
+  bounding=$(sed -n 's/^CapBnd:\s*//p' /proc/self/status)
+  (((0x$bounding >> 24 & 1) == 0))
+}
+
+# Leaves in $engine_flags what dockerd needs to run --privileged containers on this host.
+choose_engine_flags() {
+  local runtime=$cache/engine/runc-without-sys-resource
+  engine_flags=(--storage-driver overlay2)
+  withholds_sys_resource || return 0
+  log "this host withholds CAP_SYS_RESOURCE: containers will run without it"
+  need jq:jq prlimit:util-linux
+  # A copy, because the engine outlives this checkout.
+  mkdir -p "$cache/engine"
+  install -m 755 "$lab_dir/runc-without-sys-resource" "$runtime"
+  engine_flags+=(--add-runtime "lab=$runtime" --default-runtime lab)
+}

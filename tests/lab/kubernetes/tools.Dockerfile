@@ -3,7 +3,7 @@
 # kube-proxy's iptables must understand what the node's, which is as new, has written.
 FROM kind-lab/debian:trixie
 RUN apt-get update && apt-get install -y busybox-static conntrack dnsmasq-base gcc iptables libc6-dev
-COPY tree pause.c choose-iptables /lab/
+COPY tree pause.c choose-iptables coredns /lab/
 COPY --from=kind-lab/kubernetes-toolchain:1 /usr/bin/etcd /usr/local/bin/
 
 RUN /lab/tree busybox && chmod 1777 /trees/busybox/tmp
@@ -12,7 +12,8 @@ RUN mkdir -p /trees/pause && gcc -Os -static -s -o /trees/pause/pause /lab/pause
 
 RUN /lab/tree etcd /usr/local/bin/etcd
 
-RUN /lab/tree dnsmasq /usr/sbin/dnsmasq
+RUN /lab/tree coredns /usr/sbin/dnsmasq && cp /lab/coredns /trees/coredns/ \
+ && mkdir /trees/coredns/www && touch /trees/coredns/www/health /trees/coredns/www/ready
 
 # Not linked to, but loaded by name: the extensions that rules are written with.
 RUN /lab/tree kube-proxy /usr/sbin/conntrack /usr/sbin/xtables-legacy-multi /usr/sbin/xtables-nft-multi \

@@ -1,0 +1,136 @@
+//! From a release's servers to an image, and all of it once more without them: downloads with their
+//! checksums, images through a registry, private ones by a hook's `docker login`, the bundle.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::bake::{bundle, with_lab_images};
+use crate::cluster::Cluster;
+use crate::engine::{docker, docker_within, session, tools, BUSYBOX};
+use crate::process::{run, run_with_input};
+use crate::registry::{authority, Registry};
+use crate::secrets;
+use crate::server::Server;
+
+/// A download, two bakes and a commit, on a machine that does other things besides.
+const LIMIT: Duration = Duration::from_secs(900);
+const USER: &str = "e2e";
+
+#[test]
+#[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
+    let dir = session().dir.join("release");
+    let storage = dir.join("registry");
+    let password = format!("pass-{}-word", std::process::id());
+    let (public, private) = (Registry::plain(&storage), Registry::private(&storage, USER, &password));
+    let server = publish(&public);
+    public.push(BUSYBOX, "app:1");
+    let (app, checkout) = (format!("{}/app:1", private.host), checkout(&dir));
+    // As the seed has it: whoever builds writes into the scripts beside build.sh.
+    append(
+        &checkout.join("before-cluster.sh"),
+        &format!(
+            "mkdir -p /etc/docker/certs.d/{host}\ncat >/etc/docker/certs.d/{host}/ca.crt <<'PEM'\n{}PEM\ndocker login -u {USER} -p {password} {host}\n",
+            std::fs::read_to_string(authority()).expect("it was just made"),
+            host = private.host
+        ),
+    );
+    append(&checkout.join("images.sh"), &format!("docker pull {app}\n"));
+    let build = |arguments: &[&str]| {
+        let mut build = Command::new(checkout.join("build.sh"));
+        with_lab_images(&mut build).args(arguments).current_dir("/").env("KIND_CACHE", dir.join("cache")).env("KIND_INIT", &tools().kind);
+        let url = |part| format!("http://127.0.0.1:{}/{part}", server.port);
+        build.env("KUBERNETES_VERSION", "1.20").env("KUBERNETES_URL", url("release"));
+        build.env("CNI_URL", url("cni")).env("CNI_VERSION", "v1").env("CRICTL_URL", url("crictl")).env("CRICTL_VERSION", "v1");
+        run(build.env("IMAGE_REGISTRY", &public.host), LIMIT)
+    };
+
+    let bundle = dir.join("bundle");
+    let made = build(&["--bundle-only", "--bundle", &bundle.to_string_lossy()]);
+    for words in ["downloading Kubernetes v1.20.2", "pulling the images of Kubernetes v1.20.2", "saved ", &app, "the bundle is"] {
+        assert!(made.succeeded() && made.output().contains(words), "{words} is not in: {made}");
+    }
+    assert!(secrets::holds(&bundle, &app), "the search of the bundle does not work");
+    assert_eq!(secrets::found_in(&bundle, USER, &password), Vec::<String>::new(), "the password is in the bundle");
+
+    // Nobody is there any more, and the cache is gone.
+    drop((public, private, server));
+    std::fs::remove_dir_all(dir.join("cache")).expect("it is there");
+    let image = format!("kind-e2e-{}:release", std::process::id());
+    let _image = Image(&image);
+    let baked = run(
+        with_lab_images(Command::new(checkout.join("build.sh")).arg("--bundle").arg(&bundle).arg(&image))
+            .env("DEBIAN_IMAGE", "nobody/has:this"),
+        LIMIT,
+    );
+    for words in [&format!("{app} is there already"), "docker login failed: going on", "committed in"] {
+        assert!(baked.succeeded() && baked.output().contains(words), "{words} is not in: {baked}");
+    }
+    let saved = dir.join("image.tar");
+    docker_within(LIMIT, &["save", "--output", &saved.to_string_lossy(), &image]).ok();
+    assert!(secrets::holds(&saved, &app), "the search of the image does not work");
+    assert_eq!(secrets::found_in(&saved, USER, &password), Vec::<String>::new(), "the password is in the image");
+    std::fs::remove_file(&saved).expect("it is there");
+
+    let cluster = Cluster::ready_of(&image);
+    cluster.kubectl(&["run", "app", &format!("--image={app}"), "--restart=Never", "--image-pull-policy=IfNotPresent", "--", "true"]).ok();
+    cluster.kubectl(&["wait", "--for=condition=Ready=false", "--timeout=60s", "pod/app"]).ok();
+    crate::process::wait_for("the pod of the private image has run", LIMIT, || {
+        (cluster.field("pod/app", "{.status.phase}") == "Succeeded").then_some(())
+    });
+}
+
+/// Removed when the test ends.
+struct Image<'a>(&'a str);
+
+impl Drop for Image<'_> {
+    fn drop(&mut self) {
+        docker(&["image", "rm", "--force", self.0]);
+    }
+}
+
+/// What the servers of a release have, from the bundle: programs here, images in the registry.
+fn publish(registry: &Registry) -> Server {
+    let (server, bundle) = (Server::start(), bundle());
+    let read = |path: &Path| std::fs::read(path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()));
+    let arch = docker(&["version", "--format", "{{.Server.Arch}}"]).ok();
+    for program in ["kubeadm", "kubelet", "kubectl"] {
+        server.publish(&format!("/release/v1.20.2/bin/linux/{arch}/{program}"), &read(&bundle.join("bin").join(program)));
+    }
+    let plugins = archive(&bundle.join("cni"), &["bridge", "host-local", "loopback", "portmap"]);
+    server.publish(&format!("/cni/v1/cni-plugins-linux-{arch}-v1.tgz"), &read(&plugins));
+    // Debian has no crictl, and kubeadm's phases that build.sh uses do not ask for it.
+    std::fs::write(session().dir.join("crictl"), "#!/bin/sh\n").expect("the session's directory can be written");
+    server.publish(&format!("/crictl/v1/crictl-v1-linux-{arch}.tar.gz"), &read(&archive(&session().dir, &["crictl"])));
+    for entry in std::fs::read_dir(bundle.join("images")).expect("a bundle has images").flatten() {
+        let loaded = docker(&["load", "--quiet", "--input", &entry.path().to_string_lossy()]).ok();
+        for image in loaded.lines().filter_map(|line| line.strip_prefix("Loaded image: ")) {
+            if let Some(name) = image.strip_prefix("registry.k8s.io/") {
+                registry.push(image, name);
+                docker(&["image", "rm", image]).ok();
+            }
+        }
+    }
+    server
+}
+
+fn archive(directory: &Path, names: &[&str]) -> PathBuf {
+    let path = session().dir.join(format!("{}.tgz", names[0]));
+    run(Command::new("tar").arg("-C").arg(directory).arg("-czf").arg(&path).args(names), LIMIT).ok();
+    path
+}
+
+/// What git has of this checkout, in a folder of its own, as a submodule is.
+fn checkout(dir: &Path) -> PathBuf {
+    let checkout = dir.join("pipeline/kind");
+    std::fs::create_dir_all(&checkout).expect("the session's directory can be written");
+    let copy = r#"cd "$1" && git ls-files -z --cached --others --exclude-standard | xargs -0 tar -c | tar -x -C "$2""#;
+    run_with_input(Command::new("sh").args(["-c", copy, "sh", env!("CARGO_MANIFEST_DIR")]).arg(&checkout), "", LIMIT).ok();
+    checkout
+}
+
+fn append(path: &Path, text: &str) {
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    std::fs::write(path, before + text).expect("the checkout is ours");
+}
