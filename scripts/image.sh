@@ -129,12 +129,13 @@ bake() {
     kind bake --bundle /var/lib/docker/bundle "$@" || die "the bake failed; why is said above"
 }
 
-# commit NAME...: the baked container as an image.
+# commit NAME...: the baked container as an image, whose containers are none of this build's.
 commit() {
   local name began=$SECONDS temporary=kind-build:$id
   begin "committing $1"
   temporary_images+=("$temporary")
-  outlast docker commit --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' --change 'LABEL kind.stage=image' \
+  outlast docker commit --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' \
+    --change 'LABEL kind.stage=image kind.build=' \
     "$container" "$temporary" >/dev/null
   for name; do docker tag "$temporary" "$name"; done
   say "$* committed in $((SECONDS - began)) s: $(docker image inspect --format '{{.Size}}' "$temporary" | awk '{printf "%.0f MB", $1 / 1e6}')"

@@ -2,8 +2,10 @@
 # What build.sh and its parts share: how they speak, how they wait, and how they clean up.
 # Sourced, never run.
 
-say() { printf 'build: %s\n' "$*" >&2; }
-die() { printf 'build: error: %s\n' "$*" >&2; exit 1; }
+# A trap speaks wherever the output of the interrupted command went: so this is kept apart.
+exec 8>&2
+say() { printf 'build: %s\n' "$*" >&8; }
+die() { say "error: $*"; exit 1; }
 
 # Of this build alone: several may run at the same time.
 id=kind-build-$$-$RANDOM
@@ -32,9 +34,10 @@ outlast() {
 
 wait_for() {
   local status=0
-  "$@" <&0 &
+  "$@" <&0 8>&- &
   child=$!
-  wait "$child" || status=$?
+  # A trap may have waited for it already, which bash would complain of.
+  wait "$child" 2>/dev/null || status=$?
   child=''
   return "$status"
 }

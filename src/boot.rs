@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::cluster::{monitor, Cluster};
 use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR};
-use crate::daemons::{self, containerd, dockerd, kubelet};
+use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::node::network::Network;
@@ -44,6 +44,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     }
     daemons::supervise(init, dockerd)?;
     daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
+    image_names::keep(init, volume == Volume::Fresh)?;
     give_up_in_time(init);
     monitor::run(init, cluster)
 }

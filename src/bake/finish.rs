@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bake::{hooks, wait};
+use crate::bake::{hooks, images, wait};
 use crate::cluster::api::Api;
 use crate::cluster::{pods, Cluster, Pod};
 use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
@@ -62,6 +62,9 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
     }
     collect_garbage()?;
+    images::flatten()?;
+    images::keep()?;
+    images::save_names()?;
     stop::everything(init);
     match cgroup::processes_of_pods().as_slice() {
         [] => Ok(()),
@@ -91,7 +94,7 @@ fn running(name: &str) -> Result<Vec<String>> {
 }
 
 /// Makes containerd delete the layers of removed containers, which it would do some time later.
-fn collect_garbage() -> Result<()> {
+pub fn collect_garbage() -> Result<()> {
     let lease = ctr(&["leases", "create"])?;
     ctr(&["leases", "delete", "--sync", lease.trim()])?;
     let snapshots = ctr(&["snapshots", "ls"])?;

@@ -6,6 +6,7 @@ mod bundle;
 mod certificates;
 mod finish;
 mod hooks;
+mod images;
 mod kubeadm;
 mod pack;
 mod versions;

@@ -2,6 +2,7 @@
 
 pub mod containerd;
 pub mod dockerd;
+pub mod image_names;
 pub mod kubelet;
 
 use std::fs::{self, File, OpenOptions};

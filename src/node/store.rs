@@ -21,8 +21,6 @@ use crate::reaper;
 pub const DATABASES: [&str; 2] = ["io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"];
 pub const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs/snapshots";
 pub const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
-/// Snapshots that an image layer cannot carry (whiteouts, opaque directories), as `N.tar`.
-pub const PACKED: &str = "packed";
 /// In containerd's root on the volume: whose store it is.
 const STAMP: &str = "kind-bake";
 
@@ -64,7 +62,6 @@ pub fn prepare(bake: &str) -> Result<Volume> {
         log::warn!(target: "store", "this kernel does not mount the image's layers in place: copying them, which takes longer");
         reaper::run(Command::new("cp").arg("-a").arg(STORE_DIR).arg(&new))?;
     }
-    unpack(&new)?;
     write(&new.join(STAMP), bake)?;
     fs::rename(&new, root).map_err(|cause| Error::io("rename", &new, cause))?;
     Ok(Volume::Fresh)
@@ -84,21 +81,6 @@ fn link(new: &Path) -> Result<()> {
             let link = to.join(entry.file_name().unwrap_or_default());
             symlink(&entry, &link).map_err(|cause| Error::io("link", &link, cause))?;
         }
-    }
-    Ok(())
-}
-
-fn unpack(new: &Path) -> Result<()> {
-    let packed = Path::new(STORE_DIR).join(PACKED);
-    if !packed.exists() {
-        return Ok(());
-    }
-    for tar in read_dir(&packed)? {
-        let snapshot = new.join(SNAPSHOTS).join(tar.file_stem().unwrap_or_default());
-        make_dir(&snapshot)?;
-        reaper::run(
-            Command::new("tar").args(["-x", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C"]).arg(&snapshot).arg("-f").arg(&tar),
-        )?;
     }
     Ok(())
 }
@@ -145,7 +127,7 @@ fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(path).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
     entries.map_err(|cause| Error::io("list", path, cause))
 }

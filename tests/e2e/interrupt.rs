@@ -19,11 +19,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 const COMPILING: &str = "compiling the init";
 
-/// Everything that a build could leave, and other users of the engine have not: containers of its own
-/// and of docker build, volumes without a container, images under its own names or of steps of docker build.
+/// Everything that a build could leave: containers of its own and of docker build, volumes without a
+/// container, images under its own names or of steps of docker build, files.
 fn inventory() -> BTreeSet<String> {
     let lists = [
-        &["ps", "--all", "--filter", "label=kind.build", "--format", "container {{.ID}} {{.Names}}"][..],
+        &["ps", "--all", "--filter", "label=kind.build", "--format", "container {{.ID}} {{.Label \"kind.build\"}}"][..],
         &["ps", "--all", "--filter", "label=kind.stage=build", "--format", "container {{.ID}} {{.Names}}"],
         &["volume", "ls", "--filter", "dangling=true", "--format", "volume {{.Name}}"],
         &["images", "--filter", "reference=kind-build", "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
@@ -34,6 +34,12 @@ fn inventory() -> BTreeSet<String> {
     let folders = std::fs::read_dir(&session().dir).expect("it is there").flatten();
     all.extend(folders.map(|entry| format!("folder {}", entry.path().display())));
     all
+}
+
+/// Whether a build has given it its name that is not this one, or it is a container of a baked image.
+fn is_anothers(what: &str, build: u32) -> bool {
+    let build = format!("kind-build-{build}-");
+    what.contains("kind-build-") && !what.contains(&build) || what.starts_with("container ") && what.ends_with(' ')
 }
 
 /// Starts a build, and sends it `signal` as soon as it has said `moment`.
@@ -65,7 +71,8 @@ fn interrupt(arguments: &[&str], moment: &str, signal: Signal, step: &str) {
     assert!(last.starts_with("build: interrupted while ") && last.contains(step), "at `{moment}`:\n{said}");
     // What the engine was asked for just before may show up a moment later.
     let _ = std::fs::remove_dir_all(&cache);
-    let left = || inventory().difference(&before).cloned().collect::<Vec<_>>();
+    let ours = |what: &&String| !is_anothers(what, build.id());
+    let left = || inventory().difference(&before).filter(ours).cloned().collect::<Vec<_>>();
     assert!(
         poll(Duration::from_secs(3), || left().is_empty().then_some(())).is_some(),
         "at `{moment}`, left behind: {:#?}\n{said}",

@@ -33,5 +33,6 @@ mod secrets;
 #[allow(dead_code, reason = "its failures are for the tests of downloads alone")]
 #[path = "../common/server.rs"]
 mod server;
+mod store;
 mod watch;
 mod workloads;

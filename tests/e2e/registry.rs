@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::engine::{docker, free_port, session};
+use crate::engine::{docker, free_port, session, Container};
 use crate::process::{run, run_with_input, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -25,10 +25,8 @@ impl Registry {
 
     /// On the engine's bridge, where containers reach it.
     pub fn private(storage: &Path, user: &str, password: &str) -> Registry {
-        let gateway: IpAddr = docker(&["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"])
-            .ok()
-            .parse()
-            .expect("it is an address");
+        let neighbour = Container::idle(&[], &["sleep", "60"]);
+        let gateway: IpAddr = neighbour.inspect("{{.NetworkSettings.Gateway}}").parse().expect("it is an address");
         let names = format!("subjectAltName=IP:{gateway}");
         let make = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry", "-addext", &names];
         let (key, certificate) = (session().dir.join("registry.key"), authority());

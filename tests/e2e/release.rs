@@ -104,6 +104,10 @@ fn publish(registry: &Registry) -> Server {
     std::fs::write(session().dir.join("crictl"), "#!/bin/sh\n").expect("the session's directory can be written");
     server.publish(&format!("/crictl/v1/crictl-v1-linux-{arch}.tar.gz"), &read(&archive(&session().dir, &["crictl"])));
     for entry in std::fs::read_dir(bundle.join("images")).expect("a bundle has images").flatten() {
+        // What the bundle's own scripts have made is no part of a release.
+        if entry.file_name() == "pulled.tar" {
+            continue;
+        }
         let loaded = docker(&["load", "--quiet", "--input", &entry.path().to_string_lossy()]).ok();
         for image in loaded.lines().filter_map(|line| line.strip_prefix("Loaded image: ")) {
             if let Some(name) = image.strip_prefix("registry.k8s.io/") {

@@ -1,0 +1,173 @@
+//! What becomes of the images while they are still containerd's: none hides anything below it, all are
+//! kept when they lose their names, and the names can be put back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{json, Value};
+
+use crate::bake::finish::collect_garbage;
+use crate::config::{BAKED_IMAGES, CONTAINERD_ROOT, RUN_DIR};
+use crate::daemons::containerd::{self, ctr};
+use crate::daemons::image_names::{IMAGE_NAME, INDEX};
+use crate::error::{Error, Result};
+use crate::node::mounts;
+use crate::node::store::{self, BLOBS, SNAPSHOTS};
+use crate::{reaper, sys};
+
+/// overlayfs: a directory that hides what lies below it.
+const OPAQUE: &std::ffi::CStr = c"trusted.overlay.opaque";
+/// containerd's garbage collector leaves alone what has this label.
+const KEEP: &str = "containerd.io/gc.root=baked";
+/// Part of the key of a snapshot that takes another's place.
+const FLAT: &str = "kind-flat";
+
+/// Gives each image whose layers hide files of the layers below (whiteouts, opaque directories) one
+/// snapshot with all that is seen of it. The image that is committed can carry neither: it would take a
+/// device 0:0 for a whiteout of its own, and a layer's tar has no `trusted.*` attributes. The blobs, and
+/// with them the image's identity, stay as they are.
+pub fn flatten() -> Result<()> {
+    let snapshots = store::read_dir(&Path::new(CONTAINERD_ROOT).join(SNAPSHOTS))?;
+    let hiding: BTreeSet<String> = snapshots
+        .iter()
+        .filter(|path| hides_something(&path.join("fs")))
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    if hiding.is_empty() {
+        return Ok(());
+    }
+    let mut flat = BTreeMap::new();
+    for image in containerd::images()? {
+        flatten_image(&image, &hiding, &mut flat)?;
+    }
+    replace(&flat)?;
+    log::info!(target: "store", "{} images with layers that delete files of the layers below are one layer each now", flat.len());
+    collect_garbage()
+}
+
+/// Copies what is seen of an image into a snapshot without a parent, where its layers hide something.
+/// `flat` gets the name of the image's own snapshot, and what is to take its place.
+fn flatten_image(image: &str, hiding: &BTreeSet<String>, flat: &mut BTreeMap<String, String>) -> Result<()> {
+    let target = Path::new(RUN_DIR).join("flatten");
+    mounts::make_dir(&target)?;
+    let (target, view) = (target.to_string_lossy(), target.to_string_lossy());
+    ctr(&["images", "mount", image, &target])?;
+    let chain = parse(&ctr(&["snapshots", "info", &view])?)?["Parent"].as_str().unwrap_or_default().to_string();
+    let lowers = ctr(&["snapshots", "mounts", "/mnt", &view])?;
+    if !flat.contains_key(&chain) && layers(&lowers).any(|layer| hiding.contains(layer)) {
+        let key = format!("{FLAT}-{}", flat.len());
+        let mounts = parse(&ctr(&["snapshots", "prepare", "--mounts", &key])?)?;
+        let to =
+            mounts.pointer("/0/Source").and_then(Value::as_str).ok_or_else(|| Error::new(format!("ctr names no directory for {key}")))?;
+        reaper::run(Command::new("cp").arg("-a").arg(format!("{target}/.")).arg(to))?;
+        flat.insert(chain, key);
+    }
+    ctr(&["images", "unmount", "--rm", &target]).map(drop)
+}
+
+/// Numbers of the snapshots in the options of a mount, such as `lowerdir=/…/snapshots/28/fs:/…/snapshots/1/fs`.
+fn layers(options: &str) -> impl Iterator<Item = &str> {
+    options.split("/snapshots/").skip(1).filter_map(|rest| rest.split('/').next())
+}
+
+/// Puts the flat snapshots where those were that they were made of, and removes what lay on those.
+fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
+    let list = ctr(&["snapshots", "ls"])?;
+    let mut children: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in list.lines().skip(1) {
+        if let [key, parent, _] = line.split_whitespace().collect::<Vec<_>>()[..] {
+            children.entry(parent).or_default().push(key);
+        }
+    }
+    let (mut order, mut left) = (vec![], flat.keys().map(String::as_str).collect::<Vec<_>>());
+    while let Some(key) = left.pop() {
+        left.extend(children.get(key).into_iter().flatten());
+        order.push(key);
+    }
+    let mut removed = BTreeSet::new();
+    // Each after everything that lies on it.
+    for key in order.into_iter().rev().filter(|key| removed.insert(*key)) {
+        ctr(&["snapshots", "rm", key])?;
+    }
+    flat.iter().try_for_each(|(chain, key)| ctr(&["snapshots", "commit", chain, key]).map(drop))
+}
+
+/// Whether a layer has a whiteout or an opaque directory.
+pub fn hides_something(path: &Path) -> bool {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return false };
+    if metadata.file_type().is_char_device() {
+        return metadata.rdev() == 0;
+    }
+    let entries = || store::read_dir(path).unwrap_or_default();
+    metadata.is_dir() && (sys::has_attribute(path, OPAQUE) || entries().iter().any(|entry| hides_something(entry)))
+}
+
+/// Lets nothing of the images go when they lose their names, as it costs no space: it lies in the image.
+pub fn keep() -> Result<()> {
+    for digest in ctr(&["content", "ls", "--quiet"])?.lines() {
+        ctr(&["content", "label", digest, KEEP])?;
+    }
+    for key in ctr(&["snapshots", "ls"])?.lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
+        ctr(&["snapshots", "label", key, KEEP])?;
+    }
+    Ok(())
+}
+
+/// Writes down the images without their layers, which are kept: importing that puts their names back
+/// (OCI image layout).
+pub fn save_names() -> Result<()> {
+    let layout = Path::new(BAKED_IMAGES);
+    mounts::make_dir(layout.join("blobs/sha256"))?;
+    let mut manifests = vec![];
+    for line in ctr(&["images", "ls"])?.lines().skip(1) {
+        if let [name, media_type, digest, ..] = line.split_whitespace().collect::<Vec<_>>()[..] {
+            let size = copy_description(digest, layout)?;
+            manifests.push(json!({"mediaType": media_type, "digest": digest, "size": size, "annotations": {IMAGE_NAME: name}}));
+        }
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
+    for (name, text) in [("oci-layout", json!({"imageLayoutVersion": "1.0.0"})), (INDEX, index)] {
+        let path = layout.join(name);
+        fs::write(&path, text.to_string()).map_err(|cause| Error::io("write", &path, cause))?;
+    }
+    Ok(())
+}
+
+/// Copies a manifest or a list of them with all that it names but layers, and returns its size in bytes.
+fn copy_description(digest: &str, layout: &Path) -> Result<usize> {
+    let name = digest.trim_start_matches("sha256:");
+    let from = Path::new(CONTAINERD_ROOT).join(BLOBS).join(name);
+    let to = layout.join("blobs/sha256").join(name);
+    let text = fs::read(&from).map_err(|cause| Error::io("read", &from, cause))?;
+    fs::write(&to, &text).map_err(|cause| Error::io("write", &to, cause))?;
+    let description: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let manifests = description.get("manifests").and_then(Value::as_array).into_iter().flatten();
+    for named in manifests.chain(description.get("config")) {
+        let digest = named.get("digest").and_then(Value::as_str).unwrap_or_default();
+        // Of other platforms, only the name is there.
+        if Path::new(CONTAINERD_ROOT).join(BLOBS).join(digest.trim_start_matches("sha256:")).is_file() {
+            copy_description(digest, layout)?;
+        }
+    }
+    Ok(text.len())
+}
+
+fn parse(json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(|cause| Error::new(format!("ctr answers with no JSON: {cause}: {json}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_found_in_a_mounts_options() {
+        let options = "mount -t overlay overlay /mnt -o index=off,lowerdir=/r/snapshots/28/fs:/r/snapshots/1/fs";
+        assert_eq!(layers(options).collect::<Vec<_>>(), ["28", "1"]);
+        assert_eq!(layers("mount -t bind /r/snapshots/7/fs /mnt -o ro,rbind").collect::<Vec<_>>(), ["7"]);
+        assert_eq!(layers("").count(), 0);
+    }
+}

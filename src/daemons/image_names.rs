@@ -1,0 +1,130 @@
+//! Keeps the names of the baked images: `docker rmi` and `docker system prune -a` take them from every
+//! image that no container of Docker's uses, those of the cluster's pods included, and a pod that is
+//! started anew would not find its image any more. What the names stand for is never removed (`bake::images`).
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::config::{BAKED_IMAGES, DOCKER_SOCKET, RUN_DIR};
+use crate::daemons::containerd::{self, ctr};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::node::mounts;
+use crate::reaper;
+
+/// Of the layout's index, by which containerd names what it imports.
+pub const INDEX: &str = "index.json";
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// dockerd's stream of what happens to images, when one loses a name: `{"type":["image"],"event":["untag","delete"]}`.
+const REQUEST: &str = "GET /events?filters=%7B%22type%22%3A%5B%22image%22%5D%2C%22event%22%3A%5B%22untag%22%2C%22delete%22%5D%7D HTTP/1.0\r\nHost: localhost\r\n\r\n";
+/// After this long without another event, a prune is over.
+const QUIET: Duration = Duration::from_millis(300);
+/// How often a dockerd that does not answer is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Follows dockerd in a thread of its own, which sleeps until an image loses a name.
+///
+/// `fresh`: nothing can be missing yet, and a start has better things to do than to look.
+pub fn keep(init: &Arc<Init>, fresh: bool) -> Result<()> {
+    let baked = Index::read(Path::new(BAKED_IMAGES))?;
+    let init = init.clone();
+    let body = move || {
+        let mut all_there = fresh;
+        while !init.stopping() {
+            if let Err(error) = follow(&baked, &mut all_there) {
+                log::debug!(target: "images", "{error}");
+            }
+            init.pause(RETRY);
+        }
+    };
+    let started = thread::Builder::new().name("images".into()).spawn(body);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the images: {cause}")))
+}
+
+/// The index of the baked images, an OCI image layout without the layers.
+struct Index(Value);
+
+impl Index {
+    fn read(layout: &Path) -> Result<Index> {
+        let path = layout.join(INDEX);
+        let text = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        let index = serde_json::from_str(&text).map_err(|cause| Error::new(format!("{} is broken: {cause}", path.display())))?;
+        Ok(Index(index))
+    }
+
+    /// The same of those images alone whose name is not `there`; nothing when all are.
+    fn without(&self, there: &[String]) -> Option<Value> {
+        let mut index = self.0.clone();
+        let manifests = index.get_mut("manifests")?.as_array_mut()?;
+        manifests.retain(|manifest| {
+            let name = manifest.get("annotations").and_then(|annotations| annotations.get(IMAGE_NAME)?.as_str());
+            name.is_some_and(|name| !there.iter().any(|there| there == name))
+        });
+        (!manifests.is_empty()).then_some(index)
+    }
+}
+
+/// Puts names back until dockerd's stream ends.
+fn follow(baked: &Index, all_there: &mut bool) -> Result<()> {
+    let fail = |cause: std::io::Error| Error::io("follow", DOCKER_SOCKET, cause);
+    let mut stream = UnixStream::connect(DOCKER_SOCKET).map_err(fail)?;
+    stream.write_all(REQUEST.as_bytes()).map_err(fail)?;
+    let mut lines = BufReader::new(stream.try_clone().map_err(fail)?);
+    // From here on nothing is missed; before, while nobody listened, something may have been.
+    if !std::mem::take(all_there) {
+        put_back(baked)?;
+    }
+    let mut line = String::new();
+    loop {
+        line.clear();
+        match lines.read_line(&mut line) {
+            Ok(0) => return Ok(()),
+            // The head of the answer, and then one event on each line.
+            Ok(_) if line.starts_with('{') => stream.set_read_timeout(Some(QUIET)).map_err(fail)?,
+            Ok(_) => {}
+            Err(cause) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&cause.kind()) => {
+                stream.set_read_timeout(None).map_err(fail)?;
+                put_back(baked)?;
+            }
+            Err(cause) => return Err(fail(cause)),
+        }
+    }
+}
+
+/// Imports the names that are missing. One that has another image by now stays with it.
+fn put_back(baked: &Index) -> Result<()> {
+    let Some(missing) = baked.without(&containerd::images()?) else { return Ok(()) };
+    let (directory, archive) = (Path::new(RUN_DIR).join("images"), Path::new(RUN_DIR).join("images.tar"));
+    mounts::make_dir(&directory)?;
+    let index = directory.join(INDEX);
+    fs::write(&index, missing.to_string()).map_err(|cause| Error::io("write", &index, cause))?;
+    let mut tar = Command::new("tar");
+    tar.arg("-cf").arg(&archive).arg("-C").arg(&directory).arg(INDEX).args(["-C", BAKED_IMAGES, "oci-layout", "blobs"]);
+    reaper::run(&mut tar)?;
+    ctr(&["images", "import", "--no-unpack", &archive.to_string_lossy()])?;
+    log::info!(target: "images", "baked images that had lost their names have them again");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_is_missing_is_put_back() {
+        let manifest = |name: &str| json!({"digest": "sha256:1", "annotations": {IMAGE_NAME: name}});
+        let index = Index(json!({"schemaVersion": 2, "manifests": [manifest("a:1"), manifest("b:1")]}));
+        assert_eq!(index.without(&["b:1".into(), "mine:1".into()]), Some(json!({"schemaVersion": 2, "manifests": [manifest("a:1")]})));
+        assert_eq!(index.without(&["b:1".into(), "a:1".into()]), None);
+    }
+}
