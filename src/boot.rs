@@ -44,7 +44,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     }
     daemons::supervise(init, dockerd)?;
     daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
-    image_names::keep(init, volume == Volume::Fresh)?;
+    image_names::keep(init)?;
     give_up_in_time(init);
     monitor::run(init, cluster)
 }

@@ -3,45 +3,48 @@
 //! started anew would not find its image any more. What the names stand for is never removed (`bake::images`).
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::config::{BAKED_IMAGES, DOCKER_SOCKET, RUN_DIR};
+use crate::config::{BAKED_IMAGES, CONTAINERD_SOCKET, NAMESPACE, RUN_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::node::mounts;
+use crate::readiness::KUBERNETES_READY;
 use crate::reaper;
 
 /// Of the layout's index, by which containerd names what it imports.
 pub const INDEX: &str = "index.json";
 pub const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// dockerd's stream of what happens to images, when one loses a name: `{"type":["image"],"event":["untag","delete"]}`.
-const REQUEST: &str = "GET /events?filters=%7B%22type%22%3A%5B%22image%22%5D%2C%22event%22%3A%5B%22untag%22%2C%22delete%22%5D%7D HTTP/1.0\r\nHost: localhost\r\n\r\n";
+/// What containerd tells of: an image record that is removed. (dockerd does not tell of all: a prune
+/// makes no event for the images that it removes, seen with Docker 26.1.)
+const EVENTS: &str = r#"topic=="/images/delete""#;
 /// After this long without another event, a prune is over.
 const QUIET: Duration = Duration::from_millis(300);
-/// How often a dockerd that does not answer is asked again.
+/// How often the start is looked for, and how soon a stream that ended is followed again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Follows dockerd in a thread of its own, which sleeps until an image loses a name.
-///
-/// `fresh`: nothing can be missing yet, and a start has better things to do than to look.
-pub fn keep(init: &Arc<Init>, fresh: bool) -> Result<()> {
+/// Follows containerd in a thread of its own, which sleeps until an image loses a name. It begins when
+/// the cluster is ready: a start has better things to do.
+pub fn keep(init: &Arc<Init>) -> Result<()> {
     let baked = Index::read(Path::new(BAKED_IMAGES))?;
     let init = init.clone();
     let body = move || {
-        let mut all_there = fresh;
         while !init.stopping() {
-            if let Err(error) = follow(&baked, &mut all_there) {
-                log::debug!(target: "images", "{error}");
+            if init.readiness.has_reached(KUBERNETES_READY) {
+                if let Err(error) = follow(&baked) {
+                    log::debug!(target: "images", "{error}");
+                }
             }
             init.pause(RETRY);
         }
@@ -73,24 +76,27 @@ impl Index {
     }
 }
 
-/// Puts names back until dockerd's stream ends.
-fn follow(baked: &Index, all_there: &mut bool) -> Result<()> {
-    let fail = |cause: std::io::Error| Error::io("follow", DOCKER_SOCKET, cause);
-    let mut stream = UnixStream::connect(DOCKER_SOCKET).map_err(fail)?;
-    stream.write_all(REQUEST.as_bytes()).map_err(fail)?;
+/// Puts names back until the stream of events ends, as it does with containerd.
+fn follow(baked: &Index) -> Result<()> {
+    let fail = |cause: std::io::Error| Error::new(format!("cannot follow containerd's events: {cause}"));
+    let (stream, theirs) = UnixStream::pair().map_err(fail)?;
+    let mut command = Command::new("ctr");
+    command.args(["--address", CONTAINERD_SOCKET, "--namespace", NAMESPACE, "events", EVENTS]);
+    let child = reaper::spawn(command.stdout(OwnedFd::from(theirs)).stderr(Stdio::null()))?;
+    // It holds our copy of the other end, and the stream would never end.
+    drop(command);
     let mut lines = BufReader::new(stream.try_clone().map_err(fail)?);
-    // From here on nothing is missed; before, while nobody listened, something may have been.
-    if !std::mem::take(all_there) {
-        put_back(baked)?;
-    }
+    // As after an event: something may have happened while nobody listened.
+    stream.set_read_timeout(Some(QUIET)).map_err(fail)?;
     let mut line = String::new();
     loop {
         line.clear();
         match lines.read_line(&mut line) {
-            Ok(0) => return Ok(()),
-            // The head of the answer, and then one event on each line.
-            Ok(_) if line.starts_with('{') => stream.set_read_timeout(Some(QUIET)).map_err(fail)?,
-            Ok(_) => {}
+            Ok(0) => {
+                child.wait();
+                return Ok(());
+            }
+            Ok(_) => stream.set_read_timeout(Some(QUIET)).map_err(fail)?,
             Err(cause) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&cause.kind()) => {
                 stream.set_read_timeout(None).map_err(fail)?;
                 put_back(baked)?;

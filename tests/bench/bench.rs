@@ -1,0 +1,89 @@
+//! How fast, measured and not asserted: one command for one image, its rivals in the same run.
+//!
+//! ```text
+//! KIND_IMAGE=kind cargo bench
+//! KIND_IMAGE=kind KIND_BUNDLE=bundle KIND_BENCH_SIZES=1 cargo bench     # with every rival, and by size
+//! ```
+//!
+//! `KIND_BENCH_RUNS` (default 5) is how often each start is measured; the rivals take turns with it, so
+//! that what else the machine does meets all of them. `KIND_BUNDLE` gives the kubeadm of the rival that
+//! bootstraps at start, and what `KIND_BENCH_SIZES` bakes from. The boot with the median time is drawn
+//! into `target/boot.svg`, or where `KIND_BENCH_SVG` says.
+#![allow(clippy::disallowed_methods, reason = "it has no reaper of its own that std's waiting could race")]
+
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../e2e/cluster.rs"]
+mod cluster;
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../e2e/engine.rs"]
+mod engine;
+mod picture;
+#[path = "../e2e/process.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod process;
+mod rivals;
+mod start;
+mod table;
+
+use std::path::Path;
+
+use crate::start::Start;
+use crate::table::{ratio, Series};
+
+fn main() {
+    let runs: usize = setting("KIND_BENCH_RUNS").map_or(5, |text| text.parse().expect("KIND_BENCH_RUNS is a number"));
+    let bundle = setting("KIND_BUNDLE").map(|bundle| Path::new(env!("CARGO_MANIFEST_DIR")).join(bundle));
+    println!("{} on {} CPUs, Docker {}", engine::image(), cpus(), engine::docker(&["version", "--format", "{{.Server.Version}}"]).ok());
+    // The first start of an image reads it from the disk; what is measured is a warm page cache.
+    Start::measure();
+    let (mut starts, mut kubeadm, mut unpacked) = (vec![], vec![], vec![]);
+    for run in 1..=runs {
+        eprintln!("run {run} of {runs}");
+        starts.push(Start::measure());
+        if let Some(bundle) = &bundle {
+            kubeadm.push(rivals::kubeadm_init(bundle));
+        }
+        unpacked.extend(rivals::unpack(engine::image()));
+    }
+    let of = |value: fn(&Start) -> f64| starts.iter().map(value).collect::<Vec<_>>();
+    let ready = Series::new("docker run → kubernetes-ready", "s", "≤ 6", of(|start| start.kubernetes_ready));
+    let store = Series::new("the store, from the init's start", "s", "≤ 0.3", of(|start| start.milestone("store")));
+    let kubeadm = Series::new("rival: `kubeadm init` at start, same store", "s", "", kubeadm);
+    let unpacked = Series::new("rival: the store unpacked from an lz4 tarball", "s", "", unpacked);
+    let idle = start::idle();
+    let mut table = vec![
+        ready.clone(),
+        Series::new("docker run → docker-ready", "s", "≤ 1.2", of(|start| start.docker_ready)),
+        Series::new("the init's start → docker-ready", "s", "≤ 0.6", of(|start| start.milestone("docker-ready"))),
+        store.clone(),
+        Series::new("a built image → its pod Running", "s", "≤ 1.5", of(|start| start.pod_running)),
+        Series::new("CPU until kubernetes-ready, whole container", "s", "", of(|start| start.cpu)),
+        Series::new("docker stop", "s", "≤ 3", of(|start| start.stop)),
+        Series::new("the init: resident memory", "MB", "≤ 6", vec![idle.memory]),
+        Series::new("the init: binary", "MB", "≤ 4", vec![idle.binary]),
+        Series::new("the init: wakeups while idle", "/s", "≤ 0.2", vec![idle.wakeups]),
+        kubeadm.clone(),
+        unpacked.clone(),
+    ];
+    if setting("KIND_BENCH_SIZES").is_some() {
+        let bundle = bundle.as_deref().expect("KIND_BENCH_SIZES needs KIND_BUNDLE, to bake from");
+        for megabytes in [500, 5000] {
+            table.extend(rivals::by_size(bundle, megabytes, runs));
+        }
+    }
+    println!("\n{}", table::render(&table));
+    println!("kubeadm init at start / baked: {}", ratio(&kubeadm, &ready));
+    println!("unpacked / linked store:       {}", ratio(&unpacked, &store));
+    let path = setting("KIND_BENCH_SVG").unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/target/boot.svg").into());
+    starts.sort_by(|a, b| a.kubernetes_ready.total_cmp(&b.kubernetes_ready));
+    std::fs::write(&path, picture::draw(&starts[starts.len() / 2])).expect("the picture can be written");
+    println!("the median boot is drawn in {path}");
+}
+
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}

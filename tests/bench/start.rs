@@ -1,0 +1,86 @@
+//! One start of the image under test, from `docker run` to `docker stop`.
+
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT, TIMELINE};
+use crate::engine::{docker, docker_within};
+use crate::process::{poll, wait_for};
+
+/// How long an idle init is watched.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Times in seconds.
+pub struct Start {
+    pub docker_ready: f64,
+    pub kubernetes_ready: f64,
+    pub pod_running: f64,
+    pub cpu: f64,
+    pub stop: f64,
+    /// Seconds since the init's start, and what was reached.
+    pub timeline: Vec<(f64, String)>,
+}
+
+impl Start {
+    pub fn measure() -> Start {
+        let began = Instant::now();
+        let cluster = Cluster::start(&[]);
+        wait_for("Docker is ready", BOOT_LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
+        let docker_ready = began.elapsed().as_secs_f64();
+        cluster.wait_until_ready();
+        let kubernetes_ready = began.elapsed().as_secs_f64();
+        let cpu = cpu_seconds(&cluster);
+        let timeline = cluster.file(TIMELINE).expect("there is always a timeline");
+        let line = |line: &str| line.split_once(' ').and_then(|(at, what)| Some((at.parse().ok()?, what.to_string())));
+        let timeline = timeline.lines().filter_map(line).collect();
+
+        cluster.build("bench:1", "bench").ok();
+        let began = Instant::now();
+        cluster.kubectl(&["run", "bench", "--image=bench:1"]).ok();
+        poll(LIMIT, || (cluster.field("pod/bench", "{.status.phase}") == "Running").then_some(())).expect("the pod runs");
+        let pod_running = began.elapsed().as_secs_f64();
+        // A grace period is the pod's matter.
+        cluster.kubectl(&["delete", "pod", "bench", "--now"]).ok();
+
+        let began = Instant::now();
+        docker_within(LIMIT, &["stop", &cluster.container.id]).ok();
+        Start { docker_ready, kubernetes_ready, pod_running, cpu, stop: began.elapsed().as_secs_f64(), timeline }
+    }
+
+    /// When something was reached, since the init's start.
+    pub fn milestone(&self, name: &str) -> f64 {
+        self.timeline.iter().find(|(_, what)| what == name).unwrap_or_else(|| panic!("the timeline has no {name}")).0
+    }
+}
+
+/// What the container has used, by its cgroup's own account (version 1 or 2).
+fn cpu_seconds(cluster: &Cluster) -> f64 {
+    let read = "sed -n 's/^usage_usec //p' /sys/fs/cgroup/cpu.stat 2>/dev/null || cat /sys/fs/cgroup/cpuacct/cpuacct.usage";
+    let read = format!("{read}; test -e /sys/fs/cgroup/cpu.stat && echo 1000000 || echo 1000000000");
+    let text = cluster.container.exec(&["sh", "-c", &read]).ok();
+    let numbers: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    numbers[0] / numbers[1]
+}
+
+/// The init of a cluster with which nobody does anything.
+pub struct Idle {
+    /// Megabytes.
+    pub memory: f64,
+    pub binary: f64,
+    /// A second: how often any of its threads was scheduled.
+    pub wakeups: f64,
+}
+
+pub fn idle() -> Idle {
+    let cluster = Cluster::ready(&[]);
+    let number = |script: &str| -> f64 { cluster.container.exec(&["sh", "-c", script]).ok().trim().parse().expect("it is a number") };
+    let switches = "cat /proc/1/task/*/status | awk '/ctxt_switches/ { sum += $2 } END { print sum }'";
+    // The boot's last threads end.
+    std::thread::sleep(IDLE / 3);
+    let before = number(switches);
+    std::thread::sleep(IDLE);
+    let wakeups = (number(switches) - before) / IDLE.as_secs_f64();
+    let kilobytes = number("sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/1/status");
+    let bytes = number("stat -L -c %s /proc/1/exe");
+    docker(&["stop", &cluster.container.id]).ok();
+    Idle { memory: kilobytes / 1e3, binary: bytes / 1e6, wakeups }
+}

@@ -1,0 +1,41 @@
+//! What was measured, as a table.
+
+/// The values of one measurement.
+#[derive(Clone)]
+pub struct Series {
+    name: String,
+    unit: &'static str,
+    goal: &'static str,
+    /// In order.
+    values: Vec<f64>,
+}
+
+impl Series {
+    pub fn new(name: &str, unit: &'static str, goal: &'static str, mut values: Vec<f64>) -> Series {
+        values.sort_by(f64::total_cmp);
+        Series { name: name.into(), unit, goal, values }
+    }
+
+    fn median(&self) -> Option<f64> {
+        self.values.get(self.values.len() / 2).copied()
+    }
+}
+
+/// How much larger the median of `of` is, or why that is not known.
+pub fn ratio(of: &Series, to: &Series) -> String {
+    match (of.median(), to.median()) {
+        (Some(of), Some(to)) => format!("{:.1} times ({of:.2} s and {to:.2} s)", of / to),
+        _ => "not measured in this run".into(),
+    }
+}
+
+/// In Markdown; what was not measured has a dash.
+pub fn render(table: &[Series]) -> String {
+    let mut text = String::from("| | goal | minimum | median | maximum | runs |\n|---|---|---|---|---|---|\n");
+    for series in table {
+        let cell = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.2}"));
+        let values = [series.values.first().copied(), series.median(), series.values.last().copied()].map(cell).join(" | ");
+        text += &format!("| {}, {} | {} | {values} | {} |\n", series.name, series.unit, series.goal, series.values.len());
+    }
+    text
+}
