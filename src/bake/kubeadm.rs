@@ -102,7 +102,7 @@ impl Kubeadm {
 
 /// Only what every supported version understands, but for the dialect's few lines.
 fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String], patches: &Path) -> String {
-    let api = dialect.api;
+    let Dialect { api, ecdsa, .. } = dialect;
     let patches = match dialect.patches {
         Patches::Config => format!("patches:\n  directory: {}\n", patches.display()),
         Patches::Flag(_) => String::new(),
@@ -124,6 +124,7 @@ apiVersion: {api}
 kind: ClusterConfiguration
 kubernetesVersion: {version}
 imageRepository: {IMAGE_REPOSITORY}
+{ecdsa}
 networking:
   podSubnet: {POD_SUBNET}
   serviceSubnet: {SERVICE_SUBNET}

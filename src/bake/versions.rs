@@ -10,6 +10,8 @@ pub struct Dialect {
     /// Of kubeadm's configuration file.
     pub api: &'static str,
     pub patches: Patches,
+    /// The line of ClusterConfiguration that makes kubeadm's keys ECDSA (P-256) instead of RSA.
+    pub ecdsa: &'static str,
     /// Whether KubeletConfiguration knows `failCgroupV1` (from 1.31; 1.35 and later refuse v1 without it).
     pub fail_cgroup_v1: bool,
     /// Whether kubelet makes a pod Ready when its startup probe has succeeded. 1.20 notices at the
@@ -29,10 +31,18 @@ const TABLE: [Dialect; 2] = [
         minors: (20, 20),
         api: "kubeadm.k8s.io/v1beta2",
         patches: Patches::Flag("--experimental-patches"),
+        ecdsa: "featureGates: {PublicKeysECDSA: true}",
         fail_cgroup_v1: false,
         startup_makes_ready: false,
     },
-    Dialect { minors: (31, 36), api: "kubeadm.k8s.io/v1beta4", patches: Patches::Config, fail_cgroup_v1: true, startup_makes_ready: true },
+    Dialect {
+        minors: (31, 36),
+        api: "kubeadm.k8s.io/v1beta4",
+        patches: Patches::Config,
+        ecdsa: "encryptionAlgorithm: ECDSA-P256",
+        fail_cgroup_v1: true,
+        startup_makes_ready: true,
+    },
 ];
 
 /// The row for a version such as `v1.36.2`.
