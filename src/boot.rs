@@ -45,7 +45,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     daemons::supervise(init, dockerd)?;
     daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
     image_names::keep(init)?;
-    give_up_in_time(init);
+    give_up_in_time(init)?;
     monitor::run(init, cluster)
 }
 
@@ -94,9 +94,9 @@ fn refuse_taken_port() -> Result<()> {
 }
 
 /// A client that waits must hear of a cluster that will not come up.
-fn give_up_in_time(init: &Arc<Init>) {
+fn give_up_in_time(init: &Arc<Init>) -> Result<()> {
     let init = init.clone();
-    std::thread::spawn(move || {
+    let watch = move || {
         init.pause(CLUSTER_LIMIT);
         if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
             let waiting = init.waiting();
@@ -107,5 +107,7 @@ fn give_up_in_time(init: &Arc<Init>) {
             };
             init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);
         }
-    });
+    };
+    let started = std::thread::Builder::new().name("limit".into()).spawn(watch);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that watches the time: {cause}")))
 }

@@ -19,7 +19,7 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::sys::{reap_one, Reaped};
+use crate::sys::{reap_one, send_signal, Reaped};
 
 /// Lines of a failed command's output that its error carries.
 const TAIL_LINES: usize = 12;
@@ -59,9 +59,14 @@ pub struct Handle(i32);
 impl Handle {
     /// Signals the process, only while its pid is still registered and so cannot be another's.
     pub fn signal(self, signal: Signal) {
+        self.signal_number(signal as i32);
+    }
+
+    /// As `signal`, for any number.
+    pub fn signal_number(self, number: i32) {
         let children = table();
         if children.contains_key(&self.0) {
-            let _ = kill(Pid::from_raw(self.0), signal);
+            send_signal(self.0, number);
         }
     }
 
@@ -103,15 +108,21 @@ fn spawn_raw(command: &mut Command) -> io::Result<(Child, std::process::Child)> 
     Ok((Child { pid, exit }, process))
 }
 
+/// What every process gets that is not the user's own command. Clean signals and no descriptors of
+/// ours it has anyway: see `main`.
+fn confine(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).current_dir("/")
+}
+
 /// Starts a long-lived process in a group of its own, with `/dev/null` on stdin and cwd `/`.
 pub fn spawn(command: &mut Command) -> Result<Child> {
-    command.stdin(Stdio::null()).current_dir("/").process_group(0);
+    confine(command).process_group(0);
     spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
 
 /// Starts the user's own command, which shares our terminal and stdin.
-pub fn spawn_foreground(command: &mut Command) -> io::Result<Child> {
-    spawn_raw(command).map(|(child, _)| child)
+pub fn spawn_foreground(command: &mut Command) -> Result<Child> {
+    spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
 
 /// Runs a short helper to its end and returns its standard output.
@@ -120,19 +131,19 @@ pub fn spawn_foreground(command: &mut Command) -> io::Result<Child> {
 /// The command cannot be started, or ends with a status that is not 0; the error then carries argv,
 /// status and the tail of its output.
 pub fn run(command: &mut Command) -> Result<String> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    confine(command).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (child, mut process) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     let stderr = process.stderr.take();
-    let errors = thread::spawn(move || read_all(stderr));
+    let errors = thread::Builder::new().name("output".into()).spawn(move || read_all(stderr));
     let output = read_all(process.stdout.take());
-    let errors = errors.join().unwrap_or_default();
+    let errors = errors.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
     check(command, child.wait(), &format!("{output}{errors}"))?;
     Ok(output)
 }
 
 /// Runs a command to its end with our own output as its output.
 pub fn run_visibly(command: &mut Command) -> Result<()> {
-    command.stdin(Stdio::null());
+    confine(command);
     let (child, _) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     check(command, child.wait(), "")
 }
@@ -147,7 +158,16 @@ fn check(command: &Command, status: ExitStatus, output: &str) -> Result<()> {
 }
 
 fn cannot_run(command: &Command, cause: &io::Error) -> Error {
-    Error::new(format!("cannot run {}: {cause}", argv(command)))
+    Error::new(format!("cannot run {}: {cause}", argv(command))).with_status(code_of_failed_exec(cause))
+}
+
+/// As shells have it: not found, or found and not executable.
+pub fn code_of_failed_exec(cause: &io::Error) -> u8 {
+    if cause.kind() == io::ErrorKind::NotFound {
+        127
+    } else {
+        126
+    }
 }
 
 fn argv(command: &Command) -> String {

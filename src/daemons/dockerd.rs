@@ -158,7 +158,7 @@ pub fn exec_with_socket(argv: &[String]) -> Error {
     let Some((program, arguments)) = argv.split_first() else { return Error::new("nothing to exec") };
     let mut command = Command::new(program);
     let cause = command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", "1").exec();
-    Error::new(format!("cannot run {program}: {cause}"))
+    Error::new(format!("cannot run {program}: {cause}")).with_status(reaper::code_of_failed_exec(&cause))
 }
 
 #[cfg(test)]

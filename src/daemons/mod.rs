@@ -150,7 +150,7 @@ fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
         deaths = if answered.is_some_and(|at: Instant| at.elapsed() >= HEALTHY) { 1 } else { deaths + 1 };
         let (what, status) = match &ended {
             Ok(status) => (reaper::describe(*status).to_string(), reaper::exit_code(*status).max(1)),
-            Err(error) => (error.to_string(), 127),
+            Err(error) => (error.to_string(), error.status()),
         };
         if deaths >= MAX_DEATHS {
             daemon.change(|state| state.given_up = true);
