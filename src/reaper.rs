@@ -269,4 +269,83 @@ mod tests {
         assert_eq!(tail("a", 2), "a");
         assert_eq!(tail("", 2), "");
     }
+
+    /// Runs one of the tests below as a process of its own, since a reaper takes every child's status.
+    fn in_a_process(test: &str) -> String {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([&format!("reaper::tests::{test}"), "--exact", "--ignored", "--nocapture"]).env("TEST_REAPER", test);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    }
+
+    /// In that process: adopts orphans, of which there is a storm until `end` is called, and reaps.
+    fn reap_a_storm() -> Option<Child> {
+        std::env::var_os("TEST_REAPER")?;
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        let mut signals = crate::signals::register().unwrap();
+        thread::spawn(move || signals.forever().for_each(|_| drain()));
+        Some(spawn(Command::new("sh").args(["-c", "while kill -0 $PPID; do (true & true &) ; done"])).unwrap())
+    }
+
+    const HELPERS: usize = 300;
+
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn helpers_in_a_storm() {
+        let Some(storm) = reap_a_storm() else { return };
+        for number in 0..HELPERS {
+            let expected = number % 3;
+            let ended = run(Command::new("sh").args(["-c", &format!("echo {number}; exit {expected}")]));
+            match ended {
+                Ok(output) => assert_eq!((output, expected), (format!("{number}\n"), 0)),
+                Err(error) => assert!(error.to_string().contains(&format!("ended with status {expected}:\n{number}")), "{error}"),
+            }
+        }
+        assert_eq!(storm.wait_timeout(Duration::ZERO), None, "the storm went on to the end");
+        storm.handle().kill_group();
+    }
+
+    #[test]
+    fn no_status_of_300_helpers_is_lost_beside_a_storm_of_orphans() {
+        in_a_process("helpers_in_a_storm");
+    }
+
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn careless_helpers_in_a_storm() {
+        let Some(storm) = reap_a_storm() else { return };
+        let lost = (0..HELPERS).filter(|_| Command::new("true").status().is_err()).count();
+        storm.handle().kill_group();
+        println!("lost={lost}=");
+    }
+
+    /// The negative control: std's own waiting beside the same reaper loses some.
+    #[test]
+    fn waiting_beside_the_reaper_is_noticed() {
+        let said = in_a_process("careless_helpers_in_a_storm");
+        let lost: usize = said.split("lost=").nth(1).and_then(|rest| rest.split('=').next()).unwrap().parse().unwrap();
+        assert!(lost > 0, "none of {HELPERS} was lost");
+    }
+
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn pairs_in_a_storm() {
+        let Some(storm) = reap_a_storm() else { return };
+        for round in 0..200 {
+            let pair = [Signal::SIGTERM, Signal::SIGKILL].map(|signal| (spawn(Command::new("sleep").arg("1000")).unwrap(), signal));
+            pair.iter().for_each(|(child, signal)| child.handle().signal(*signal));
+            for (child, signal) in pair {
+                let status = child.wait_timeout(Duration::from_secs(30)).unwrap_or_else(|| panic!("round {round}: {signal} was lost"));
+                assert_eq!(status.signal(), Some(signal as i32), "round {round}");
+            }
+        }
+        storm.handle().kill_group();
+    }
+
+    #[test]
+    fn two_children_that_die_together_are_both_noticed_200_times_over() {
+        in_a_process("pairs_in_a_storm");
+    }
 }
