@@ -3,6 +3,18 @@
 //! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new ones queue
 //! behind silent ones, and stops accepting for good on an error. So it listens on an abstract
 //! socket (unix(7)), and gets from here only whole request heads, one for each connection.
+//!
+//! | what a client could do | what it gets |
+//! |---|---|
+//! | come with 512 others | closed at once |
+//! | say nothing, or a byte a second | closed after 5 s, however little is missing |
+//! | send a head of more than 8 KiB | 431, closed |
+//! | send a body | it is never read |
+//! | ask again on the same connection | closed after the first answer |
+//! | not read its answer | closed after 5 s |
+//! | vanish | its thread ends; tiny_http has seen nothing of it |
+//!
+//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`files`).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
