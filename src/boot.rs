@@ -22,6 +22,7 @@ pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
     }
     mounts::prepare()?;
     cgroup::prepare()?;
+    init.readiness.update(|conditions| conditions.containerd = true);
     daemons::supervise(init, dockerd::spec_alone(flags, init.config.path(DOCKER_SOCKET))?)?;
     Ok(())
 }
@@ -101,7 +102,9 @@ fn give_up_in_time(init: &Arc<Init>) -> Result<()> {
         if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
             let waiting = init.waiting();
             let waiting = if waiting.is_empty() {
-                (if init.readiness.conditions().api_server { "the DNS" } else { "the API server" }).to_string()
+                let conditions = init.readiness.conditions();
+                let missing = [(conditions.api_server, "the API server"), (conditions.etcd, "etcd"), (conditions.dns, "the DNS")];
+                missing.iter().find(|(there, _)| !there).map_or("a daemon", |(_, name)| name).to_string()
             } else {
                 waiting.join(", ")
             };

@@ -27,7 +27,7 @@ pub fn spec(pause_image: String) -> Spec {
         }),
         // It listens only when every plugin is loaded.
         answers: Box::new(|| UnixStream::connect(CONTAINERD_SOCKET).is_ok()),
-        condition: |_| None,
+        condition: |conditions| &mut conditions.containerd,
     }
 }
 

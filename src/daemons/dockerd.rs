@@ -66,7 +66,7 @@ pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf, network: Network) -
         name: "dockerd",
         command: Box::new(command),
         answers: Box::new(move || ping(&socket)),
-        condition: |conditions| Some(&mut conditions.docker),
+        condition: |conditions| &mut conditions.docker,
     })
 }
 
@@ -98,7 +98,7 @@ pub fn spec_alone(flags: Vec<String>, socket: PathBuf) -> Result<Spec> {
             Ok(command)
         })
     };
-    Ok(Spec { name: "dockerd", command, answers, condition: |conditions| Some(&mut conditions.docker) })
+    Ok(Spec { name: "dockerd", command, answers, condition: |conditions| &mut conditions.docker })
 }
 
 fn listen() -> Result<TcpListener> {
