@@ -32,9 +32,13 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
+    // Before the node's directories on it are made anew: a volume that is refused is left as it is.
+    let volume = store::inspect(&cluster.bake)?;
     let network = prepare_node(cluster.static_ip)?;
     let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET), network)?;
-    let volume = store::prepare(&cluster.bake)?;
+    if volume == Volume::Fresh {
+        store::make(&cluster.bake)?;
+    }
     init.readiness.milestone("store");
     if !start_containerd(init, &cluster.pause_image)? {
         return Ok(());
