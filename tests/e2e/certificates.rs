@@ -19,7 +19,7 @@ pub fn new_key() -> String {
 fn with_files(pattern: &str, script: &str) -> String {
     let container = Container::idle(&[], &["sleep", "infinity"]);
     let find = format!(
-        r#"find {FOLDERS} \( {LEFT_OUT} \) -prune -o -type f -size -4096k -exec grep -lE -e '{pattern}' {{}} + 2>/dev/null | sort | while read -r file; do
+        r#"find {FOLDERS} \( {LEFT_OUT} \) -prune -o -type f -size -4096k -exec grep -IlE -e '{pattern}' {{}} + 2>/dev/null | sort | while read -r file; do
 {script}
 done"#
     );
