@@ -12,7 +12,7 @@ use crate::init::Init;
 use crate::node::network::Network;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cni, hostpath, mounts, network, resolver, scratch};
-use crate::readiness::{FAILED, KUBERNETES_READY};
+use crate::readiness::FAILED;
 
 /// Starts Docker alone, in an image that no cluster was baked into.
 pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
@@ -98,23 +98,36 @@ fn refuse_taken_port() -> Result<()> {
     })
 }
 
-/// A client that waits must hear of a cluster that will not come up.
+/// A client that waits must hear of a cluster that does not come up, or does not come back.
 fn give_up_in_time(init: &Arc<Init>) -> Result<()> {
     let init = init.clone();
     let watch = move || {
-        init.pause(CLUSTER_LIMIT);
-        if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
-            let waiting = init.waiting();
-            let waiting = if waiting.is_empty() {
-                let conditions = init.readiness.conditions();
-                let missing = [(conditions.api_server, "the API server"), (conditions.etcd, "etcd"), (conditions.dns, "the DNS")];
-                missing.iter().find(|(there, _)| !there).map_or("a daemon", |(_, name)| name).to_string()
-            } else {
-                waiting.join(", ")
-            };
-            init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);
+        while !init.stopping() {
+            let unready = init.readiness.unready_for();
+            if unready >= CLUSTER_LIMIT && !init.readiness.exists(FAILED) {
+                let seconds = unready.as_secs();
+                init.fail(&Error::new(format!("the cluster has not been ready for {seconds} s, waiting for {}", missing(&init))), 1);
+            }
+            let left = CLUSTER_LIMIT.saturating_sub(unready);
+            // While it is ready, or given up, once in this long.
+            init.pause(if left.is_zero() { CLUSTER_LIMIT } else { left });
         }
     };
     let started = std::thread::Builder::new().name("limit".into()).spawn(watch);
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that watches the time: {cause}")))
+}
+
+/// What the cluster is not ready for want of.
+fn missing(init: &Init) -> String {
+    let conditions = init.readiness.conditions();
+    let first = [
+        (conditions.containerd, "containerd"),
+        (conditions.docker, "dockerd"),
+        (conditions.kubelet, "kubelet"),
+        (conditions.api_server, "the API server"),
+        (conditions.etcd, "etcd"),
+    ];
+    let first = first.into_iter().find(|(there, _)| !there).map(|(_, name)| name.to_string());
+    let pods = init.waiting();
+    first.unwrap_or_else(|| if pods.is_empty() { "the DNS".into() } else { pods.join(", ") })
 }

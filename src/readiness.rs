@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::logger::since_start;
@@ -58,12 +59,14 @@ impl Conditions {
 pub struct Readiness {
     dir: PathBuf,
     conditions: Mutex<Conditions>,
+    /// Since when `kubernetes-ready` has not been there.
+    unready_since: Mutex<Option<Instant>>,
     timeline: Mutex<String>,
 }
 
 impl Readiness {
     pub fn new(dir: PathBuf) -> Self {
-        Readiness { dir, conditions: Mutex::default(), timeline: Mutex::default() }
+        Readiness { dir, conditions: Mutex::default(), unready_since: Mutex::new(Some(Instant::now())), timeline: Mutex::default() }
     }
 
     /// Removes what an earlier start of this container left: it is not true any more.
@@ -138,6 +141,15 @@ impl Readiness {
         change(&mut conditions);
         self.follow(DOCKER_READY, before.docker(), conditions.docker());
         self.follow(KUBERNETES_READY, before.kubernetes(), conditions.kubernetes());
+        if before.kubernetes() != conditions.kubernetes() {
+            let since = (!conditions.kubernetes()).then(Instant::now);
+            *self.unready_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        }
+    }
+
+    /// For how long `kubernetes-ready` has not been there; zero while it is.
+    pub fn unready_for(&self) -> Duration {
+        self.unready_since.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Takes both readiness files away for good: the container is stopping.
@@ -210,10 +222,13 @@ mod tests {
     #[test]
     fn files_follow_the_conditions_both_ways() {
         let readiness = readiness("follow");
+        assert!(readiness.unready_for() > Duration::ZERO);
         readiness.update(|c| *c = ALL);
+        assert_eq!(readiness.unready_for(), Duration::ZERO);
         assert!(readiness.exists(DOCKER_READY) && readiness.exists(KUBERNETES_READY));
         readiness.update(|c| c.pods = false);
         assert!(readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
+        assert!(readiness.unready_for() > Duration::ZERO);
         readiness.update(|c| (c.pods, c.containerd) = (true, false));
         assert!(!readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
         fs::remove_dir_all(&readiness.dir).unwrap();

@@ -45,6 +45,7 @@ fn hold(init: &Init, api: &Api, mut connection: TcpStream) {
             init.pause(POLL);
         }
         init.readiness.update(|conditions| conditions.etcd = true);
+        init.forget_failure_when_ready();
     }
     let _ = connection.read(&mut [0]);
 }

@@ -13,7 +13,7 @@ use crate::cluster::{dns, etcd, pods, Cluster};
 use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG, KUBERNETES_READY};
+use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 
 /// A refused connection costs nothing; an API server that starts is asked often to be caught at once.
 const POLL: Duration = Duration::from_millis(50);
@@ -114,7 +114,5 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
         init.readiness.milestone("dns");
     }
     init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
-    if init.readiness.exists(KUBERNETES_READY) {
-        init.forget_failure();
-    }
+    init.forget_failure_when_ready();
 }
