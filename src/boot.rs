@@ -65,7 +65,7 @@ pub fn prepare_node(static_ip: Ipv4Addr) -> Result<Network> {
     scratch::mount_all()?;
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
-    cni::write(mtu)?;
+    cni::write(mtu, network::pod_subnet()?)?;
     Ok(Network { mtu, dns: resolver::prepare(static_ip)? })
 }
 
