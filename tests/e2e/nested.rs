@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::cluster::{Cluster, BOOT_LIMIT, LIMIT};
-use crate::engine::image;
-use crate::process::{run, wait_for};
+use crate::engine::{image, BUSYBOX};
+use crate::process::{run, wait_for, Outcome};
 
 /// The image, a gigabyte, goes from this machine's engine into the one of the node.
 const LOAD_LIMIT: Duration = Duration::from_secs(600);
@@ -61,6 +61,8 @@ spec:
     let nodes = inside(&["kubectl", "get", "nodes", "--output=jsonpath={.items[*].status.conditions[-1].status}"]).ok();
     assert_eq!(nodes, "True");
 
+    asks_the_nodes_name_server(&inside);
+
     let after = cgroups(&node);
     let moved: Vec<_> = before.iter().filter(|(process, groups)| after.get(*process).is_some_and(|now| now != *groups)).collect();
     assert!(moved.is_empty(), "in other cgroups than before: {moved:?}");
@@ -81,6 +83,20 @@ spec:
     let gone: Vec<_> = DAEMONS.iter().filter(|daemon| gone(daemon)).collect();
     assert!(gone.is_empty(), "the node has lost {gone:?}");
     node.wait_until_ready();
+}
+
+/// Both clusters' name servers have the same address: what leaves the pod must not come back to itself.
+fn asks_the_nodes_name_server(inside: &dyn Fn(&[&str]) -> Outcome) {
+    let ask = |server: &[&str]| {
+        inside(&[&["docker", "run", "--rm", BUSYBOX, "nslookup", "kubernetes.default.svc.cluster.local"], server].concat())
+    };
+    inside(&["sh", "-c", "pkill -STOP -x dnsmasq || pkill -STOP -x coredns"]).ok();
+    let own = ask(&["10.96.0.10"]);
+    let nodes = ask(&[]);
+    inside(&["sh", "-c", "pkill -CONT -x dnsmasq || pkill -CONT -x coredns"]).ok();
+    assert!(nodes.succeeded() && nodes.stdout.contains("10.96.0.1"), "{nodes}");
+    // The control: asked by its address, it is the pod's own, which does not answer now.
+    assert!(!own.succeeded(), "{own}");
 }
 
 const DAEMONS: [&str; 5] = ["containerd", "dockerd", "kubelet", "kube-apiserver", "etcd"];
