@@ -12,7 +12,7 @@ use crate::init::Init;
 use crate::node::network::Network;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cni, hostpath, mounts, network, resolver, scratch};
-use crate::readiness::{FAILED, KUBERNETES_READY};
+use crate::readiness::FAILED;
 
 /// Starts Docker alone, in an image that no cluster was baked into.
 pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
@@ -22,6 +22,7 @@ pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
     }
     mounts::prepare()?;
     cgroup::prepare()?;
+    init.readiness.update(|conditions| conditions.containerd = true);
     daemons::supervise(init, dockerd::spec_alone(flags, init.config.path(DOCKER_SOCKET))?)?;
     Ok(())
 }
@@ -31,9 +32,13 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
+    // Before the node's directories on it are made anew: a volume that is refused is left as it is.
+    let volume = store::inspect(&cluster.bake)?;
     let network = prepare_node(cluster.static_ip)?;
     let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET), network)?;
-    let volume = store::prepare(&cluster.bake)?;
+    if volume == Volume::Fresh {
+        store::make(&cluster.bake)?;
+    }
     init.readiness.milestone("store");
     if !start_containerd(init, &cluster.pause_image)? {
         return Ok(());
@@ -45,7 +50,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     daemons::supervise(init, dockerd)?;
     daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
     image_names::keep(init)?;
-    give_up_in_time(init);
+    give_up_in_time(init)?;
     monitor::run(init, cluster)
 }
 
@@ -60,7 +65,7 @@ pub fn prepare_node(static_ip: Ipv4Addr) -> Result<Network> {
     scratch::mount_all()?;
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
-    cni::write(mtu)?;
+    cni::write(mtu, network::pod_subnet()?)?;
     Ok(Network { mtu, dns: resolver::prepare(static_ip)? })
 }
 
@@ -93,19 +98,36 @@ fn refuse_taken_port() -> Result<()> {
     })
 }
 
-/// A client that waits must hear of a cluster that will not come up.
-fn give_up_in_time(init: &Arc<Init>) {
+/// A client that waits must hear of a cluster that does not come up, or does not come back.
+fn give_up_in_time(init: &Arc<Init>) -> Result<()> {
     let init = init.clone();
-    std::thread::spawn(move || {
-        init.pause(CLUSTER_LIMIT);
-        if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
-            let waiting = init.waiting();
-            let waiting = if waiting.is_empty() {
-                (if init.readiness.conditions().api_server { "the DNS" } else { "the API server" }).to_string()
-            } else {
-                waiting.join(", ")
-            };
-            init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);
+    let watch = move || {
+        while !init.stopping() {
+            let unready = init.readiness.unready_for();
+            if unready >= CLUSTER_LIMIT && !init.readiness.exists(FAILED) {
+                let seconds = unready.as_secs();
+                init.fail(&Error::new(format!("the cluster has not been ready for {seconds} s, waiting for {}", missing(&init))), 1);
+            }
+            let left = CLUSTER_LIMIT.saturating_sub(unready);
+            // While it is ready, or given up, once in this long.
+            init.pause(if left.is_zero() { CLUSTER_LIMIT } else { left });
         }
-    });
+    };
+    let started = std::thread::Builder::new().name("limit".into()).spawn(watch);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that watches the time: {cause}")))
+}
+
+/// What the cluster is not ready for want of.
+fn missing(init: &Init) -> String {
+    let conditions = init.readiness.conditions();
+    let first = [
+        (conditions.containerd, "containerd"),
+        (conditions.docker, "dockerd"),
+        (conditions.kubelet, "kubelet"),
+        (conditions.api_server, "the API server"),
+        (conditions.etcd, "etcd"),
+    ];
+    let first = first.into_iter().find(|(there, _)| !there).map(|(_, name)| name.to_string());
+    let pods = init.waiting();
+    first.unwrap_or_else(|| if pods.is_empty() { "the DNS".into() } else { pods.join(", ") })
 }

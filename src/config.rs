@@ -45,6 +45,9 @@ pub const NAMESPACE: &str = "k8s.io";
 /// kubeadm's defaults: services, kube-dns and pods.
 pub const SERVICE_SUBNET: &str = "10.96.0.0/12";
 pub const POD_SUBNET: &str = "10.244.0.0/16";
+/// Where pods get their addresses when the container itself is in one of the others: in a pod of a
+/// cluster that has the same default.
+pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16", "10.247.0.0/16"];
 
 // Ports.
 pub const API_PORT: u16 = 8443;
@@ -129,9 +132,14 @@ fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
 }
 
 fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
+    subnets_overlap(subnet, ip, u32::MAX)
+}
+
+/// Whether a subnet such as `10.244.0.0/16` has addresses in common with that of `ip` and a netmask.
+pub fn subnets_overlap(subnet: &str, ip: Ipv4Addr, mask: u32) -> bool {
     let Some((network, bits)) = subnet.split_once('/') else { return false };
     match (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) {
-        (Ok(network), Ok(bits)) => same_subnet(network, ip, u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
+        (Ok(network), Ok(bits)) => same_subnet(network, ip, mask & u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
         _ => false,
     }
 }

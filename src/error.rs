@@ -10,11 +10,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     what: String,
     advice: Option<String>,
+    status: u8,
 }
 
 impl Error {
     pub fn new(what: impl Into<String>) -> Self {
-        Error { what: what.into(), advice: None }
+        Error { what: what.into(), advice: None, status: 1 }
     }
 
     /// An operation on a path that the kernel refused, as "cannot OPERATION PATH: REASON".
@@ -25,6 +26,16 @@ impl Error {
     pub fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
         self
+    }
+
+    /// Sets the exit status of a process that ends of this error; without, it is 1.
+    pub fn with_status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+
+    pub fn status(&self) -> u8 {
+        self.status
     }
 }
 

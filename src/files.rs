@@ -78,7 +78,7 @@ fn read_regular(path: &Path) -> Option<Vec<u8>> {
         return None;
     }
     /// The largest, a kubeconfig, has about 8 KiB.
-    const LIMIT: u64 = 1 << 20;
+    const LIMIT: u64 = 64 * 1024;
     let mut contents = Vec::new();
     file.take(LIMIT).read_to_end(&mut contents).ok()?;
     Some(contents)
@@ -118,6 +118,69 @@ mod tests {
         ] {
             assert_eq!(file_name(target), None, "{target}");
         }
+    }
+
+    /// A request target out of pieces that have fooled other servers, by xorshift64 (Marsaglia 2003).
+    fn target(state: &mut u64) -> String {
+        let mut next = |count: usize| {
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            (*state % count as u64) as usize
+        };
+        let pieces = ["/", "..", ".", "%2e", "%2F", "%00", "\\", "?", "#", "//", "http://h", " ", "\0", "é", "secret", ".new", ";x", "&"];
+        let mut target = if next(4) > 0 { "/".to_string() } else { String::new() };
+        for _ in 0..next(4) {
+            match next(3) {
+                0 => target.push_str(FILES[next(FILES.len())]),
+                1 => target.push_str(pieces[next(pieces.len())]),
+                _ => {
+                    // A name with one character too many, too few, or another one.
+                    let mut name: Vec<char> = FILES[next(FILES.len())].chars().collect();
+                    let at = next(name.len());
+                    match next(3) {
+                        0 => drop(name.remove(at)),
+                        1 => name.insert(at, char::from(next(128) as u8)),
+                        _ => name[at] = name[at].to_ascii_uppercase(),
+                    }
+                    target.extend(name);
+                }
+            }
+        }
+        target
+    }
+
+    /// How many of `count` targets name a file, and for how many a function gives another one, or none.
+    fn named_and_wrong(count: usize, function: impl Fn(&str) -> Option<&'static str>) -> (usize, usize) {
+        let (mut state, mut named, mut wrong) = (0x9e37_79b9_7f4a_7c15, 0, 0);
+        for _ in 0..count {
+            let target = target(&mut state);
+            let is_named = |name: &&str| {
+                let rest = target.strip_prefix('/').and_then(|rest| rest.strip_prefix(name));
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['?', '#']))
+            };
+            let expected = FILES.into_iter().find(is_named);
+            named += usize::from(expected.is_some());
+            wrong += usize::from(function(&target) != expected);
+        }
+        (named, wrong)
+    }
+
+    #[test]
+    fn a_million_targets_give_a_file_exactly_where_one_is_named() {
+        let (named, wrong) = named_and_wrong(1_000_000, file_name);
+        assert!(named > 10_000, "the targets name files often enough: {named}");
+        assert_eq!(wrong, 0);
+    }
+
+    /// The negative control: mistakes that servers have made are found out, with far fewer targets.
+    #[test]
+    fn careless_functions_are_noticed() {
+        let by = |found: fn(&str, &str) -> bool| named_and_wrong(20_000, |target| FILES.into_iter().find(|name| found(target, name))).1;
+        assert!(by(|target, name| target.ends_with(name)) > 0, "the last part of a path");
+        assert!(by(|target, name| target.trim_matches('/') == name) > 0, "slashes that do not matter");
+        assert!(by(|target, name| target.to_lowercase().split(['?', '#']).next() == Some(&format!("/{name}"))) > 0, "upper case");
+        assert!(by(|target, name| target.split(['?', '#', '\0']).next() == Some(&format!("/{name}"))) > 0, "a zero byte");
     }
 
     #[test]

@@ -3,13 +3,25 @@
 //! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new ones queue
 //! behind silent ones, and stops accepting for good on an error. So it listens on an abstract
 //! socket (unix(7)), and gets from here only whole request heads, one for each connection.
+//!
+//! | what a client could do | what it gets |
+//! |---|---|
+//! | come with 512 others | closed at once |
+//! | say nothing, or a byte a second | closed after 5 s, however little is missing |
+//! | send a head of more than 8 KiB | 431, closed |
+//! | send a body | it is never read |
+//! | ask again on the same connection | closed after the first answer |
+//! | not read its answer | closed after 5 s |
+//! | vanish | its thread ends; tiny_http has seen nothing of it |
+//!
+//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`files`).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,15 +64,23 @@ fn accept(public: &TcpListener, inner: &UnixAddr) {
             clients.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let (counter, inner) = (clients.clone(), inner.clone());
+        let (place, inner) = (Place(clients.clone()), inner.clone());
         let serve = move || {
+            let _place = place;
             // A client that went away or came too late needs no answer.
             let _ = serve(client, &inner);
-            counter.fetch_sub(1, Ordering::Relaxed);
         };
-        if thread::Builder::new().stack_size(STACK).spawn(serve).is_err() {
-            clients.fetch_sub(1, Ordering::Relaxed);
-        }
+        // Without a name: see `logger`. Where no thread can be made, the client is closed.
+        let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
+    }
+}
+
+/// A client's place among `MAX_CLIENTS`, given back however its thread ends.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -69,12 +89,25 @@ fn serve(mut client: TcpStream, inner: &UnixAddr) -> io::Result<()> {
     let Some(head) = read_head(&mut client)? else {
         return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     };
-    let mut server = UnixStream::connect_addr(inner)?;
+    client.write_all(&one_answer(ask(inner, &one_request(&head))?))
+}
+
+/// Has tiny_http answer, one request after the other: for each connection beside its four it would make
+/// a thread, and panic where it cannot.
+fn ask(inner: &UnixAddr, request: &[u8]) -> io::Result<Vec<u8>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut server = UnixStream::connect_addr(inner).inspect_err(|cause| {
+        if cause.kind() == io::ErrorKind::ConnectionRefused {
+            log::error!(target: "files", "the file server has ended: nobody would hear of any state any more");
+            std::process::exit(1);
+        }
+    })?;
     server.set_read_timeout(Some(CLIENT_LIMIT))?;
-    server.write_all(&one_request(&head))?;
+    server.write_all(request)?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer)?;
-    client.write_all(&one_answer(answer))
+    Ok(answer)
 }
 
 /// Everything up to the empty line, or `None` when that is too long.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, STATE_DIR};
 use crate::daemons::Daemon;
 use crate::error::Error;
-use crate::readiness::{Readiness, FAILED};
+use crate::readiness::{Readiness, FAILED, KUBERNETES_READY};
 
 pub struct Init {
     pub config: Config,
@@ -99,7 +99,10 @@ impl Init {
     }
 
     /// A cluster that was given up for being late, and is ready after all, has not failed.
-    pub fn forget_failure(&self) {
+    pub fn forget_failure_when_ready(&self) {
+        if !self.readiness.exists(KUBERNETES_READY) {
+            return;
+        }
         let before = std::mem::replace(&mut self.ending().status, 0);
         if before != 0 {
             log::info!(target: "boot", "ready after all");

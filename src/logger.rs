@@ -3,6 +3,7 @@
 //! Writing is simple_logger's; this wrapper adds the seconds since the start and keeps a panic of
 //! `eprintln!` on a closed standard error from ending the container.
 
+use std::cell::Cell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,6 +12,14 @@ use log::{LevelFilter, Log, Metadata, Record};
 use simple_logger::SimpleLogger;
 
 static START: OnceLock<Instant> = OnceLock::new();
+
+/// Exit status after a panic, as Rust programs have it.
+const PANICKED: i32 = 101;
+
+thread_local! {
+    /// Set while a line is written: a panic then means that standard error is closed.
+    static WRITING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Time since the init started.
 pub fn since_start() -> Duration {
@@ -30,10 +39,12 @@ impl Log for Logger {
         }
         let seconds = since_start().as_secs_f64();
         // A line that nobody can read any more is dropped; PID 1 goes on.
+        WRITING.set(true);
         let _ = catch_unwind(AssertUnwindSafe(|| {
             self.0
                 .log(&Record::builder().metadata(record.metadata().clone()).args(format_args!("+{seconds:.2}s {}", record.args())).build());
         }));
+        WRITING.set(false);
     }
 
     fn flush(&self) {}
@@ -50,13 +61,62 @@ pub fn init() {
     if log::set_boxed_logger(Box::new(Logger(logger))).is_ok() {
         log::set_max_level(level);
     }
-    quiet_panics_of_closed_stderr();
+    end_on_panic();
 }
 
-/// The default panic hook writes to standard error, and a second panic there would abort.
-fn quiet_panics_of_closed_stderr() {
+/// A panic that is no one client's ends the container: whatever that thread was for, nobody does it any
+/// more. The rule goes by names: every thread of ours has one, but for those that serve one client each
+/// (the gate's, the resolver's, and tiny_http's, which lose nothing but that client).
+///
+/// tiny_http's accepting thread has no name either; when it is gone, the gate's next connection is
+/// refused, which ends the container too.
+fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         use std::io::Write;
+        if WRITING.get() {
+            return;
+        }
+        // Not eprintln!: a second panic, on a closed standard error, would abort.
         let _ = writeln!(std::io::stderr(), "ERROR [kind] internal error, please report it: {panic}");
+        if std::thread::current().name().is_some() {
+            std::process::exit(PANICKED);
+        }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not a test: what the test below starts as a process of its own, told by `TEST_PANIC` what to do.
+    #[test]
+    #[ignore = "panics on purpose"]
+    fn panics_as_it_is_told() {
+        let Ok(told) = std::env::var("TEST_PANIC") else { return };
+        end_on_panic();
+        let panic = move || panic!("on purpose");
+        let thread = match told.as_str() {
+            "named" => std::thread::Builder::new().name("boot".into()).spawn(panic),
+            "nameless" => std::thread::Builder::new().spawn(panic),
+            _ => std::thread::Builder::new().name("boot".into()).spawn(|| {
+                WRITING.set(true);
+                let _ = catch_unwind(|| panic!("standard error is closed"));
+            }),
+        };
+        let _ = thread.unwrap().join();
+        std::process::exit(0);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "no reaper runs in the tests")]
+    fn a_panic_ends_the_process_unless_it_is_one_clients_or_the_logs() {
+        for (told, status, says) in [("named", PANICKED, true), ("nameless", 0, true), ("logging", 0, false)] {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["logger::tests::panics_as_it_is_told", "--exact", "--ignored", "--nocapture"]).env("TEST_PANIC", told);
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(status), "{told}: {said}");
+            assert_eq!(said.contains("internal error") && said.contains("on purpose"), says, "{told}: {said}");
+        }
+    }
 }

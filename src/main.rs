@@ -28,6 +28,8 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::thread;
 
+use signal_hook::iterator::Signals;
+
 use crate::cli::{Bake, Invocation, Run};
 use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
@@ -39,11 +41,15 @@ use crate::readiness::WAIT_SCRIPT;
 const EXEC_WITH_SOCKET: &str = "exec-with-socket";
 
 fn main() -> ExitCode {
+    // First of all: as PID 1, a signal that nobody has asked for is lost.
+    let signals = signals::register();
+    sys::unblock_and_unignore_signals();
     logger::init();
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let done = match cli::parse(&arguments) {
-        Ok(Invocation::Run(run)) => run_node(run),
-        Ok(Invocation::Bake(bake)) => bake_image(bake),
+        Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(&argv, signals)),
+        Ok(Invocation::Run(Run::Docker(flags))) => signals.and_then(|signals| run_node(flags, signals)),
+        Ok(Invocation::Bake(bake)) => signals.and_then(|signals| bake_image(bake, signals)),
         Ok(Invocation::Status) => status::print(),
         Ok(Invocation::Healthcheck) => status::healthcheck(),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
@@ -56,7 +62,7 @@ fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         log::error!(target: "kind", "{error}");
-        ExitCode::FAILURE
+        ExitCode::from(error.status())
     })
 }
 
@@ -67,14 +73,9 @@ pub fn say(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_node(run: Run) -> Result<ExitCode> {
-    let flags = match run {
-        Run::Command(argv) => return run_command(&argv),
-        Run::Docker(flags) => flags,
-    };
+fn run_node(flags: Vec<String>, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
-    let signals = signals::register()?;
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, include_bytes!("../wait-for-kind.sh"))?;
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
@@ -87,9 +88,8 @@ fn run_node(run: Run) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn bake_image(bake: Bake) -> Result<ExitCode> {
+fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
-    let signals = signals::register()?;
     init.readiness.clear()?;
     in_boot_thread(&init, move |init| {
         bake::bake(init, &bake)?;
@@ -104,25 +104,32 @@ fn node_init() -> Result<Arc<Init>> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     node::require_privileges()?;
     node::cgroup::enter_own_namespace()?;
-    if std::process::id() != 1 {
-        // Orphans would go to the real PID 1, which may not reap them.
-        nix::sys::prctl::set_child_subreaper(true).map_err(|cause| Error::new(format!("cannot become a subreaper: {cause}")))?;
-    }
+    take_pid_1s_part();
     Ok(Arc::new(Init::new(config)))
+}
+
+/// What a process owes its children, whoever started it.
+fn take_pid_1s_part() {
+    sys::close_descriptors_on_exec();
+    if std::process::id() == 1 {
+        return;
+    }
+    // As with `docker run --init`: orphans would go to the real PID 1, which may not reap them.
+    if let Err(cause) = nix::sys::prctl::set_child_subreaper(true) {
+        log::warn!(target: "kind", "this is not PID 1 and cannot become a subreaper ({cause}): orphans are left to PID 1");
+    }
 }
 
 /// Runs `body` in the boot thread. An error there ends the process: nothing that was started can go on.
 fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> + Send + 'static) -> Result<()> {
     let init = init.clone();
     let boot = move || {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&init)));
-        let error = match result {
-            Ok(Ok(())) => return,
-            Ok(Err(_)) if init.stop_requested() => return,
-            Ok(Err(error)) => error,
-            Err(_) => Error::new("the boot thread panicked"),
+        let error = match body(&init) {
+            Ok(()) => return,
+            Err(_) if init.stop_requested() => return,
+            Err(error) => error,
         };
-        init.fail(&error, 1);
+        init.fail(&error, error.status());
         stop::everything(&init);
         std::process::exit(init.status().into());
     };
@@ -131,22 +138,17 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
 }
 
 /// Any other command in place of the daemons, as dind's entrypoint allows, under an init.
-fn run_command(argv: &[String]) -> Result<ExitCode> {
-    let signals = signals::register()?;
+fn run_command(argv: &[String], signals: Signals) -> Result<ExitCode> {
+    take_pid_1s_part();
     let (program, arguments) = argv.split_first().ok_or_else(|| Error::new("no command"))?;
     let mut command = Command::new(program);
     command.args(arguments);
     sys::lead_foreground(&mut command);
-    let child = match reaper::spawn_foreground(&mut command) {
-        Ok(child) => child,
-        Err(cause) => {
-            log::error!(target: "kind", "cannot run {program}: {cause}");
-            // As shells have it: not found, or found and not executable.
-            return Ok(ExitCode::from(if cause.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }));
-        }
-    };
+    let child = reaper::spawn_foreground(&mut command)?;
     let handle = child.handle();
-    thread::spawn(move || std::process::exit(reaper::exit_code(child.wait()).into()));
+    let wait = move || std::process::exit(reaper::exit_code(child.wait()).into());
+    let waiting = thread::Builder::new().name("command".into()).spawn(wait);
+    waiting.map_err(|cause| Error::new(format!("cannot start the thread that waits for {program}: {cause}")))?;
     signals::forward(signals, handle);
     Ok(ExitCode::SUCCESS)
 }

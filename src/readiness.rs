@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::logger::since_start;
@@ -31,8 +32,11 @@ pub const FILES: [&str; 9] = [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, C
 /// What `docker-ready` and `kubernetes-ready` depend on, as last seen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conditions {
+    /// Ours beside a cluster; where Docker is alone it is dockerd's business, and counts as there.
+    pub containerd: bool,
     pub docker: bool,
     pub kubelet: bool,
+    pub etcd: bool,
     pub api_server: bool,
     /// Every baked pod was started in this boot and is Ready.
     pub pods: bool,
@@ -42,21 +46,27 @@ pub struct Conditions {
 }
 
 impl Conditions {
+    fn docker(&self) -> bool {
+        self.containerd && self.docker
+    }
+
     /// A client that sees `kubernetes-ready` may rely on `docker-ready` too.
     fn kubernetes(&self) -> bool {
-        self.docker && self.kubelet && self.api_server && self.pods && self.dns
+        self.docker() && self.kubelet && self.etcd && self.api_server && self.pods && self.dns
     }
 }
 
 pub struct Readiness {
     dir: PathBuf,
     conditions: Mutex<Conditions>,
+    /// Since when `kubernetes-ready` has not been there.
+    unready_since: Mutex<Option<Instant>>,
     timeline: Mutex<String>,
 }
 
 impl Readiness {
     pub fn new(dir: PathBuf) -> Self {
-        Readiness { dir, conditions: Mutex::default(), timeline: Mutex::default() }
+        Readiness { dir, conditions: Mutex::default(), unready_since: Mutex::new(Some(Instant::now())), timeline: Mutex::default() }
     }
 
     /// Removes what an earlier start of this container left: it is not true any more.
@@ -129,8 +139,17 @@ impl Readiness {
         }
         let before = conditions.clone();
         change(&mut conditions);
-        self.follow(DOCKER_READY, before.docker, conditions.docker);
+        self.follow(DOCKER_READY, before.docker(), conditions.docker());
         self.follow(KUBERNETES_READY, before.kubernetes(), conditions.kubernetes());
+        if before.kubernetes() != conditions.kubernetes() {
+            let since = (!conditions.kubernetes()).then(Instant::now);
+            *self.unready_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        }
+    }
+
+    /// For how long `kubernetes-ready` has not been there; zero while it is.
+    pub fn unready_for(&self) -> Duration {
+        self.unready_since.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Takes both readiness files away for good: the container is stopping.
@@ -151,8 +170,9 @@ impl Readiness {
         let done = if now { self.publish(name, b"ready\n") } else { self.retract(name).map(drop) };
         match done {
             Ok(()) if now => {
+                let first = !self.has_reached(name);
                 self.milestone(name);
-                let stages = if name == KUBERNETES_READY { format!(": {}", self.stages()) } else { String::new() };
+                let stages = if first && name == KUBERNETES_READY { format!(": {}", self.stages()) } else { String::new() };
                 log::info!(target: "readiness", "{name}{stages}");
             }
             Ok(()) => log::warn!(target: "readiness", "{name} no longer holds"),
@@ -176,12 +196,22 @@ mod tests {
         readiness
     }
 
+    const ALL: Conditions =
+        Conditions { containerd: true, docker: true, kubelet: true, etcd: true, api_server: true, pods: true, dns: true, ending: false };
+
     #[test]
     fn kubernetes_is_ready_only_when_everything_it_needs_is() {
-        let all = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, ending: false };
+        let all = ALL;
         assert!(all.kubernetes());
-        let spoil: [fn(&mut Conditions); 5] =
-            [|c| c.docker = false, |c| c.kubelet = false, |c| c.api_server = false, |c| c.pods = false, |c| c.dns = false];
+        let spoil: [fn(&mut Conditions); 7] = [
+            |c| c.containerd = false,
+            |c| c.docker = false,
+            |c| c.kubelet = false,
+            |c| c.etcd = false,
+            |c| c.api_server = false,
+            |c| c.pods = false,
+            |c| c.dns = false,
+        ];
         for spoil in spoil {
             let mut conditions = all.clone();
             spoil(&mut conditions);
@@ -192,10 +222,15 @@ mod tests {
     #[test]
     fn files_follow_the_conditions_both_ways() {
         let readiness = readiness("follow");
-        readiness.update(|c| *c = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, ending: false });
+        assert!(readiness.unready_for() > Duration::ZERO);
+        readiness.update(|c| *c = ALL);
+        assert_eq!(readiness.unready_for(), Duration::ZERO);
         assert!(readiness.exists(DOCKER_READY) && readiness.exists(KUBERNETES_READY));
         readiness.update(|c| c.pods = false);
         assert!(readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
+        assert!(readiness.unready_for() > Duration::ZERO);
+        readiness.update(|c| (c.pods, c.containerd) = (true, false));
+        assert!(!readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
         fs::remove_dir_all(&readiness.dir).unwrap();
     }
 

@@ -19,7 +19,7 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::sys::{reap_one, Reaped};
+use crate::sys::{reap_one, send_signal, Reaped};
 
 /// Lines of a failed command's output that its error carries.
 const TAIL_LINES: usize = 12;
@@ -59,9 +59,14 @@ pub struct Handle(i32);
 impl Handle {
     /// Signals the process, only while its pid is still registered and so cannot be another's.
     pub fn signal(self, signal: Signal) {
+        self.signal_number(signal as i32);
+    }
+
+    /// As `signal`, for any number.
+    pub fn signal_number(self, number: i32) {
         let children = table();
         if children.contains_key(&self.0) {
-            let _ = kill(Pid::from_raw(self.0), signal);
+            send_signal(self.0, number);
         }
     }
 
@@ -103,15 +108,21 @@ fn spawn_raw(command: &mut Command) -> io::Result<(Child, std::process::Child)> 
     Ok((Child { pid, exit }, process))
 }
 
+/// What every process gets that is not the user's own command. Clean signals and no descriptors of
+/// ours it has anyway: see `main`.
+fn confine(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).current_dir("/")
+}
+
 /// Starts a long-lived process in a group of its own, with `/dev/null` on stdin and cwd `/`.
 pub fn spawn(command: &mut Command) -> Result<Child> {
-    command.stdin(Stdio::null()).current_dir("/").process_group(0);
+    confine(command).process_group(0);
     spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
 
 /// Starts the user's own command, which shares our terminal and stdin.
-pub fn spawn_foreground(command: &mut Command) -> io::Result<Child> {
-    spawn_raw(command).map(|(child, _)| child)
+pub fn spawn_foreground(command: &mut Command) -> Result<Child> {
+    spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
 
 /// Runs a short helper to its end and returns its standard output.
@@ -120,19 +131,19 @@ pub fn spawn_foreground(command: &mut Command) -> io::Result<Child> {
 /// The command cannot be started, or ends with a status that is not 0; the error then carries argv,
 /// status and the tail of its output.
 pub fn run(command: &mut Command) -> Result<String> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    confine(command).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (child, mut process) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     let stderr = process.stderr.take();
-    let errors = thread::spawn(move || read_all(stderr));
+    let errors = thread::Builder::new().name("output".into()).spawn(move || read_all(stderr));
     let output = read_all(process.stdout.take());
-    let errors = errors.join().unwrap_or_default();
+    let errors = errors.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
     check(command, child.wait(), &format!("{output}{errors}"))?;
     Ok(output)
 }
 
 /// Runs a command to its end with our own output as its output.
 pub fn run_visibly(command: &mut Command) -> Result<()> {
-    command.stdin(Stdio::null());
+    confine(command);
     let (child, _) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     check(command, child.wait(), "")
 }
@@ -147,7 +158,16 @@ fn check(command: &Command, status: ExitStatus, output: &str) -> Result<()> {
 }
 
 fn cannot_run(command: &Command, cause: &io::Error) -> Error {
-    Error::new(format!("cannot run {}: {cause}", argv(command)))
+    Error::new(format!("cannot run {}: {cause}", argv(command))).with_status(code_of_failed_exec(cause))
+}
+
+/// As shells have it: not found, or found and not executable.
+pub fn code_of_failed_exec(cause: &io::Error) -> u8 {
+    if cause.kind() == io::ErrorKind::NotFound {
+        127
+    } else {
+        126
+    }
 }
 
 fn argv(command: &Command) -> String {
@@ -248,5 +268,84 @@ mod tests {
         assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
         assert_eq!(tail("a", 2), "a");
         assert_eq!(tail("", 2), "");
+    }
+
+    /// Runs one of the tests below as a process of its own, since a reaper takes every child's status.
+    fn in_a_process(test: &str) -> String {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([&format!("reaper::tests::{test}"), "--exact", "--ignored", "--nocapture"]).env("TEST_REAPER", test);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    }
+
+    /// In that process: adopts orphans, of which there is a storm until `end` is called, and reaps.
+    fn reap_a_storm() -> Option<Child> {
+        std::env::var_os("TEST_REAPER")?;
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        let mut signals = crate::signals::register().unwrap();
+        thread::spawn(move || signals.forever().for_each(|_| drain()));
+        Some(spawn(Command::new("sh").args(["-c", "while kill -0 $PPID; do (true & true &) ; done"])).unwrap())
+    }
+
+    const HELPERS: usize = 300;
+
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn helpers_in_a_storm() {
+        let Some(storm) = reap_a_storm() else { return };
+        for number in 0..HELPERS {
+            let expected = number % 3;
+            let ended = run(Command::new("sh").args(["-c", &format!("echo {number}; exit {expected}")]));
+            match ended {
+                Ok(output) => assert_eq!((output, expected), (format!("{number}\n"), 0)),
+                Err(error) => assert!(error.to_string().contains(&format!("ended with status {expected}:\n{number}")), "{error}"),
+            }
+        }
+        assert_eq!(storm.wait_timeout(Duration::ZERO), None, "the storm went on to the end");
+        storm.handle().kill_group();
+    }
+
+    #[test]
+    fn no_status_of_300_helpers_is_lost_beside_a_storm_of_orphans() {
+        in_a_process("helpers_in_a_storm");
+    }
+
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn careless_helpers_in_a_storm() {
+        let Some(storm) = reap_a_storm() else { return };
+        let lost = (0..HELPERS).filter(|_| Command::new("true").status().is_err()).count();
+        storm.handle().kill_group();
+        println!("lost={lost}=");
+    }
+
+    /// The negative control: std's own waiting beside the same reaper loses some.
+    #[test]
+    fn waiting_beside_the_reaper_is_noticed() {
+        let said = in_a_process("careless_helpers_in_a_storm");
+        let lost: usize = said.split("lost=").nth(1).and_then(|rest| rest.split('=').next()).unwrap().parse().unwrap();
+        assert!(lost > 0, "none of {HELPERS} was lost");
+    }
+
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn pairs_in_a_storm() {
+        let Some(storm) = reap_a_storm() else { return };
+        for round in 0..200 {
+            let pair = [Signal::SIGTERM, Signal::SIGKILL].map(|signal| (spawn(Command::new("sleep").arg("1000")).unwrap(), signal));
+            pair.iter().for_each(|(child, signal)| child.handle().signal(*signal));
+            for (child, signal) in pair {
+                let status = child.wait_timeout(Duration::from_secs(30)).unwrap_or_else(|| panic!("round {round}: {signal} was lost"));
+                assert_eq!(status.signal(), Some(signal as i32), "round {round}");
+            }
+        }
+        storm.handle().kill_group();
+    }
+
+    #[test]
+    fn two_children_that_die_together_are_both_noticed_200_times_over() {
+        in_a_process("pairs_in_a_storm");
     }
 }

@@ -1,4 +1,18 @@
-//! The table signal → action, and the main thread's loop.
+//! What each signal does: the table signal → action, and the main thread's loop.
+//!
+//! | signal | a node (`kind run`, `kind bake`) | beside a command (`kind run COMMAND`) |
+//! |---|---|---|
+//! | CHLD | reap | reap |
+//! | TERM, INT, QUIT, PWR, RTMIN+3 | stop in order; when stopping already, hurry | to the command |
+//! | HUP | to dockerd, which reads its configuration again; kubelet would die of it | to the command |
+//! | USR1 | to dockerd, which writes its stacks | to the command |
+//! | TSTP, TTIN, TTOU | nothing: job control must not stop a container | nothing: whoever holds the terminal gets them |
+//! | PIPE | ignored by std: writing where nobody reads is an error | the same; forwarded, our own would kill the command |
+//! | ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS | the kernel's default: they tell of a fault of our own | the same |
+//! | KILL, STOP, and glibc's 32 and 33 | cannot be caught | the same |
+//! | all others, the real-time signals too | nothing | to the command |
+//!
+//! PWR and RTMIN+3 are how LXC and images with systemd (kindest/node too) are told to stop.
 //!
 //! Handlers instead of a blocked mask and sigwait: children inherit a mask, and Go passes it on to
 //! all of its children. A handler is reset by exec.
@@ -14,36 +28,52 @@ use crate::init::Init;
 use crate::reaper::{self, Handle};
 use crate::stop;
 
-/// Every signal that a program may catch and that does not tell of its own fault.
-const CAUGHT: [i32; 16] = [
-    SIGCHLD, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU,
-    SIGWINCH,
-];
+const SIGPWR: i32 = libc::SIGPWR;
+/// glibc keeps the first two real-time signals for itself, so that this is RTMIN.
+const FIRST_REAL_TIME: i32 = 34;
+const LAST_SIGNAL: i32 = 64;
+/// What `systemctl halt` is for a systemd that is PID 1, and `STOPSIGNAL` of images that hold one.
+const HALT: i32 = FIRST_REAL_TIME + 3;
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Action {
     Reap,
     Stop,
-    /// Hand it on to dockerd: SIGHUP reloads its configuration, SIGUSR1 writes its stacks.
+    /// SIGHUP reloads dockerd's configuration, SIGUSR1 writes its stacks.
     ToDockerd(Signal),
-    /// Job control and the rest must neither stop nor end the container.
+    ToCommand,
     Nothing,
+    /// No handler is there.
+    Uncaught,
 }
 
-fn action(signal: i32) -> Action {
+/// What a signal does in a node.
+fn of_node(signal: i32) -> Action {
     match signal {
         SIGCHLD => Action::Reap,
-        SIGTERM | SIGINT | SIGQUIT => Action::Stop,
-        // Not to kubelet: it would die of SIGHUP.
+        SIGTERM | SIGINT | SIGQUIT | SIGPWR | HALT => Action::Stop,
         SIGHUP => Action::ToDockerd(Signal::SIGHUP),
         SIGUSR1 => Action::ToDockerd(Signal::SIGUSR1),
-        _ => Action::Nothing,
+        SIGKILL | SIGSTOP | SIGPIPE => Action::Uncaught,
+        SIGILL | SIGTRAP | SIGABRT | SIGBUS | SIGFPE | SIGSEGV | SIGSYS => Action::Uncaught,
+        1..=31 | FIRST_REAL_TIME..=LAST_SIGNAL => Action::Nothing,
+        _ => Action::Uncaught,
+    }
+}
+
+/// What a signal does beside a user's own command.
+fn of_command(signal: i32) -> Action {
+    match of_node(signal) {
+        kept @ (Action::Reap | Action::Uncaught) => kept,
+        _ if [SIGTSTP, SIGTTIN, SIGTTOU].contains(&signal) => Action::Nothing,
+        _ => Action::ToCommand,
     }
 }
 
 /// Catches the signals from here on. Called before any thread starts.
 pub fn register() -> Result<Signals> {
-    Signals::new(CAUGHT).map_err(|cause| Error::new(format!("cannot catch signals: {cause}")))
+    let caught = (1..=LAST_SIGNAL).filter(|signal| of_node(*signal) != Action::Uncaught);
+    Signals::new(caught).map_err(|cause| Error::new(format!("cannot catch signals: {cause}")))
 }
 
 /// The main thread of a node: reaps and acts, for ever. The stop ends the process.
@@ -51,25 +81,23 @@ pub fn serve(mut signals: Signals, init: &Arc<Init>) {
     // Children that ended before the handler was there.
     reaper::drain();
     for signal in signals.forever() {
-        match action(signal) {
+        match of_node(signal) {
             Action::Reap => reaper::drain(),
             Action::Stop => stop::request(init, signal),
             Action::ToDockerd(signal) => stop::signal_daemon(init, "dockerd", signal),
-            Action::Nothing => {}
+            Action::ToCommand | Action::Nothing | Action::Uncaught => {}
         }
     }
 }
 
-/// The main thread beside a user's own command: reaps, and hands every other signal on to it.
+/// The main thread beside a user's own command: reaps, and hands the other signals on to it.
 pub fn forward(mut signals: Signals, child: Handle) {
     reaper::drain();
     for signal in signals.forever() {
-        match (signal, Signal::try_from(signal)) {
-            (SIGCHLD, _) => reaper::drain(),
-            // They were meant for whoever holds the terminal.
-            (SIGTSTP | SIGTTIN | SIGTTOU, _) => {}
-            (_, Ok(signal)) => child.signal(signal),
-            (_, Err(_)) => {}
+        match of_command(signal) {
+            Action::Reap => reaper::drain(),
+            Action::ToCommand => child.signal_number(signal),
+            _ => {}
         }
     }
 }
@@ -80,13 +108,29 @@ mod tests {
 
     #[test]
     fn each_signal_has_its_action() {
-        for signal in [SIGTERM, SIGINT, SIGQUIT] {
-            assert_eq!(action(signal), Action::Stop);
+        use Action::*;
+        let table = [
+            (&[SIGCHLD][..], Reap, Reap),
+            (&[SIGTERM, SIGINT, SIGQUIT, SIGPWR, 37], Stop, ToCommand),
+            (&[SIGHUP], ToDockerd(Signal::SIGHUP), ToCommand),
+            (&[SIGUSR1], ToDockerd(Signal::SIGUSR1), ToCommand),
+            (&[SIGTSTP, SIGTTIN, SIGTTOU], Nothing, Nothing),
+            (&[SIGPIPE], Uncaught, Uncaught),
+            (&[SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS], Uncaught, Uncaught),
+            (&[SIGKILL, SIGSTOP, 32, 33, 0, 65, -1], Uncaught, Uncaught),
+            (
+                &[SIGUSR2, SIGALRM, libc::SIGSTKFLT, SIGCONT, SIGURG, SIGXCPU, SIGXFSZ, SIGVTALRM, SIGPROF, SIGWINCH, SIGIO],
+                Nothing,
+                ToCommand,
+            ),
+            (&[34, 35, 36, 38, 39, 50, 63, 64], Nothing, ToCommand),
+        ];
+        for (signals, node, command) in &table {
+            for signal in *signals {
+                assert_eq!((of_node(*signal), of_command(*signal)), (*node, *command), "signal {signal}");
+            }
         }
-        assert_eq!(action(SIGCHLD), Action::Reap);
-        assert_eq!(action(SIGHUP), Action::ToDockerd(Signal::SIGHUP));
-        for signal in [SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH, SIGALRM, SIGUSR2, SIGCONT] {
-            assert_eq!(action(signal), Action::Nothing);
-        }
+        let named: std::collections::BTreeSet<i32> = table.iter().flat_map(|(signals, ..)| signals.iter().copied()).collect();
+        assert!((1..FIRST_REAL_TIME).all(|signal| named.contains(&signal)), "the table is whole: {named:?}");
     }
 }

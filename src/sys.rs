@@ -1,5 +1,5 @@
-//! Every unsafe line of the init: waitpid(2), the address ioctls of netdevice(7), what happens
-//! between fork and exec. Each function is safe to call with any arguments.
+//! Every unsafe line of the init: waitpid(2), signals and descriptors as children find them, the address
+//! ioctls of netdevice(7), what happens between fork and exec. Each function is safe to call with any arguments.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -32,6 +32,45 @@ pub fn reap_one() -> Reaped {
             -1 => return Reaped::NoChildren,
             pid => return Reaped::Child(pid, ExitStatus::from_raw(status)),
         }
+    }
+}
+
+/// Sends any signal, real-time ones too, which nix's type has no name for.
+pub fn send_signal(pid: i32, signal: i32) {
+    // SAFETY: kill takes two numbers and touches no memory; a wrong one is an error.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Gives children a clean start: no signal is blocked, and none is ignored but SIGPIPE, which std resets
+/// in each child by itself. Whoever started us may have left either (nohup, a shell's `trap ''`).
+pub fn unblock_and_unignore_signals() {
+    // SAFETY: both structures are plain memory that lives through the calls, and all-zero bytes are a
+    // valid value of either; a signal that may not be changed (SIGKILL, glibc's own) is an error only.
+    unsafe {
+        for signal in (1..=64).filter(|signal| *signal != libc::SIGPIPE) {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Keeps descriptors that we were started with from our children: each is closed by exec.
+pub fn close_descriptors_on_exec() {
+    // SAFETY: close_range only sets a flag of descriptors here, which changes nothing for their users.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, LISTEN_FDS_START, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 {
+        return;
+    }
+    // Linux before 5.11.
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    for fd in open.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).filter(|fd| *fd >= LISTEN_FDS_START) {
+        // SAFETY: as above; a descriptor that is closed by now is an error only.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
 }
 

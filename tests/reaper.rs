@@ -99,48 +99,55 @@ fn a_command_that_cannot_run_gives_what_a_shell_gives() {
 }
 
 /// A shell that writes the number of each signal that it gets to `dir/got`, and ends with the directory.
-fn notes_signals(dir: &TempDir, numbers: &[Signal]) -> String {
+fn notes_signals(dir: &TempDir, numbers: &[i32]) -> String {
     let got = dir.join("got").display().to_string();
-    let traps: String = numbers.iter().map(|number| format!("trap 'echo {0} >>{got}' {0}; ", *number as i32)).collect();
+    let traps: String = numbers.iter().map(|number| format!("trap 'echo {number} >>{got}' {number}; ")).collect();
     format!("{traps}touch {}; while [ -d {} ]; do sleep 0.02; done", dir.join("ready").display(), dir.path().display())
 }
 
-fn expect_signals(kind: &Running, dir: &TempDir, signals: &[Signal]) {
+fn expect_signals(kind: &Running, dir: &TempDir, signals: &[i32]) {
     wait_for_file(dir, "ready");
     for signal in signals {
-        kind.signal(*signal);
-        let number = (*signal as i32).to_string();
+        kind.signal_number(*signal);
+        let number = signal.to_string();
         wait_for(&format!("the command gets {signal}"), LIMIT, || dir.read("got").lines().any(|line| line == number).then_some(()));
     }
     let got = dir.read("got");
     assert_eq!(got.lines().count(), signals.len(), "each arrives once: {got:?}");
 }
 
-const FORWARDED: [Signal; 10] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGALRM,
-    Signal::SIGVTALRM,
-    Signal::SIGTERM,
-    Signal::SIGCONT,
-    Signal::SIGWINCH,
-];
-
-#[test]
-fn signals_are_forwarded_to_the_command() {
-    let dir = TempDir::new();
-    let kind = plainly(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &FORWARDED)]);
-    expect_signals(&kind, &dir, &FORWARDED);
+/// Every signal but those that cannot be caught, tell of a fault, or belong to job control and reaping.
+fn forwarded() -> Vec<i32> {
+    use libc::*;
+    let kept =
+        [SIGKILL, SIGSTOP, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGPIPE, SIGCHLD, SIGTSTP, SIGTTIN, SIGTTOU, 32, 33];
+    (1..=64).filter(|signal| !kept.contains(signal)).collect()
 }
 
 #[test]
-fn pid_1_forwards_signals_too() {
+fn every_signal_is_forwarded_to_the_command() {
     let dir = TempDir::new();
-    let Some(kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &FORWARDED)]) else { return };
-    expect_signals(&kind, &dir, &FORWARDED);
+    let signals = forwarded();
+    let kind = plainly(&dir, &[KIND, "run", "bash", "-c", &notes_signals(&dir, &signals)]);
+    expect_signals(&kind, &dir, &signals);
+}
+
+#[test]
+fn pid_1_forwards_every_signal_too() {
+    let dir = TempDir::new();
+    let signals = forwarded();
+    let Some(kind) = as_pid1(&dir, &[KIND, "run", "bash", "-c", &notes_signals(&dir, &signals)]) else { return };
+    expect_signals(&kind, &dir, &signals);
+}
+
+#[test]
+fn orphans_are_adopted_without_being_pid_1_too() {
+    let dir = TempDir::new();
+    let kind =
+        plainly(&dir, &[KIND, "run", "sh", "-c", &format!("(sleep 1000 &); touch {}; exec sleep 1000", dir.join("ready").display())]);
+    wait_for_file(&dir, "ready");
+    let both = wait_for("the orphan is a child like the command", LIMIT, || Some(children(kind.pid())).filter(|both| both.len() == 2));
+    both.iter().for_each(|child| nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.pid), Signal::SIGKILL).unwrap());
 }
 
 #[test]
@@ -155,24 +162,35 @@ fn sigterm_ends_a_command_that_does_not_handle_it() {
 #[test]
 fn the_signals_of_job_control_do_not_stop_it() {
     let dir = TempDir::new();
-    let kind = plainly(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &[Signal::SIGUSR1])]);
+    let kind = plainly(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &[libc::SIGUSR1])]);
     wait_for_file(&dir, "ready");
     for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTSTP] {
         kind.signal(signal);
     }
     // It still forwards, so it has not stopped, and neither has the command.
-    expect_signals(&kind, &dir, &[Signal::SIGUSR1]);
+    expect_signals(&kind, &dir, &[libc::SIGUSR1]);
     assert_ne!(process(kind.pid()).unwrap().state, 'T');
 }
 
+/// What the command must not inherit: ignored and blocked signals, and an open descriptor.
+const DIRTY: &str = "trap '' USR1 HUP TRAP 40; exec 7</dev/null; exec env --block-signal=USR2 --block-signal=TERM";
+
+/// The masks of a process that was started from a dirty one, and whether it has descriptor 7.
+fn found(program: &str) -> (Vec<u64>, bool) {
+    let said = |argv: &str| {
+        let output = Command::new("bash").args(["-c", &format!("{DIRTY} {program} {argv}")]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    (signal_masks(&said("cat /proc/self/status")), said("ls /proc/self/fd").lines().any(|fd| fd == "7"))
+}
+
 #[test]
-fn a_command_begins_with_a_clean_mask_and_clean_dispositions() {
-    let masks = |command: &mut Command| signal_masks(&String::from_utf8(command.output().unwrap().stdout).unwrap());
-    // What this process itself was started with (nohup, say) is no fault of the binary.
-    let inherited = masks(Command::new("cat").arg("/proc/self/status"));
-    let given = masks(Command::new(KIND).args(["run", "cat", "/proc/self/status"]));
-    assert!(given.len() == 2 && given == inherited, "{given:?}, and not {inherited:?}");
-    assert_eq!(given[1].1 & 1 << (Signal::SIGPIPE as u32 - 1), 0, "SIGPIPE must end a command whose reader went away");
+fn a_command_begins_with_a_clean_mask_clean_dispositions_and_no_descriptor_of_ours() {
+    let (masks, open) = found(&format!("{KIND} run"));
+    assert!(masks.len() == 2 && masks.iter().all(|mask| *mask == 0) && !open, "{masks:x?} {open}");
+    // The control: without the binary between, all of it is inherited.
+    let (masks, open) = found("");
+    assert!(masks.iter().all(|mask| *mask != 0) && open, "{masks:x?} {open}");
 }
 
 #[test]

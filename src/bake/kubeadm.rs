@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::bake::versions::{dialect, Dialect, Patches};
 use crate::config::{
-    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR,
+    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR,
     SERVICE_SUBNET,
 };
 use crate::daemons::without_proxy;
@@ -76,7 +76,8 @@ impl Kubeadm {
         };
         self.phase(&[&["control-plane", "all"], flag].concat())?;
         self.phase(&[&["etcd", "local"], flag].concat())?;
-        self.phase(&["kubelet-start"])
+        self.phase(&["kubelet-start"])?;
+        keep_kubelets_certificate(&Path::new(KUBELET_DIR).join("config.yaml"))
     }
 
     /// Tells the API server what a kubeadm cluster has in it.
@@ -98,6 +99,13 @@ impl Kubeadm {
         command.args(["init", "phase"]).args(arguments).args(["--config", &self.configuration]);
         reaper::run(without_proxy(command.env("KUBECONFIG", ADMIN_KUBECONFIG))).map(drop)
     }
+}
+
+/// kubeadm turns the rotation of kubelet's certificate on, whatever its configuration says. kubelet would
+/// keep a copy of the one that is valid for a year, and ask for new ones that nobody approves.
+fn keep_kubelets_certificate(path: &Path) -> Result<()> {
+    let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
+    write(path, &text.replace("rotateCertificates: true", "rotateCertificates: false"))
 }
 
 /// Only what every supported version understands, but for the dialect's few lines.
@@ -143,8 +151,6 @@ evictionHard:
   imagefs.available: \"0%\"
   nodefs.available: \"0%\"
   nodefs.inodesFree: \"0%\"
-# The bake's certificates outlive the image; nobody would approve new ones.
-rotateCertificates: false
 ---
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -185,7 +191,9 @@ fn flags(name: &str) -> &'static [&'static str] {
     match name {
         // Every start throws the data away: nothing is gained by waiting for a disk.
         "etcd" => &["--unsafe-no-fsync=true"],
-        "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true"],
+        // The pods' addresses are the CNI's to give; the controller that gives nodes a part of them holds
+        // the others up for 10 s (in 1.20), and with them the DNS where its pod has another address now.
+        "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true", "--allocate-node-cidrs=false"],
         "kube-scheduler" => &["--leader-elect=false"],
         _ => &[],
     }

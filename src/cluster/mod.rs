@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod dns;
+pub mod etcd;
 pub mod kubeconfig;
 pub mod monitor;
 pub mod pods;

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cluster::api::Api;
-use crate::cluster::{dns, pods, Cluster};
+use crate::cluster::{dns, etcd, pods, Cluster};
 use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG, KUBERNETES_READY};
+use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 
 /// A refused connection costs nothing; an API server that starts is asked often to be caught at once.
 const POLL: Duration = Duration::from_millis(50);
@@ -23,7 +23,7 @@ const FIRST_ANSWER: Duration = Duration::from_millis(100);
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
-    let api = Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?;
+    let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
     let mut served = false;
     while !init.stopping() {
         if !api.is_ready() {
@@ -35,6 +35,7 @@ pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
         if !served {
             init.readiness.milestone("api-server");
             serve_credentials(init)?;
+            etcd::follow(init, api.clone())?;
             served = true;
         }
         // A watch that ends in order wants the list asked anew, every half hour or so; or the server
@@ -113,7 +114,5 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
         init.readiness.milestone("dns");
     }
     init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
-    if init.readiness.exists(KUBERNETES_READY) {
-        init.forget_failure();
-    }
+    init.forget_failure_when_ready();
 }

@@ -3,9 +3,11 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 
-use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, NAMESPACE, RUN_DIR};
-use crate::daemons::Spec;
+use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
+use crate::daemons::{answers_ok, Spec};
 use crate::error::{Error, Result};
 use crate::node::{can_lower_oom_score, mounts};
 use crate::reaper;
@@ -14,9 +16,12 @@ use crate::reaper;
 const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
 
 pub fn spec(pause_image: String) -> Spec {
+    let starts = Arc::new(AtomicU32::new(0));
+    let count = starts.clone();
     Spec {
         name: "containerd",
         command: Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
             let path = Path::new(RUN_DIR).join("containerd.toml");
             mounts::make_dir(RUN_DIR)?;
             let configuration = configuration(&pause_image, !can_lower_oom_score());
@@ -26,9 +31,20 @@ pub fn spec(pause_image: String) -> Spec {
             Ok(command)
         }),
         // It listens only when every plugin is loaded.
-        answers: Box::new(|| UnixStream::connect(CONTAINERD_SOCKET).is_ok()),
-        condition: |_| None,
+        answers: Box::new(move || {
+            let first = starts.load(Ordering::Relaxed) == 1;
+            UnixStream::connect(CONTAINERD_SOCKET).is_ok() && (first || dockerd_reaches_it())
+        }),
+        condition: |conditions| &mut conditions.containerd,
     }
+}
+
+/// A dockerd that has lost its containerd looks for the new one every few seconds only, and answers
+/// pings meanwhile. One that does not run at all is not waited for.
+fn dockerd_reaches_it() -> bool {
+    let Ok(stream) = UnixStream::connect(DOCKER_SOCKET) else { return true };
+    // A request for which it has to ask containerd.
+    stream.set_read_timeout(Some(REQUEST_LIMIT)).is_ok() && answers_ok(stream, "/images/json")
 }
 
 /// Version 2 of the format, which containerd 1.7 and 2.x both read.

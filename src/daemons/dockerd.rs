@@ -66,7 +66,7 @@ pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf, network: Network) -
         name: "dockerd",
         command: Box::new(command),
         answers: Box::new(move || ping(&socket)),
-        condition: |conditions| Some(&mut conditions.docker),
+        condition: |conditions| &mut conditions.docker,
     })
 }
 
@@ -98,7 +98,7 @@ pub fn spec_alone(flags: Vec<String>, socket: PathBuf) -> Result<Spec> {
             Ok(command)
         })
     };
-    Ok(Spec { name: "dockerd", command, answers, condition: |conditions| Some(&mut conditions.docker) })
+    Ok(Spec { name: "dockerd", command, answers, condition: |conditions| &mut conditions.docker })
 }
 
 fn listen() -> Result<TcpListener> {
@@ -158,7 +158,7 @@ pub fn exec_with_socket(argv: &[String]) -> Error {
     let Some((program, arguments)) = argv.split_first() else { return Error::new("nothing to exec") };
     let mut command = Command::new(program);
     let cause = command.args(arguments).env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", "1").exec();
-    Error::new(format!("cannot run {program}: {cause}"))
+    Error::new(format!("cannot run {program}: {cause}")).with_status(reaper::code_of_failed_exec(&cause))
 }
 
 #[cfg(test)]

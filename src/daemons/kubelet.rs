@@ -29,7 +29,7 @@ pub fn spec(node_ip: Ipv4Addr) -> Spec {
             Ok(command)
         }),
         answers: Box::new(is_healthy),
-        condition: |conditions| Some(&mut conditions.kubelet),
+        condition: |conditions| &mut conditions.kubelet,
     }
 }
 

@@ -35,8 +35,8 @@ pub struct Spec {
     /// Called for every start.
     pub command: Box<dyn Fn() -> Result<Command> + Send>,
     pub answers: Box<dyn Fn() -> bool + Send>,
-    /// The condition that follows it, where there is one.
-    pub condition: fn(&mut Conditions) -> Option<&mut bool>,
+    /// The condition that follows it.
+    pub condition: fn(&mut Conditions) -> &mut bool,
 }
 
 pub struct Daemon {
@@ -134,12 +134,7 @@ fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
     while !init.stopping() {
         let mut answered = None;
         let ended = start(init, daemon, spec).map(|child| follow(init, daemon, spec, &child, &mut answered));
-        let up = |conditions: &mut Conditions, up| {
-            if let Some(condition) = (spec.condition)(conditions) {
-                *condition = up
-            }
-        };
-        init.readiness.update(|conditions| up(conditions, false));
+        init.readiness.update(|conditions| *(spec.condition)(conditions) = false);
         daemon.change(|state| (state.process, state.answers) = (None, false));
         if init.stopping() {
             return;
@@ -150,7 +145,7 @@ fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
         deaths = if answered.is_some_and(|at: Instant| at.elapsed() >= HEALTHY) { 1 } else { deaths + 1 };
         let (what, status) = match &ended {
             Ok(status) => (reaper::describe(*status).to_string(), reaper::exit_code(*status).max(1)),
-            Err(error) => (error.to_string(), 127),
+            Err(error) => (error.to_string(), error.status()),
         };
         if deaths >= MAX_DEATHS {
             daemon.change(|state| state.given_up = true);
@@ -193,11 +188,7 @@ fn follow(init: &Init, daemon: &Daemon, spec: &Spec, child: &Child, answered: &m
     init.readiness.milestone(spec.name);
     *answered = Some(Instant::now());
     daemon.change(|state| state.answers = true);
-    init.readiness.update(|conditions| {
-        if let Some(condition) = (spec.condition)(conditions) {
-            *condition = true
-        }
-    });
+    init.readiness.update(|conditions| *(spec.condition)(conditions) = true);
     child.wait()
 }
 

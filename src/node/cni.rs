@@ -5,22 +5,25 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::config::{CNI_CONF_DIR, POD_SUBNET};
+use crate::config::CNI_CONF_DIR;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 
+/// The pods' bridge.
+pub const BRIDGE: &str = "cni0";
+
 /// Writes the plugin list. Addresses are kept on /run, which a restart forgets together with the pods.
-pub fn write(mtu: u32) -> Result<()> {
+pub fn write(mtu: u32, subnet: &str) -> Result<()> {
     mounts::make_dir(CNI_CONF_DIR)?;
     let path = Path::new(CNI_CONF_DIR).join("10-kind.conflist");
     let ipam = json!({
         "type": "host-local",
         "dataDir": "/run/cni/networks",
-        "ranges": [[{"subnet": POD_SUBNET}]],
+        "ranges": [[{"subnet": subnet}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     });
     let plugins = json!([
-        {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "mtu": mtu, "ipam": ipam},
+        {"type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true, "mtu": mtu, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": true}},
     ]);
     let list = json!({"cniVersion": "0.4.0", "name": "kind", "plugins": plugins});

@@ -11,8 +11,9 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use crate::config::{same_subnet, POLL, SERVICE_SUBNET};
+use crate::config::{same_subnet, subnets_overlap, POD_SUBNET, POD_SUBNETS, POLL, SERVICE_SUBNET};
 use crate::error::{Error, Result};
+use crate::node::cni::BRIDGE;
 use crate::{reaper, sys};
 
 /// How long a neighbour may take to answer ARP before the address counts as free.
@@ -71,6 +72,30 @@ pub fn route_services(interface: &str) -> Result<()> {
     }
     log::info!(target: "network", "no route leads out of this container: nothing can be pulled");
     reaper::run(Command::new("ip").args(["route", "replace", SERVICE_SUBNET, "dev", interface])).map(drop)
+}
+
+/// The subnet for pods: the first that does not overlap with a network that the container is in.
+pub fn pod_subnet() -> Result<&'static str> {
+    let addresses = addresses()?;
+    let (subnet, taken) = choose_pod_subnet(&addresses);
+    if let Some(by) = taken {
+        log::info!(target: "network", "pods get addresses of {subnet}, since {} is in {POD_SUBNET} itself", by.interface);
+    }
+    Ok(subnet)
+}
+
+/// The subnet, and the address that is in the way of the usual one. In a network so wide that it holds
+/// them all, the usual one is the more special route, and hides few.
+fn choose_pod_subnet(addresses: &[Address]) -> (&'static str, Option<&Address>) {
+    let taken = |subnet: &str| {
+        // The pods' own bridge may be left of an earlier start, in a pod whose container was restarted.
+        let mut others = addresses.iter().filter(|address| address.interface != BRIDGE);
+        others.find(|address| subnets_overlap(subnet, address.ip, address.mask))
+    };
+    match POD_SUBNETS.into_iter().find(|subnet| taken(subnet).is_none()) {
+        Some(free) => (free, taken(POD_SUBNET)),
+        None => (POD_SUBNET, None),
+    }
 }
 
 pub fn mtu(interface: &str) -> u32 {
@@ -199,6 +224,19 @@ eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
         assert_eq!(choose_interface(Some("wlan0".into()), &both), "wlan0");
         assert_eq!(choose_interface(None, &both), "eth0");
         assert_eq!(choose_interface(None, &both[..1]), "lo");
+    }
+
+    #[test]
+    fn pods_get_a_subnet_that_the_container_is_not_in() {
+        let chosen = |addresses: &[Address]| choose_pod_subnet(addresses).0;
+        assert_eq!(chosen(&[address("lo", "127.0.0.1"), address("eth0", "172.17.0.2")]), POD_SUBNET);
+        assert_eq!(chosen(&[address("eth0", "10.244.0.4")]), "10.245.0.0/16");
+        assert_eq!(chosen(&[address("eth0", "10.244.0.4"), address("eth1", "10.245.9.1")]), "10.246.0.0/16");
+        assert_eq!(chosen(&[address(BRIDGE, "10.244.0.1")]), POD_SUBNET, "our own bridge is not in the way");
+        let wide = Address { mask: 0xff00_0000, ..address("eth0", "10.1.2.3") };
+        assert_eq!(chosen(&[wide]), POD_SUBNET, "all of them are as bad");
+        let narrow = Address { mask: u32::MAX, ..address("eth0", "10.244.0.4") };
+        assert_eq!(chosen(&[narrow]), "10.245.0.0/16");
     }
 
     #[test]

@@ -3,19 +3,29 @@
 //! On a user-defined network Docker's own DNS listens on 127.0.0.11, which is the node's loopback:
 //! pods would ask themselves, and CoreDNS stops when it finds itself in that loop. Then a small
 //! forwarder on the static address passes queries on, over UDP and TCP.
+//!
+//! In a pod of another cluster with kubeadm's defaults the name server is 10.96.0.10, and so is the one
+//! of the cluster in here: kube-proxy would send the forwarder's own packets back to ourselves. They
+//! bear a mark by which connection tracking, and with it all rewriting, leaves them alone.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{RESOLV_CONF, RUN_DIR};
+use nix::sys::socket::{connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, SockaddrIn};
+use nix::sys::time::TimeVal;
+
+use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET};
 use crate::error::{Error, Result};
 use crate::node::mounts;
+use crate::reaper;
 
 const PORT: u16 = 53;
 const SYSTEM_RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -25,6 +35,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const MAX_QUERIES: usize = 128;
 /// Datagrams may be this long with EDNS(0) (RFC 6891 recommends 4096).
 const MAX_DATAGRAM: usize = 4096;
+/// Of packets to a name server that has an address of this cluster's own Services: none of kube-proxy's
+/// bits (0x4000, 0x8000).
+const PAST_SERVICES: u32 = 0x100_0000;
 /// A forwarding thread holds one datagram and little else.
 const STACK: usize = 64 * 1024;
 
@@ -36,7 +49,12 @@ pub fn prepare(static_ip: Ipv4Addr) -> Result<Option<Ipv4Addr>> {
     mounts::make_dir(RUN_DIR)?;
     fs::write(Path::new(RESOLV_CONF), text).map_err(|cause| Error::io("write", RESOLV_CONF, cause))?;
     let Some(upstream) = upstream else { return Ok(None) };
-    let upstream = SocketAddr::new(upstream, PORT);
+    let upstream = Upstream { address: SocketAddr::new(upstream, PORT), is_shadowed: is_shadowed(&upstream) };
+    if upstream.is_shadowed {
+        let mark = PAST_SERVICES.to_string();
+        let rule = ["--wait", "--table", "raw", "--insert", "OUTPUT", "--match", "mark", "--mark", &mark, "--jump", "CT", "--notrack"];
+        reaper::run(Command::new("iptables").args(rule))?;
+    }
     let fail = |cause: io::Error| Error::new(format!("cannot listen on {static_ip}:{PORT} to forward DNS queries: {cause}"));
     let udp = Arc::new(UdpSocket::bind((static_ip, PORT)).map_err(fail)?);
     let tcp = TcpListener::bind((static_ip, PORT)).map_err(fail)?;
@@ -44,15 +62,52 @@ pub fn prepare(static_ip: Ipv4Addr) -> Result<Option<Ipv4Addr>> {
     let (counter, spawn_fail) = (queries.clone(), |cause| Error::new(format!("cannot start the DNS forwarder: {cause}")));
     thread::Builder::new().name("dns-udp".into()).spawn(move || serve_udp(&udp, upstream, &counter)).map_err(spawn_fail)?;
     thread::Builder::new().name("dns-tcp".into()).spawn(move || serve_tcp(&tcp, upstream, &queries)).map_err(spawn_fail)?;
-    log::info!(target: "network", "pods ask for names at {static_ip}, which forwards to {upstream}");
+    log::info!(target: "network", "pods ask for names at {static_ip}, which forwards to {}", upstream.address);
     Ok(Some(static_ip))
 }
 
-/// The text for pods, and the loopback server that has to be forwarded to, if any.
+/// Where queries are forwarded to.
+#[derive(Clone, Copy)]
+struct Upstream {
+    address: SocketAddr,
+    /// Whether it has an address of this cluster's own Services.
+    is_shadowed: bool,
+}
+
+impl Upstream {
+    fn udp(self) -> io::Result<UdpSocket> {
+        let own = UdpSocket::bind("0.0.0.0:0")?;
+        if self.is_shadowed {
+            setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
+        }
+        own.set_read_timeout(Some(ANSWER_LIMIT))?;
+        own.connect(self.address)?;
+        Ok(own)
+    }
+
+    fn tcp(self) -> io::Result<TcpStream> {
+        let SocketAddr::V4(address) = self.address else { return TcpStream::connect_timeout(&self.address, ANSWER_LIMIT) };
+        if !self.is_shadowed {
+            return TcpStream::connect_timeout(&self.address, ANSWER_LIMIT);
+        }
+        // std connects at once, and the mark has to be there before.
+        let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
+        setsockopt(&own, sockopt::SendTimeout, &TimeVal::new(ANSWER_LIMIT.as_secs() as i64, 0))?;
+        connect(own.as_raw_fd(), &SockaddrIn::from(address))?;
+        Ok(own.into())
+    }
+}
+
+fn is_shadowed(server: &IpAddr) -> bool {
+    matches!(server, IpAddr::V4(server) if subnets_overlap(SERVICE_SUBNET, *server, u32::MAX))
+}
+
+/// The text for pods, and the server out of their reach that has to be forwarded to, if any.
 fn for_pods(system: &str, static_ip: Ipv4Addr) -> (String, Option<IpAddr>) {
     let server = |line: &str| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok();
     let servers: Vec<IpAddr> = system.lines().filter_map(server).collect();
-    let reachable: Vec<&IpAddr> = servers.iter().filter(|server| !server.is_loopback()).collect();
+    let reachable: Vec<&IpAddr> = servers.iter().filter(|server| !server.is_loopback() && !is_shadowed(server)).collect();
     let others = system.lines().filter(|line| ["search", "options"].iter().any(|word| line.starts_with(word)));
     let mut text: String = others.map(|line| format!("{line}\n")).collect();
     if reachable.is_empty() {
@@ -64,15 +119,13 @@ fn for_pods(system: &str, static_ip: Ipv4Addr) -> (String, Option<IpAddr>) {
     (text, None)
 }
 
-fn serve_udp(socket: &Arc<UdpSocket>, upstream: SocketAddr, queries: &Arc<AtomicUsize>) {
+fn serve_udp(socket: &Arc<UdpSocket>, upstream: Upstream, queries: &Arc<AtomicUsize>) {
     let mut buffer = [0; MAX_DATAGRAM];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
         let (query, socket) = (buffer[..length].to_vec(), socket.clone());
         in_background(queries, move || {
-            let own = UdpSocket::bind("0.0.0.0:0")?;
-            own.set_read_timeout(Some(ANSWER_LIMIT))?;
-            own.connect(upstream)?;
+            let own = upstream.udp()?;
             own.send(&query)?;
             let mut answer = vec![0; MAX_DATAGRAM];
             let length = own.recv(&mut answer)?;
@@ -81,10 +134,10 @@ fn serve_udp(socket: &Arc<UdpSocket>, upstream: SocketAddr, queries: &Arc<Atomic
     }
 }
 
-fn serve_tcp(listener: &TcpListener, upstream: SocketAddr, queries: &Arc<AtomicUsize>) {
+fn serve_tcp(listener: &TcpListener, upstream: Upstream, queries: &Arc<AtomicUsize>) {
     for client in listener.incoming().flatten() {
         in_background(queries, move || {
-            let server = TcpStream::connect_timeout(&upstream, ANSWER_LIMIT)?;
+            let server = upstream.tcp()?;
             for stream in [&client, &server] {
                 stream.set_read_timeout(Some(ANSWER_LIMIT))?;
                 stream.set_write_timeout(Some(ANSWER_LIMIT))?;
@@ -138,6 +191,14 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_our_own_services_hide_is_forwarded_to() {
+        let outer = "search default.svc.cluster.local\nnameserver 10.96.0.10\n";
+        let expected = "search default.svc.cluster.local\nnameserver 172.99.99.1\n";
+        assert_eq!(for_pods(outer, STATIC), (expected.into(), Some("10.96.0.10".parse().unwrap())));
+        assert!(is_shadowed(&"10.96.0.10".parse().unwrap()) && !is_shadowed(&"10.0.0.10".parse().unwrap()));
+    }
+
+    #[test]
     fn without_any_server_pods_get_one_that_refuses() {
         assert_eq!(for_pods("", STATIC), ("nameserver 172.99.99.1\n".into(), None));
     }
@@ -147,7 +208,7 @@ mod tests {
         use std::io::{Read, Write};
         let upstream_udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let upstream_tcp = TcpListener::bind(upstream_udp.local_addr().unwrap()).unwrap();
-        let upstream = upstream_udp.local_addr().unwrap();
+        let upstream = Upstream { address: upstream_udp.local_addr().unwrap(), is_shadowed: false };
         thread::spawn(move || {
             let mut buffer = [0; 64];
             let (length, from) = upstream_udp.recv_from(&mut buffer).unwrap();

@@ -5,12 +5,14 @@
 //! lower directories of overlayfs, which may lie on the image's own overlay; upper directories may
 //! not (EINVAL) and lie on the volume.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::mount::{mount, umount, MsFlags};
+use nix::sys::statvfs::statvfs;
 
 use crate::config::{CONTAINERD_ROOT, DOCKER_DIR, STORE_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
@@ -23,6 +25,10 @@ pub const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs/snapshots";
 pub const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
 /// In containerd's root on the volume: whose store it is.
 const STAMP: &str = "kind-bake";
+/// What must be free on the volume (bytes): a boot writes about 6 MiB (measured), pods and builds more.
+const MIN_ROOM: u64 = 64 << 20;
+/// A boot makes about 700 files (measured).
+const MIN_INODES: u64 = 2048;
 
 /// How the volume was found.
 #[derive(Debug, PartialEq)]
@@ -32,27 +38,69 @@ pub enum Volume {
     Returned,
 }
 
-/// Makes containerd's root on the volume.
+/// Looks at the volume before anything is written to it.
 ///
 /// # Errors
-/// The volume holds another image's store, is full, or cannot hold the upper directories of overlayfs.
-pub fn prepare(bake: &str) -> Result<Volume> {
+/// The volume holds another image's store or a damaged one, is full or read-only.
+pub fn inspect(bake: &str) -> Result<Volume> {
     let root = Path::new(CONTAINERD_ROOT);
-    match fs::read_to_string(root.join(STAMP)) {
-        Ok(stamp) if stamp.trim() == bake => {
-            log::info!(target: "store", "the volume on {DOCKER_DIR} comes back from an earlier start of this image");
-            return Ok(Volume::Returned);
-        }
-        Ok(stamp) => {
+    let stamp = fs::read_to_string(root.join(STAMP)).unwrap_or_default();
+    let volume = match stamp.trim() {
+        // It was never finished: the stamp arrives with the last rename.
+        "" => Volume::Fresh,
+        stamp if stamp == bake => Volume::Returned,
+        stamp => {
             return Err(Error::new(format!(
-                "the volume on {DOCKER_DIR} holds the store of another image (bake {}, this image is bake {bake})",
-                stamp.trim()
+                "the volume on {DOCKER_DIR} holds the store of another image (bake {stamp}, this image is bake {bake})"
             ))
-            .advise("Start the container with an empty volume, or with the image that the volume comes from"));
+            .advise("Start the container with an empty volume, or with the image that the volume comes from"))
         }
-        Err(_) => {}
+    };
+    require_room()?;
+    if volume == Volume::Returned {
+        log::info!(target: "store", "the volume on {DOCKER_DIR} comes back from an earlier start of this image");
+        DATABASES.iter().try_for_each(|database| require_database(&root.join(database)))?;
     }
-    // Without a stamp it was never finished: the stamp arrives with the last rename.
+    Ok(volume)
+}
+
+fn require_room() -> Result<()> {
+    let advice = "Give the container a volume there that can be written and has room: docker run -v /var/lib/docker ...";
+    make_dir(VOLUME_DIR).map_err(|error| error.advise(advice))?;
+    let probe = Path::new(VOLUME_DIR).join("writable");
+    fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(|cause| Error::io("write", &probe, cause).advise(advice))?;
+    let room = statvfs(VOLUME_DIR).map_err(|cause| Error::io("look at the room of", VOLUME_DIR, cause))?;
+    let (free, inodes) = (room.blocks_available() as u64 * room.fragment_size() as u64, room.files_available() as u64);
+    // Some file systems, such as btrfs, count no inodes.
+    if free < MIN_ROOM || (room.files() > 0 && inodes < MIN_INODES) {
+        let free = free / (1 << 20);
+        return Err(Error::new(format!("the volume on {DOCKER_DIR} is full: {free} MiB and {inodes} inodes are free")).advise(advice));
+    }
+    Ok(())
+}
+
+/// bbolt would make an empty file a new database, in which no baked image is, and loop on a damaged one.
+fn require_database(path: &Path) -> Result<()> {
+    // Of bbolt's first meta page, behind the page's header.
+    const MAGIC: (usize, [u8; 4]) = (16, 0xED0C_DAED_u32.to_le_bytes());
+    let mut begin = [0; MAGIC.0 + MAGIC.1.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    match read {
+        Ok(()) if begin.ends_with(&MAGIC.1) => Ok(()),
+        result => {
+            let why = result.err().map_or("it is no database".to_string(), |cause| cause.to_string());
+            Err(Error::new(format!("the volume on {DOCKER_DIR} is damaged: {}: {why}", path.display()))
+                .advise("Start the container with an empty volume"))
+        }
+    }
+}
+
+/// Makes containerd's root on a fresh volume.
+///
+/// # Errors
+/// The volume has become full, or cannot hold the upper directories of overlayfs.
+pub fn make(bake: &str) -> Result<()> {
+    let root = Path::new(CONTAINERD_ROOT);
     remove_tree(root)?;
     let new = Path::new(VOLUME_DIR).join("containerd.new");
     remove_tree(&new)?;
@@ -63,8 +111,7 @@ pub fn prepare(bake: &str) -> Result<Volume> {
         reaper::run(Command::new("cp").arg("-a").arg(STORE_DIR).arg(&new))?;
     }
     write(&new.join(STAMP), bake)?;
-    fs::rename(&new, root).map_err(|cause| Error::io("rename", &new, cause))?;
-    Ok(Volume::Fresh)
+    fs::rename(&new, root).map_err(|cause| Error::io("rename", &new, cause))
 }
 
 fn link(new: &Path) -> Result<()> {
@@ -93,7 +140,7 @@ fn overlay_works_from(lower: &Path) -> Result<bool> {
     let probe = Path::new(VOLUME_DIR).join("probe");
     let (own, upper, work, merged) = (probe.join("lower"), probe.join("upper"), probe.join("work"), probe.join("merged"));
     for directory in [&own, &upper, &work, &merged] {
-        make_dir(directory).map_err(|error| error.advise(format!("Is the volume on {DOCKER_DIR} full or read-only?")))?;
+        make_dir(directory)?;
     }
     let works = overlay(lower, &upper, &work, &merged).is_ok();
     if !works {

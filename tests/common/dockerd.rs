@@ -81,7 +81,7 @@ impl Dockerd {
     }
 
     /// The blocked and the ignored signals of a process that the daemon's script started first of all.
-    pub fn signal_masks(&self) -> Vec<(String, u64)> {
+    pub fn signal_masks(&self) -> Vec<u64> {
         signal_masks(&fs::read_to_string(self.dir.join("status")).unwrap())
     }
 }

@@ -145,13 +145,12 @@ pub fn children(parent: i32) -> Vec<Process> {
     pids.filter_map(process).filter(|process| process.parent == parent).collect()
 }
 
-/// The lines `SigBlk` and `SigIgn` of a /proc/PID/status.
-pub fn signal_masks(status: &str) -> Vec<(String, u64)> {
+/// The blocked and the ignored signals (`SigBlk`, `SigIgn`) of a /proc/PID/status, without 32 and 33: those
+/// are glibc's own, which its posix_spawn(3) leaves ignored.
+pub fn signal_masks(status: &str) -> Vec<u64> {
     let lines = status.lines().filter_map(|line| line.split_once(":\t"));
-    lines
-        .filter(|(name, _)| ["SigBlk", "SigIgn"].contains(name))
-        .map(|(name, hex)| (name.into(), u64::from_str_radix(hex, 16).unwrap()))
-        .collect()
+    let masks = lines.filter(|(name, _)| ["SigBlk", "SigIgn"].contains(name));
+    masks.map(|(_, hex)| u64::from_str_radix(hex, 16).unwrap() & !(0b11 << 31)).collect()
 }
 
 pub fn zombies(parent: i32) -> usize {

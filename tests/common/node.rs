@@ -22,6 +22,8 @@ pub const FILES_PORT: u16 = 10080;
 pub struct Container {
     pub root: TempDir,
     environment: Vec<(String, String)>,
+    /// What a shell does, inside the namespaces, before it becomes the binary.
+    pub before: String,
     cgroup: Cgroup,
     pub network: Network,
 }
@@ -30,10 +32,16 @@ impl Container {
     /// `None` where this machine does not allow it, which was said then.
     pub fn new() -> Option<Container> {
         namespaces(Namespaces::Root)?;
-        let container = Container { root: TempDir::new(), environment: Vec::new(), cgroup: Cgroup::new(), network: Network::enter_new() };
+        let container = Container {
+            root: TempDir::new(),
+            environment: Vec::new(),
+            before: String::new(),
+            cgroup: Cgroup::new(),
+            network: Network::enter_new(),
+        };
         // Nothing but these can be found in here: no test may start the machine's own Docker.
         container.root.script("bin/dockerd", "exec sleep 1000");
-        for tool in ["cat", "ip", "mkdir", "mount", "sh", "sleep", "umount", "unshare"] {
+        for tool in ["cat", "env", "ip", "mkdir", "mount", "sh", "sleep", "umount", "unshare"] {
             symlink(find_program(tool), container.root.join("bin").join(tool)).unwrap();
         }
         Some(container)
@@ -63,7 +71,7 @@ impl Container {
             2 => "umount -R -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
             _ => "umount -R -l /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup && mkdir /sys/fs/cgroup/pids && mount -t cgroup -o pids pids /sys/fs/cgroup/pids",
         };
-        let remount = format!(r#"{remount} && unset TEST_CGROUP && exec "$0" "$@""#);
+        let remount = format!("{remount} && unset TEST_CGROUP && {{ {}\n exec \"$0\" \"$@\"; }}", self.before);
         let mut command = unshare(Namespaces::Root);
         command.args(["--uts", "--ipc", "sh", "-c", enter, &remount, KIND]).args(arguments);
         command.env_clear().env("PATH", self.root.join("bin")).env("HOME", "/root").env("KIND_ROOT", self.root.path());
@@ -154,6 +162,17 @@ impl Running {
 
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Any signal, real-time ones too.
+    pub fn signal_number(&self, number: i32) {
+        // SAFETY: kill takes two numbers and touches no memory.
+        assert_eq!(unsafe { libc::kill(self.pid(), number) }, 0);
+    }
+
+    /// A path as the process sees it: in its mount namespace, below the container's root.
+    pub fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{}/{name}", self.pid(), self.dir.display()))
     }
 
     /// Waits for the end; the exit code as a shell gives it.

@@ -182,6 +182,13 @@ impl Cluster {
         self.container.exec(&["pkill", "-KILL", "-x", process]).ok();
     }
 
+    /// Writes a file into the container, which is not started yet.
+    pub fn put(&self, path: &str, text: &str) {
+        let file = session().dir.join(format!("put-{}", &self.container.id[..12]));
+        std::fs::write(&file, text).expect("the session's directory can be written");
+        self.container.copy_to(&file, path);
+    }
+
     fn explain(&self) {
         let tail = self.container.exec(&["tail", "-n", "30", "/var/log/kind/kubelet.log"]);
         eprintln!("--- log of the container\n{}--- end of kubelet's log\n{}---", self.container.logs(), tail.stdout);

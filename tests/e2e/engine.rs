@@ -59,6 +59,7 @@ fn start_cleaner(label: &str, dir: &Path) -> Child {
         read -r _
         docker ps --all --quiet --filter "label=$1" | xargs -r docker rm --force --volumes
         docker network ls --quiet --filter "label=$1" | xargs -r docker network rm
+        docker volume ls --quiet --filter "label=$1" | xargs -r docker volume rm
         rm -rf "$2"
     "#;
     let mut command = Command::new("sh");
@@ -134,6 +135,30 @@ impl Drop for Network {
     }
 }
 
+/// A volume that is removed when the test ends: declare it before the containers that use it.
+pub struct Volume {
+    pub name: String,
+}
+
+impl Volume {
+    pub fn create(name: &str, arguments: &[&str]) -> Volume {
+        let name = format!("kind-e2e-{}-{name}", std::process::id());
+        docker(&[&["volume", "create", "--label", &session().label], arguments, &[&name]].concat()).ok();
+        Volume { name }
+    }
+
+    /// The option that makes it the containers' image store.
+    pub fn mount(&self) -> String {
+        format!("--volume={}:/var/lib/docker", self.name)
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        docker(&["volume", "rm", &self.name]);
+    }
+}
+
 /// What the tests take out of the image under test.
 pub struct Tools {
     pub kubectl: PathBuf,
@@ -143,6 +168,8 @@ pub struct Tools {
     /// Ids of the bake's containers.
     pub baked_containers: Vec<String>,
     pub static_ip: String,
+    /// The bake's own name.
+    pub bake: String,
 }
 
 pub fn tools() -> &'static Tools {
@@ -164,6 +191,7 @@ pub fn tools() -> &'static Tools {
             baked_pods: list("pods").map(|pod| text(&pod["name"])).collect(),
             baked_containers: list("containers").map(text).collect(),
             static_ip: text(&cluster["staticIP"]),
+            bake: text(&cluster["bake"]),
         }
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT};
+use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT};
 use crate::engine::BUSYBOX;
 use crate::process::wait_for;
 use crate::watch::Watch;
@@ -31,7 +31,8 @@ fn a_system_pod_that_dies_takes_kubernetes_ready_away_until_it_runs_again() {
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_daemon_that_is_killed_comes_back_and_readiness_follows() {
     let cluster = Cluster::ready(&[]);
-    for (daemon, states) in [("dockerd", &[DOCKER_READY, KUBERNETES_READY][..]), ("kubelet", &[KUBERNETES_READY]), ("containerd", &[])] {
+    let both = &[DOCKER_READY, KUBERNETES_READY][..];
+    for (daemon, states) in [("dockerd", both), ("kubelet", &[KUBERNETES_READY]), ("containerd", both)] {
         let before = pid(&cluster, daemon).unwrap_or_else(|| panic!("there is no {daemon}"));
         let watches: Vec<Watch> = states.iter().map(|state| Watch::new(&cluster, state)).collect();
         let killed = Instant::now();
@@ -49,6 +50,69 @@ fn a_daemon_that_is_killed_comes_back_and_readiness_follows() {
         assert_eq!(told, 1, "one line says that {daemon} died:\n{log}");
         use_it(&cluster, daemon);
     }
+}
+
+/// Processes of the control plane, and shims, which take their pod along: kubelet starts them again.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows() {
+    let cluster = Cluster::ready(&[]);
+    for (victim, process) in VICTIMS {
+        settle(&cluster);
+        let watch = Watch::new(&cluster, KUBERNETES_READY);
+        let docker = Watch::new(&cluster, DOCKER_READY);
+        let killed = Instant::now();
+        kill_at_once(&cluster, victim, process);
+        let lost = watch.lost(killed, TRUTH_LIMIT);
+        let back = watch.back(lost, BOOT_LIMIT);
+        let seconds = |from: Instant, to: Instant| (to - from).as_secs_f64();
+        println!("{victim} {process}: not ready after {:.2} s, ready again {:.1} s later", seconds(killed, lost), seconds(lost, back));
+        assert!(!docker.was_lost(), "Docker has nothing to do with {victim} {process}");
+        assert!(!cluster.serves(FAILED));
+        // What is ready can be used.
+        wait_for("a list of pods", LIMIT, || cluster.kubectl(&["get", "pods", "--all-namespaces"]).succeeded().then_some(()));
+    }
+    cluster.kubectl(&["run", "afterwards", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
+    cluster.wait_for_pod(&["afterwards"]);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready() {
+    let daemons = ["containerd", "dockerd", "kubelet"].map(|daemon| ("process", daemon));
+    for (victim, process) in daemons.into_iter().chain(VICTIMS) {
+        let cluster = Cluster::start(&[]);
+        kill_at_once(&cluster, victim, process);
+        let ready = cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("{victim} {process} was killed in the boot: {why}"));
+        println!("{victim} {process} was killed in the boot: ready {:.1} s later", ready.as_secs_f64());
+        cluster.kubectl(&["get", "nodes"]).ok();
+    }
+}
+
+const VICTIMS: [(&str, &str); 5] =
+    [("process", "kube-apiserver"), ("process", "etcd"), ("shim", "kube-proxy"), ("shim", "etcd"), ("shim", "kube-apiserver")];
+
+/// Waits until readiness holds: kubelet tells of a pod that was started again in several steps, between
+/// which it is not Ready for a moment.
+fn settle(cluster: &Cluster) {
+    let mut since = Instant::now();
+    wait_for("readiness that holds", BOOT_LIMIT, || {
+        if !cluster.serves(KUBERNETES_READY) {
+            since = Instant::now();
+        }
+        (since.elapsed() > TRUTH_LIMIT).then_some(())
+    });
+}
+
+/// Kills a process, or the shim whose child it is, as soon as it is there.
+fn kill_at_once(cluster: &Cluster, victim: &str, process: &str) {
+    // The fourth field of proc_pid_stat(5) is the parent.
+    let script = r#"
+        until pid=$(pgrep -o -x "$2"); do sleep 0.02; done
+        [ "$1" = process ] || pid=$(cut -d " " -f 4 "/proc/$pid/stat")
+        kill -KILL "$pid""#;
+    let killed = || cluster.container.exec(&["sh", "-c", script, "kill", victim, process]).succeeded().then_some(());
+    wait_for(&format!("{victim} {process}"), LIMIT, killed);
 }
 
 fn pid(cluster: &Cluster, daemon: &str) -> Option<String> {

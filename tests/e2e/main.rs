@@ -17,12 +17,15 @@
 mod api;
 mod bake;
 mod baked;
+mod certificates;
 mod clients;
 mod cluster;
 mod engine;
 mod failures;
 mod interrupt;
+mod nested;
 mod networks;
+mod power;
 mod process;
 mod readiness;
 mod refusals;
@@ -34,5 +37,6 @@ mod secrets;
 #[path = "../common/server.rs"]
 mod server;
 mod store;
+mod volumes;
 mod watch;
 mod workloads;

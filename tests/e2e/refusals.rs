@@ -10,10 +10,15 @@ use crate::process::{poll, run};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the image in the foreground and returns the one line with which it ends.
-fn refused(arguments: &[&str]) -> String {
-    let container = Container::create(&[arguments, &[image()]].concat());
+pub fn refused(arguments: &[&str]) -> String {
+    refused_again(&Container::create(&[arguments, &[image()]].concat()))
+}
+
+/// Starts a container that is there, in the foreground, and returns what it says this time.
+pub fn refused_again(container: &Container) -> String {
+    let before = container.logs().len();
     let outcome = docker_within(LIMIT, &["start", "--attach", &container.id]);
-    let log = container.logs();
+    let log = container.logs()[before..].to_string();
     assert!(outcome.took < LIMIT, "it was still running after {} s:\n{log}", LIMIT.as_secs());
     assert_eq!(container.inspect("{{.State.Running}}"), "false");
     let status = container.inspect("{{.State.ExitCode}}");
@@ -26,7 +31,7 @@ fn refused(arguments: &[&str]) -> String {
 }
 
 #[track_caller]
-fn assert_says(log: &str, words: &[&str]) {
+pub fn assert_says(log: &str, words: &[&str]) {
     for word in words {
         assert!(log.contains(word), "{word} is not in:\n{log}");
     }

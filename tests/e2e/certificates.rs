@@ -1,0 +1,122 @@
+//! What the image holds of certificates and keys: an image must not die of age, nor give a key away.
+
+use std::process::Command;
+
+use crate::cluster::{shared, LIMIT};
+use crate::engine::{image, tools, Container};
+use crate::process::run;
+
+/// Where the cluster's own files lie. Authorities of the world are Debian's, layers are other images'.
+const FOLDERS: &str = "/etc /kind /var /root /opt /home /srv /usr/local";
+const LEFT_OUT: &str = r"-path /etc/ssl -o -path /etc/ca-certificates -o -path /kind/store -o -path /var/lib/dpkg";
+
+/// A private key of nobody's.
+pub fn new_key() -> String {
+    let container = Container::idle(&[], &["sleep", "infinity"]);
+    container.exec(&["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]).ok()
+}
+
+/// Runs a script in a container of the image in which nothing else runs; `$@` are files that match a pattern.
+fn with_files(pattern: &str, script: &str) -> String {
+    let container = Container::idle(&[], &["sleep", "infinity"]);
+    let find = format!(
+        r#"find {FOLDERS} \( {LEFT_OUT} \) -prune -o -type f -size -4096k -exec grep -IlE -e '{pattern}' {{}} + 2>/dev/null | sort | while read -r file; do
+{script}
+done"#
+    );
+    container.exec(&["bash", "-c", &find]).ok()
+}
+
+/// Prints `FILE END SUBJECT` of each certificate of `$file`, in PEM or as base64 in a kubeconfig.
+const CERTIFICATES: &str = r#"
+  { cat "$file"; sed -nE 's/.*certificate(-authority)?-data: //p' "$file" | while read -r data; do echo "$data" | base64 -d; done; } |
+    awk '/-BEGIN CERTIFICATE-/ {inside=1} inside {text = text $0 "\n"} /-END CERTIFICATE-/ {printf "%s", text | "openssl x509 -noout -enddate -subject -dateopt iso_8601 | tr \"\\n\" \" \""; close("openssl x509 -noout -enddate -subject -dateopt iso_8601 | tr \"\\n\" \" \""); print ""; text=""; inside=0}' |
+    while read -r line; do echo "$file $line"; done"#;
+
+fn this_year() -> u32 {
+    run(Command::new("date").args(["+%Y"]), LIMIT).ok().parse().expect("date prints a year")
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn every_baked_certificate_outlives_ten_years() {
+    let said = with_files("BEGIN CERTIFICATE|certificate-data: |authority-data: ", CERTIFICATES);
+    println!("{said}");
+    let mut found = vec![];
+    for line in said.lines() {
+        let (file, rest) = line.split_once(" notAfter=").unwrap_or_else(|| panic!("openssl did not read {line}"));
+        let year: u32 = rest.get(..4).and_then(|year| year.parse().ok()).unwrap_or_else(|| panic!("no year in {line}"));
+        assert!(year > this_year() + 10, "{line}");
+        found.push(file);
+    }
+    // Each that kubeadm, kubelet and we make is among them.
+    for file in [
+        "/etc/kubernetes/pki/ca.crt",
+        "/etc/kubernetes/pki/front-proxy-ca.crt",
+        "/etc/kubernetes/pki/front-proxy-client.crt",
+        "/etc/kubernetes/pki/apiserver.crt",
+        "/etc/kubernetes/pki/apiserver-kubelet-client.crt",
+        "/etc/kubernetes/pki/apiserver-etcd-client.crt",
+        "/etc/kubernetes/pki/etcd/ca.crt",
+        "/etc/kubernetes/pki/etcd/server.crt",
+        "/etc/kubernetes/pki/etcd/peer.crt",
+        "/etc/kubernetes/pki/etcd/healthcheck-client.crt",
+        "/etc/kubernetes/admin.conf",
+        "/etc/kubernetes/kubelet.conf",
+        "/etc/kubernetes/scheduler.conf",
+        "/etc/kubernetes/controller-manager.conf",
+        "/kind/credentials/client.crt",
+        "/kind/credentials/config",
+        "/kind/seed/kubelet/pki/kubelet.crt",
+    ] {
+        assert!(found.contains(&file), "{file} is not among {found:?}");
+    }
+}
+
+/// What is served while the cluster runs: made at its start, or one of those above.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_certificates_that_are_served_outlive_ten_years() {
+    let cluster = shared();
+    for (who, port) in [("the API server", "8443"), ("kubelet", "10250"), ("etcd", "2379")] {
+        let address = &tools().static_ip;
+        let ask =
+            format!("openssl s_client -connect {address}:{port} </dev/null 2>/dev/null | openssl x509 -noout -enddate -dateopt iso_8601");
+        let end = cluster.container.exec(&["sh", "-c", &ask]).ok();
+        let year: u32 = end.strip_prefix("notAfter=").and_then(|end| end.get(..4)?.parse().ok()).unwrap_or_else(|| panic!("{who}: {end}"));
+        assert!(year > this_year() + 10, "{who}: {end}");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn every_key_in_the_image_is_for_root_alone() {
+    let said = with_files("BEGIN [A-Z ]*PRIVATE KEY|client-key-data: |auths", r#"stat -c '%a %U %n' "$file""#);
+    println!("{said}");
+    let careless: Vec<&str> = said.lines().filter(|line| !line.starts_with("600 root ")).collect();
+    assert!(careless.is_empty(), "{careless:?}");
+    for file in [
+        "/etc/kubernetes/pki/ca.key",
+        "/etc/kubernetes/pki/sa.key",
+        "/etc/kubernetes/admin.conf",
+        "/kind/credentials/client.key",
+        "/kind/seed/kubelet/pki/kubelet.key",
+    ] {
+        assert!(said.lines().any(|line| line.ends_with(&format!(" {file}"))), "{file} is not among\n{said}");
+    }
+}
+
+/// The negative control of this file: a certificate of a year and a key that all may read are found.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_short_lived_certificate_and_an_open_key_are_noticed() {
+    let container = Container::idle(&[], &["sleep", "infinity"]);
+    let make = "openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj /CN=short -keyout /etc/short.key -out /etc/short.crt 2>/dev/null; chmod 644 /etc/short.key";
+    container.exec(&["sh", "-c", make]).ok();
+    let one = |file: &str, script: &str| container.exec(&["bash", "-c", &format!("file={file}\n{script}")]).ok();
+    let said = one("/etc/short.crt", CERTIFICATES);
+    let year: u32 =
+        said.split_once("notAfter=").and_then(|(_, rest)| rest.get(..4)?.parse().ok()).unwrap_or_else(|| panic!("{said} {}", image()));
+    assert!(year <= this_year() + 10 && said.contains("short"), "{said}");
+    assert!(!one("/etc/short.key", r#"stat -c '%a %U %n' "$file""#).starts_with("600"));
+}

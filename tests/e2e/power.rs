@@ -1,0 +1,74 @@
+//! The power is cut: the whole container is killed in the middle of a boot, and started again.
+
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY};
+use crate::engine::docker;
+use crate::process::poll;
+
+const MOMENTS: u32 = 10;
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_container_that_is_killed_at_any_moment_of_its_boot_becomes_ready_at_the_next_start() {
+    let cluster = Cluster::create(&[]);
+    // How long a boot takes here.
+    let started = Instant::now();
+    cluster.container.start();
+    cluster.wait_until_ready();
+    let boot = started.elapsed();
+    docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
+    for moment in 0..MOMENTS {
+        // The first ones on a new volume, where the store is made; the others on one that comes back.
+        let fresh = (moment < MOMENTS / 2).then(|| Cluster::create(&[]));
+        let cluster = fresh.as_ref().unwrap_or(&cluster);
+        let after = boot * moment / MOMENTS;
+        cluster.container.start();
+        let ready_before = poll(after, || cluster.serves(KUBERNETES_READY).then_some(())).is_some();
+        docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
+        assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "137");
+        cluster.container.start();
+        let ready =
+            cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("killed {:.1} s after its start: {why}", after.as_secs_f64()));
+        println!(
+            "killed {:.1} s after its start{}: ready {:.1} s after the next",
+            after.as_secs_f64(),
+            if ready_before { " (ready)" } else { "" },
+            ready.as_secs_f64()
+        );
+        assert!(!cluster.serves(FAILED));
+        cluster.kubectl(&["get", "nodes"]).ok();
+        docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
+    }
+}
+
+/// With an init of Docker's own as PID 1, ours is a subreaper, and ends in order all the same.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn beside_dockers_own_init_it_boots_reaps_and_stops_in_order() {
+    let cluster = Cluster::ready(&["--init"]);
+    let parents = cluster.container.exec(&["sh", "-c", "pgrep -x kind; pgrep -P $(pgrep -x kind) | wc -l; pgrep -P 1 | wc -l"]).ok();
+    let lines: Vec<&str> = parents.lines().collect();
+    assert!(lines[0] != "1", "{parents}");
+    assert!(lines[1].parse::<u32>().is_ok_and(|children| children > 5), "daemons and shims are its children: {parents}");
+    assert_eq!(lines[2], "1", "nobody but ours is the init's: {parents}");
+    let began = Instant::now();
+    docker(&["stop", &cluster.container.id]).ok();
+    assert!(began.elapsed() < Duration::from_secs(10), "docker stop took {:.1} s", began.elapsed().as_secs_f64());
+    assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "0");
+}
+
+/// The negative control of "a panic ends the container": a key that is not the certificate's makes rustls panic.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_panic_ends_the_container_with_a_message() {
+    let cluster = Cluster::create(&[]);
+    cluster.put("/kind/credentials/client.key", &crate::certificates::new_key());
+    cluster.container.start();
+    let status = poll(BOOT_LIMIT, || {
+        (cluster.container.inspect("{{.State.Running}}") == "false").then(|| cluster.container.inspect("{{.State.ExitCode}}"))
+    });
+    assert_eq!(status.as_deref(), Some("101"), "{}", cluster.container.logs());
+    let log = cluster.container.logs();
+    assert_eq!(log.lines().filter(|line| line.contains("internal error, please report it")).count(), 1, "{log}");
+}

@@ -1,0 +1,165 @@
+//! What the init of a node owes its daemons and the world: how they begin, every signal, a disk that
+//! is full. Docker is a stand-in.
+// No reaper runs in this process, so std's own wait calls steal nothing.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use common::dockerd::{Dockerd, Fault};
+use common::node::{Container, Running};
+use common::{children, process, signal_masks, wait_for, LIMIT};
+use nix::sys::signal::Signal;
+
+/// Not a test: what the script `dockerd` of the tests below becomes.
+#[test]
+#[ignore = "the stand-in for dockerd, which the other tests start"]
+fn the_stand_in_for_dockerd() {
+    common::dockerd::run_if_asked();
+}
+
+/// How a process was started, from /proc.
+struct Beginning {
+    masks: Vec<u64>,
+    descriptors: BTreeMap<u32, String>,
+    directory: String,
+}
+
+fn beginning(pid: i32) -> Beginning {
+    let link = |path: &Path| fs::read_link(path).unwrap().to_string_lossy().into_owned();
+    let proc = Path::new("/proc").join(pid.to_string());
+    let open = fs::read_dir(proc.join("fd")).unwrap().flatten();
+    Beginning {
+        masks: signal_masks(&fs::read_to_string(proc.join("status")).unwrap()),
+        descriptors: open.map(|entry| (entry.file_name().to_str().unwrap().parse().unwrap(), link(&entry.path()))).collect(),
+        directory: link(&proc.join("cwd")),
+    }
+}
+
+/// Ignored and blocked signals, open descriptors and another directory, as a careless starter leaves them.
+const DIRTY: &str = "cd /proc; trap '' USR1 HUP TRAP 40; exec 7</dev/null 8>/dev/null; \
+                     exec env --block-signal=USR2 --block-signal=TERM \"$0\" \"$@\";";
+
+fn sleeper(parent: &Running) -> i32 {
+    let find = || children(parent.pid()).into_iter().find(|child| child.name == "sleep").map(|child| child.pid);
+    wait_for("the daemon runs", LIMIT, find)
+}
+
+#[test]
+fn a_daemon_begins_clean_whoever_started_the_init() {
+    let Some(mut container) = Container::new() else { return };
+    container.before = DIRTY.into();
+    let kind = container.start(&["run"]);
+    let found = beginning(sleeper(&kind));
+    assert!(found.masks == [0, 0], "{:x?}", found.masks);
+    assert_eq!(found.directory, "/");
+    let log = container.root.join("var/log/kind/dockerd.log").display().to_string();
+    let of = |number: u32| found.descriptors.get(&number).map(String::as_str).unwrap_or_default();
+    assert_eq!((of(0), of(1), of(2)), ("/dev/null", log.as_str(), log.as_str()));
+    assert!(of(3).starts_with("socket:") && found.descriptors.len() == 4, "{:?}", found.descriptors);
+}
+
+/// The negative control of the test above: what its starter leaves is found in the init itself.
+#[test]
+fn what_a_careless_starter_leaves_is_noticed() {
+    let Some(mut container) = Container::new() else { return };
+    container.before = DIRTY.replace("\"$0\" \"$@\"", "sleep 1000");
+    let sleep = container.start(&["run"]);
+    wait_for("the control runs", LIMIT, || process(sleep.pid()).filter(|process| process.name == "sleep"));
+    let found = beginning(sleep.pid());
+    assert!(found.masks.iter().all(|mask| *mask != 0), "{:x?}", found.masks);
+    assert!(found.directory == "/proc" && found.descriptors.contains_key(&7), "{} {:?}", found.directory, found.descriptors);
+}
+
+/// The numbers of the signals that stop a node in order.
+fn stopping() -> [i32; 5] {
+    [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGPWR, libc::SIGRTMIN() + 3]
+}
+
+#[test]
+fn no_signal_but_those_that_stop_it_ends_or_stops_a_node() {
+    let Some(container) = Container::new() else { return };
+    let dockerd = Dockerd::install(&container);
+    let mut kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 200);
+    let others = (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal) && !stopping().contains(signal));
+    for signal in others {
+        kind.signal_number(signal);
+        assert_ne!(process(kind.pid()).unwrap().state, 'T', "signal {signal}");
+        assert_eq!(container.get("docker-ready").0, 200, "signal {signal}");
+        assert!(kind.still_runs(), "signal {signal}");
+    }
+    // What was handed on has arrived, and nothing else was.
+    wait_for("the last one", LIMIT, || (dockerd.notes("signal").len() >= 2).then_some(()));
+    assert_eq!(dockerd.notes("signal"), ["SIGHUP", "SIGUSR1"]);
+}
+
+#[test]
+fn each_signal_that_stops_it_ends_a_node_with_status_0() {
+    for signal in stopping() {
+        let Some(container) = Container::new() else { return };
+        let dockerd = Dockerd::install(&container);
+        let mut kind = container.start(&["run"]);
+        container.wait_for_status("docker-ready", 200);
+        kind.signal_number(signal);
+        assert_eq!(kind.wait(LIMIT), 0, "signal {signal}");
+        assert_eq!(dockerd.notes("signal"), ["SIGTERM"], "signal {signal}");
+    }
+}
+
+#[test]
+fn a_daemon_that_cannot_be_run_gives_what_a_shell_gives() {
+    for (mode, expected) in [(None, 127), (Some(0o644), 126)] {
+        let Some(container) = Container::new() else { return };
+        let program = container.root.join("bin/dockerd");
+        match mode {
+            Some(mode) => fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap(),
+            None => fs::remove_file(&program).unwrap(),
+        }
+        let mut kind = container.start(&["run"]);
+        container.wait_for_status("failed", 200);
+        assert!(container.get("failed").1.contains("cannot run dockerd"), "{}", container.get("failed").1);
+        kind.signal(Signal::SIGTERM);
+        assert_eq!(kind.wait(LIMIT), expected);
+    }
+}
+
+#[test]
+fn a_state_directory_that_is_read_only_is_one_clear_error() {
+    let Some(mut container) = Container::new() else { return };
+    let state = container.root.join("var/kind");
+    fs::create_dir_all(&state).unwrap();
+    container.before = format!("mount --bind {0} {0}; mount -o remount,bind,ro {0};", state.display());
+    let mut kind = container.start(&["run"]);
+    assert_eq!(kind.wait(LIMIT), 1);
+    let said = kind.stderr();
+    assert!(said.lines().count() == 1 && said.contains("var/kind") && said.contains("Read-only"), "{said}");
+}
+
+#[test]
+fn a_disk_that_fills_up_is_said_and_ends_nothing() {
+    let Some(mut container) = Container::new() else { return };
+    let state = container.root.join("var/kind");
+    fs::create_dir_all(&state).unwrap();
+    container.before = format!("mount -t tmpfs -o size=64k tmpfs {};", state.display());
+    let dockerd = Dockerd::install(&container);
+    dockerd.tell(Fault::Held);
+    let mut kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 404);
+    kind.wait_for_line("starting Docker alone");
+    let filler = kind.path("var/kind/filler");
+    assert!(fs::write(&filler, [0; 65536]).is_err(), "the disk is full");
+    dockerd.mend(Fault::Held);
+    let line = kind.wait_for_line("docker-ready: No space left on device");
+    assert!(line.starts_with("ERROR"), "{line}");
+    assert_eq!(container.get("docker-ready").0, 404);
+    assert!(kind.still_runs());
+    // With room again, the next state is written.
+    fs::remove_file(&filler).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(children(kind.pid())[0].pid), Signal::SIGKILL).unwrap();
+    container.wait_for_status("docker-ready", 200);
+}

@@ -1,0 +1,89 @@
+//! Many processes that end at once: nobody's status is lost, and signals are heard all the same.
+// No reaper runs in this process, so std's own wait calls steal nothing.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::node::as_pid1;
+use common::{children, code, process, wait_for, zombies, TempDir, KIND, LIMIT};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+
+const ORPHANS: usize = 5_000;
+/// To make them, on a machine that does other things besides.
+const FORK_LIMIT: Duration = Duration::from_secs(120);
+/// A second is the aim and what is printed; only more than this is sure to be no busy machine's fault.
+const TERM_LIMIT: Duration = Duration::from_secs(10);
+
+/// Orphans that all wait for the pipe `dir/gate`, and end together when somebody has opened it for writing.
+fn waiting_orphans(dir: &TempDir) -> String {
+    let gate = dir.join("gate");
+    nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
+    format!("i=0; while [ $i -lt {ORPHANS} ]; do ((read line <{}) &); i=$((i+1)); done; exec sleep 1000", gate.display())
+}
+
+fn release(dir: &TempDir) {
+    drop(OpenOptions::new().write(true).open(dir.join("gate")).unwrap());
+}
+
+#[test]
+fn sigterm_acts_at_once_while_five_thousand_orphans_end() {
+    let dir = TempDir::new();
+    let line = waiting_orphans(&dir);
+    let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
+    wait_for("every orphan is there", FORK_LIMIT, || (children(kind.pid()).len() == ORPHANS + 1).then_some(()));
+    release(&dir);
+    let asked = Instant::now();
+    kind.signal(Signal::SIGTERM);
+    assert_eq!(kind.wait(TERM_LIMIT), 143);
+    println!("{ORPHANS} orphans ended; SIGTERM acted within {:.3} s", asked.elapsed().as_secs_f64());
+}
+
+#[test]
+fn five_thousand_orphans_leave_no_zombie() {
+    let dir = TempDir::new();
+    let line = waiting_orphans(&dir);
+    let Some(kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
+    wait_for("every orphan is there", FORK_LIMIT, || (children(kind.pid()).len() == ORPHANS + 1).then_some(()));
+    release(&dir);
+    let released = Instant::now();
+    wait_for("only the command is left", FORK_LIMIT, || (children(kind.pid()).len() == 1).then_some(()));
+    println!("{ORPHANS} orphans were reaped within {:.3} s", released.elapsed().as_secs_f64());
+    assert_eq!(process(kind.pid()).unwrap().state, 'S', "and now it sleeps");
+}
+
+/// The negative control of this file: under a PID 1 that does not reap, the same orphans are zombies.
+#[test]
+fn five_thousand_orphans_under_a_pid_1_that_does_not_reap_are_noticed() {
+    let dir = TempDir::new();
+    // The orphans are made beside `sleep`, since a shell would collect some before it becomes it.
+    let line = format!("({}) & exec sleep 1000", waiting_orphans(&dir));
+    let Some(sleep) = as_pid1(&dir, &["sh", "-c", &line]) else { return };
+    wait_for("every orphan is there", FORK_LIMIT, || (children(sleep.pid()).len() == ORPHANS + 1).then_some(()));
+    release(&dir);
+    wait_for("every orphan is a zombie", FORK_LIMIT, || (zombies(sleep.pid()) == ORPHANS).then_some(()));
+}
+
+#[test]
+fn a_command_and_an_orphan_that_end_together_do_not_hide_each_other() {
+    for round in 0..200 {
+        let status = Command::new(KIND).args(["run", "sh", "-c", "(true &); exit 7"]).status().unwrap();
+        assert_eq!(code(status), 7, "round {round}");
+    }
+}
+
+/// What is left when the command ends does not keep PID 1: the kernel takes it along.
+#[test]
+fn a_command_that_leaves_a_stubborn_child_behind_ends_all_the_same() {
+    let dir = TempDir::new();
+    let line = format!(
+        "(trap '' TERM HUP INT; touch {}; sleep 1000) & while [ ! -e {0} ]; do sleep 0.02; done; exit 5",
+        dir.join("there").display()
+    );
+    let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
+    assert_eq!(kind.wait(LIMIT), 5);
+}
