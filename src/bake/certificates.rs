@@ -73,7 +73,8 @@ fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -
 /// A new key and a certificate for it, signed by an authority below the pki directory, or by itself.
 fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
     let mut command = Command::new("openssl");
-    // As kubeadm makes them too: a handshake with RSA costs ten times as much, and a start has two hundred.
+    // As kubeadm is told to make its own: a handshake with RSA costs several times as much, and the API
+    // server opens more than sixty connections to etcd when it starts (its log counts them).
     command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", DAYS]);
     command.args(["-subj", subject, "-keyout", key, "-out", certificate]);
     if let Some(authority) = authority.map(|name| format!("{}/{name}", pki_dir())) {
