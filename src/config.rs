@@ -47,6 +47,7 @@ pub const POD_SUBNET: &str = "10.244.0.0/16";
 // Ports.
 pub const API_PORT: u16 = 8443;
 pub const DOCKER_PORT: u16 = 2375;
+pub const DOCKER_TLS_PORT: u16 = 2376;
 const FILES_PORT: u16 = 10080;
 /// kubelet's own health endpoint, on loopback (its default).
 pub const KUBELET_HEALTH_PORT: u16 = 10248;

@@ -11,12 +11,14 @@ mod cli;
 mod cluster;
 mod config;
 mod daemons;
+mod docker_command;
 mod error;
 mod files;
 mod gate;
 mod init;
 mod logger;
 mod node;
+mod openssl;
 mod readiness;
 mod reaper;
 mod signals;
@@ -37,6 +39,8 @@ use crate::readiness::WAIT_SCRIPT;
 
 /// Our own hidden subcommand, which hands a listening socket on to a daemon.
 const EXEC_WITH_SOCKET: &str = "exec-with-socket";
+/// Another, which shows kubelet the container's limits.
+const EXEC_WITH_CAPACITY: &str = "exec-with-capacity";
 
 fn main() -> ExitCode {
     logger::init();
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Status) => status::print(),
         Ok(Invocation::Healthcheck) => status::healthcheck(),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
+        Ok(Invocation::ExecWithCapacity(argv)) => Err(node::capacity::exec(&argv)),
         Ok(Invocation::Help) => say(cli::HELP),
         Ok(Invocation::Version) => say(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
@@ -68,9 +73,9 @@ pub fn say(text: &str) -> Result<ExitCode> {
 }
 
 fn run_node(run: Run) -> Result<ExitCode> {
-    let flags = match run {
-        Run::Command(argv) => return run_command(&argv),
-        Run::Docker(flags) => flags,
+    let line = match run {
+        Run::Command(argv) => return run_command(argv),
+        Run::Docker(line) => line,
     };
     let init = node_init()?;
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
@@ -80,8 +85,8 @@ fn run_node(run: Run) -> Result<ExitCode> {
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     files::serve(&init.config, init.config.path(STATE_DIR), names)?;
     in_boot_thread(&init, move |init| match &cluster {
-        Some(cluster) => boot::with_cluster(init, cluster, flags),
-        None => boot::docker_alone(init, flags),
+        Some(cluster) => boot::with_cluster(init, cluster, line),
+        None => boot::docker_alone(init, line),
     })?;
     signals::serve(signals, &init);
     Ok(ExitCode::SUCCESS)
@@ -131,11 +136,12 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
 }
 
 /// Any other command in place of the daemons, as dind's entrypoint allows, under an init.
-fn run_command(argv: &[String]) -> Result<ExitCode> {
+fn run_command(argv: Vec<String>) -> Result<ExitCode> {
     let signals = signals::register()?;
+    let (argv, environment) = docker_command::complete(argv);
     let (program, arguments) = argv.split_first().ok_or_else(|| Error::new("no command"))?;
     let mut command = Command::new(program);
-    command.args(arguments);
+    command.args(arguments).envs(environment);
     sys::lead_foreground(&mut command);
     let child = match reaper::spawn_foreground(&mut command) {
         Ok(child) => child,

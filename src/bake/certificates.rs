@@ -15,10 +15,11 @@ use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
-use crate::reaper;
+use crate::{openssl, reaper};
 
 /// A hundred years.
 const DAYS: &str = "36500";
+const KEY_BITS: u32 = 2048;
 /// File name without extension below the pki directory, and the common name that kubeadm gives it.
 const AUTHORITIES: [(&str, &str); 3] = [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")];
 /// The certificates that kubeadm signs, and with which authority.
@@ -72,13 +73,11 @@ fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -
 
 /// A new key and a certificate for it, signed by an authority below the pki directory, or by itself.
 fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
-    let mut command = Command::new("openssl");
-    command.args(["req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", DAYS, "-subj", subject, "-keyout", key, "-out", certificate]);
-    if let Some(authority) = authority.map(|name| format!("{}/{name}", pki_dir())) {
-        command.args(["-CA", &format!("{authority}.crt"), "-CAkey", &format!("{authority}.key")]);
-    }
-    command.args(extensions.iter().flat_map(|extension| ["-addext", *extension]));
-    reaper::run(&mut command).map(drop)
+    let authority = authority.map(|name| format!("{}/{name}", pki_dir()));
+    let authority = authority.map(|name| (format!("{name}.crt"), format!("{name}.key")));
+    openssl::ensure_key(Path::new(key), KEY_BITS, 0o600)?;
+    let authority = authority.as_ref().map(|(certificate, key)| (Path::new(certificate), Path::new(key)));
+    openssl::Certificate { subject, key: Path::new(key), authority, days: DAYS, extensions }.write(Path::new(certificate))
 }
 
 /// Signs again whatever kubeadm signed for a year only.
