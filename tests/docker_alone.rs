@@ -244,7 +244,9 @@ fn the_daemons_own_signals_are_handed_on() {
 
 #[test]
 fn dinds_own_entrypoint_is_preferred_and_given_the_flags() {
-    for (arguments, expected) in [(vec!["run"], ""), (vec!["run", "--debug"], "--debug"), (vec!["run", "dockerd", "--debug"], "--debug")] {
+    for (arguments, expected) in
+        [(vec!["run"], ""), (vec!["run", "--debug"], "--debug"), (vec!["run", "dockerd", "--debug"], "dockerd --debug")]
+    {
         let Some(container) = Container::new() else { return };
         let dockerd = Dockerd::install_as(&container, "dockerd-entrypoint.sh");
         let _kind = container.start(&arguments);

@@ -24,6 +24,20 @@ const ARGUMENTS: &str = "TEST_DOCKERD_ARGUMENTS";
 /// The `#[ignore]`d test that calls `run_if_asked`.
 const ENTRY: &str = "the_stand_in_for_dockerd";
 
+/// Variables of the environment that are noted.
+const NOTED: [&str; 10] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "KIND_TEST",
+    "DOCKER_HOST",
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_CERT_PATH",
+    "DOCKER_DRIVER",
+    "HTTPS_PROXY",
+    "PATH",
+    "container",
+];
+
 /// A way to misbehave, as long as it is told to.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -95,7 +109,7 @@ pub fn run_if_asked() {
     note(&dir, &format!("started {now}"));
     note(&dir, &format!("pid {}", std::process::id()));
     note(&dir, &format!("arguments {}", std::env::var(ARGUMENTS).unwrap_or_default()));
-    for name in ["LISTEN_FDS", "LISTEN_PID", "KIND_TEST"] {
+    for name in NOTED {
         note(&dir, &format!("{name} {}", std::env::var(name).unwrap_or_default()));
     }
     if told(&dir, Fault::Dying) {
