@@ -154,10 +154,21 @@ fn a_daemon_that_keeps_dying_ends_in_failed_with_its_own_words() {
 #[test]
 fn a_daemon_that_cannot_be_started_is_named() {
     let Some(container) = Container::new() else { return };
-    std::fs::remove_file(container.root.join("bin/dockerd")).unwrap();
+    container.root.script("bin/dockerd", "");
+    container.root.write("bin/dockerd", "#!/nonexistent\n");
     let kind = container.start(&["run"]);
     let line = kind.wait_for_line("cannot run dockerd");
     assert!(line.contains("No such file"), "{line}");
+}
+
+#[test]
+fn an_image_without_dockerd_is_one_clear_error() {
+    let Some(container) = Container::new() else { return };
+    std::fs::remove_file(container.root.join("bin/dockerd")).unwrap();
+    let mut kind = container.start(&["run"]);
+    assert_eq!(kind.wait(LIMIT), 1);
+    let errors: Vec<String> = kind.stderr().lines().filter(|line| line.starts_with("ERROR")).map(str::to_string).collect();
+    assert!(errors.len() == 1 && errors[0].contains("neither a cluster nor dockerd"), "{errors:?}");
 }
 
 #[test]

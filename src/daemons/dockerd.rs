@@ -22,6 +22,7 @@ const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
 const DIND_ENTRYPOINT: &str = "dockerd-entrypoint.sh";
 /// Where we ask when the user's flags say where dockerd listens.
 const PING_SOCKET: &str = "/run/kind/docker.sock";
+const DOCKERD: &str = "dockerd";
 /// The first in which the image store of containerd is not called experimental.
 const OLDEST_DOCKER: u32 = 25;
 const PING_LIMIT: Duration = Duration::from_secs(2);
@@ -87,6 +88,10 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
             Ok(entrypoint)
         };
         return Ok(spec(Box::new(command), ping_socket));
+    }
+    if !is_on_path(DOCKERD) {
+        return Err(Error::new("this image has neither a cluster nor dockerd: there is nothing to start")
+            .advise("Bake an image with build.sh, or make `kind run` the entrypoint of an image of docker's, such as docker:29-dind"));
     }
     iptables::choose(config)?;
     let port = Port::open(&line)?;

@@ -100,14 +100,18 @@ pub fn remove_client_variables(command: &mut Command, with_driver: bool) {
 
 /// Says which variables have no effect here, once for each start.
 pub fn warn_of_client_variables() {
-    let without_effect = |name: &str, value: &str| !value.is_empty() && (name != "DOCKER_HOST" || !value.starts_with("unix://"));
-    for name in CLIENT_VARIABLES {
-        let value = std::env::var(name).unwrap_or_default();
-        if without_effect(name, &value) {
-            let why = if name == DRIVER { "baked images lie in containerd's store" } else { "it is for clients" };
-            log::warn!(target: "dockerd", "{name}={value} is not passed on to dockerd: {why}");
-        }
+    let ignored = without_effect(|name| std::env::var(name).ok());
+    if !ignored.is_empty() {
+        log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
     }
+}
+
+fn without_effect(get: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let has_effect = |name: &str, value: &str| name == "DOCKER_HOST" && value.starts_with("unix://");
+    let set = CLIENT_VARIABLES.iter().filter_map(|name| Some((*name, get(name)?)));
+    let ignored = set.filter(|(name, value)| !value.is_empty() && !has_effect(name, value));
+    let why = |name| if name == DRIVER { "baked images lie in containerd's store" } else { "for clients" };
+    ignored.map(|(name, value)| format!("{name}={value} ({})", why(name))).collect()
 }
 
 #[cfg(test)]
@@ -139,6 +143,17 @@ mod tests {
         {
             assert_eq!(CommandLine { flags: words(line), explicit: true }.names_hosts(), hosts, "{line}");
         }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named() {
+        let set = [("DOCKER_HOST", "tcp://docker:2376"), ("DOCKER_TLS_VERIFY", ""), ("DOCKER_DRIVER", "overlay2"), ("DOCKER_CONFIG", "/x")];
+        let get = |name: &str| set.iter().find(|(have, _)| *have == name).map(|(_, value)| value.to_string());
+        assert_eq!(
+            without_effect(get),
+            ["DOCKER_HOST=tcp://docker:2376 (for clients)", "DOCKER_DRIVER=overlay2 (baked images lie in containerd's store)"]
+        );
+        assert!(without_effect(|name| (name == "DOCKER_HOST").then(|| "unix:///run/x.sock".to_string())).is_empty());
     }
 
     #[test]

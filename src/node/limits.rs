@@ -37,7 +37,7 @@ fn raise_files() {
     match setrlimit(Resource::RLIMIT_NOFILE, soft, FILES) {
         Ok(()) => log::debug!(target: "limits", "open files raised from {hard} to {FILES}"),
         Err(cause) => {
-            log::info!(target: "limits", "no more than {hard} open files for each process ({cause}): docker run --ulimit nofile={FILES}")
+            log::debug!(target: "limits", "no more than {hard} open files for each process ({cause}): docker run --ulimit nofile={FILES}")
         }
     }
 }

@@ -19,6 +19,7 @@ mod bake;
 mod baked;
 mod clients;
 mod cluster;
+mod dind;
 mod engine;
 mod failures;
 mod interrupt;
