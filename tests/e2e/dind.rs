@@ -87,10 +87,11 @@ fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
 fn flags_and_a_daemon_json_that_say_the_same_do_not_stop_docker() {
     let flags = ["--debug", "--mtu", "1250", "-s", "overlay2", "--label", "from=flag", "--feature", "cdi=false"];
     let container = Container::create(&[&["--privileged", image()], &flags[..]].concat());
-    let file = session().dir.join("daemon.json");
+    let directory = session().dir.join("docker");
+    std::fs::create_dir_all(&directory).expect("the session's directory can be written");
     let text = r#"{"debug": false, "mtu": 1300, "labels": ["from=file"], "containerd": "/x.sock", "hosts": ["tcp://127.0.0.1:2399"], "shutdown-timeout": 3}"#;
-    std::fs::write(&file, text).expect("the session's directory can be written");
-    container.copy_to(&file, "/etc/docker/daemon.json");
+    std::fs::write(directory.join("daemon.json"), text).expect("the session's directory can be written");
+    container.copy_to(&directory, "/etc");
     container.start();
     wait_until_docker_answers(&container);
     let info = container.exec(&["docker", "info"]).ok();
