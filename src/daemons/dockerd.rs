@@ -18,8 +18,6 @@ use crate::node::{iptables, mounts, network::Network};
 use crate::reaper;
 
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
-/// docker:dind's own entrypoint: makes TLS certificates, chooses iptables, and execs dockerd.
-const DIND_ENTRYPOINT: &str = "dockerd-entrypoint.sh";
 /// Where we ask when the user's flags say where dockerd listens.
 const PING_SOCKET: &str = "/run/kind/docker.sock";
 const DOCKERD: &str = "dockerd";
@@ -47,16 +45,15 @@ fn major_version(said: &str) -> Option<u32> {
 /// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
 pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, port: Port) -> Result<Spec> {
     settings::warn_of_client_variables();
-    let socket = config.path(DOCKER_SOCKET);
-    let hosts = hosts(&line, &socket, config);
-    let ping_socket = ping_socket(&line, &socket, config);
+    let (hosts, ping_socket) = sockets(&line, config)?;
+    let pid_file = stale::pid_file(config);
     let command = move || {
         let (mut flags, file) = line.for_cluster();
         let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
         let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
         add_tls(&mut configuration, port.tls());
         settings::without_duplicates(&mut configuration, &mut flags);
-        stale::remove_pid_file(&socket);
+        stale::remove(&pid_file);
         mounts::make_dir(RUN_DIR)?;
         let path = Path::new(RUN_DIR).join("daemon.json");
         fs::write(&path, Value::Object(configuration).to_string()).map_err(|cause| Error::io("write", &path, cause))?;
@@ -69,26 +66,10 @@ pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, po
     Ok(spec(Box::new(command), ping_socket))
 }
 
-/// Docker alone, as the image that we were put into starts it.
+/// Docker alone, as docker:dind's own entrypoint starts it, but for the 16 s that dockerd sleeps after that
+/// where there is no TLS, and the seconds that its keys take where there is.
 pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
-    let socket = config.path(DOCKER_SOCKET);
     stale::remove_all(config);
-    if is_on_path(DIND_ENTRYPOINT) {
-        // It listens where DOCKER_HOST says, and nowhere else.
-        let socket = settings::socket_of_environment().map_or(socket, PathBuf::from);
-        let ping_socket = ping_socket(&line, &socket, config);
-        let mut command = line.explicit.then(|| "dockerd".to_string()).into_iter().collect::<Vec<_>>();
-        command.extend_from_slice(&line.flags);
-        if line.explicit && line.names_hosts() {
-            command.extend(["-H".into(), format!("unix://{}", ping_socket.display())]);
-        }
-        let command = move || {
-            let mut entrypoint = Command::new(DIND_ENTRYPOINT);
-            entrypoint.args(&command);
-            Ok(entrypoint)
-        };
-        return Ok(spec(Box::new(command), ping_socket));
-    }
     if !is_on_path(DOCKERD) {
         return Err(Error::new("this image has neither a cluster nor dockerd: there is nothing to start")
             .advise("Bake an image with build.sh, or make `kind run` the entrypoint of an image of docker's, such as docker:29-dind"));
@@ -98,11 +79,12 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
     if let Some(certificates) = port.make_certificates()? {
         certificates.finish()?;
     }
-    let (hosts, ping_socket) = (hosts(&line, &socket, config), ping_socket(&line, &socket, config));
+    let (hosts, ping_socket) = sockets(&line, config)?;
     // dockerd's own default, and not a flag, which a daemon.json with hosts would not go with.
     let hosts = if line.explicit && !line.names_hosts() { vec![] } else { hosts };
+    let pid_file = stale::pid_file(config);
     let command = move || {
-        stale::remove_pid_file(&socket);
+        stale::remove(&pid_file);
         let mut command = port.command(&hosts);
         if let Some(files) = port.tls() {
             command.arg("--tlsverify");
@@ -119,29 +101,22 @@ fn spec(command: Box<dyn Fn() -> Result<Command> + Send>, socket: PathBuf) -> Sp
     Spec { name: "dockerd", command, answers: Box::new(move || ping(&socket)), condition: |conditions| Some(&mut conditions.docker) }
 }
 
-/// The sockets that dockerd is to listen on, beside the user's own flags.
-fn hosts(line: &CommandLine, socket: &Path, config: &Config) -> Vec<String> {
-    let mut hosts = Vec::new();
-    if !line.explicit || !line.names_hosts() {
-        hosts.push(format!("unix://{}", socket.display()));
-    }
+/// The sockets that dockerd is to listen on, and the one on which we ask. Where the user's flags say which,
+/// the usual one may be missing, and one more is ours.
+fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)> {
+    let host = |path: &Path| format!("unix://{}", path.display());
     if line.explicit && line.names_hosts() {
-        hosts.push(format!("unix://{}", ping_socket(line, socket, config).display()));
+        let own = config.path(PING_SOCKET);
+        mounts::make_dir(own.parent().unwrap_or(Path::new("/")))?;
+        return Ok((vec![host(&own)], own));
     }
+    let usual = config.path(DOCKER_SOCKET);
+    let mut hosts = vec![host(&usual)];
     if !line.explicit {
-        let other = settings::socket_of_environment().map(|path| format!("unix://{path}"));
+        let other = settings::socket_of_environment().map(|path| host(Path::new(&path)));
         hosts.extend(other.filter(|other| !hosts.contains(other)));
     }
-    hosts
-}
-
-/// Where we ask: a socket of our own, when the user's flags may leave out the usual one.
-fn ping_socket(line: &CommandLine, socket: &Path, config: &Config) -> PathBuf {
-    if line.explicit && line.names_hosts() {
-        config.path(PING_SOCKET)
-    } else {
-        socket.to_path_buf()
-    }
+    Ok((hosts, usual))
 }
 
 fn read_user_configuration(file: &str) -> Result<String> {

@@ -2,12 +2,11 @@
 //! by then, with which dockerd and its containerd do not start.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 
-/// Beside the socket.
-const PID_FILE: &str = "docker.pid";
+const PID_FILE: &str = "/var/run/docker.pid";
 /// Of the containerd that dockerd starts itself; others are not ours to remove.
 const CONTAINERD: &str = "docker/containerd";
 
@@ -18,15 +17,20 @@ pub fn remove_all(config: &Config) {
         for entry in fs::read_dir(run.join(CONTAINERD)).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if [".pid", ".sock", ".ttrpc"].iter().any(|end| name.to_string_lossy().ends_with(end)) {
-                let _ = fs::remove_file(entry.path());
+                remove(&entry.path());
             }
         }
     }
 }
 
-/// Before every start of dockerd, which may have been killed itself.
-pub fn remove_pid_file(socket: &Path) {
-    let _ = fs::remove_file(socket.with_file_name(PID_FILE));
+/// dockerd's own, which is removed before every start of it: it may have been killed itself.
+pub fn pid_file(config: &Config) -> PathBuf {
+    config.path(PID_FILE)
+}
+
+pub fn remove(file: &Path) {
+    // Mostly there is none.
+    let _ = fs::remove_file(file);
 }
 
 /// `docker*.pid` wherever it lies, as docker:dind has it.
@@ -35,7 +39,7 @@ fn remove_pid_files(directory: &Path) {
         let name = entry.file_name().to_string_lossy().to_lowercase();
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => remove_pid_files(&entry.path()),
-            Ok(_) if name.starts_with("docker") && name.ends_with(".pid") => drop(fs::remove_file(entry.path())),
+            Ok(_) if name.starts_with("docker") && name.ends_with(".pid") => remove(&entry.path()),
             _ => {}
         }
     }

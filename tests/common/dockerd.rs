@@ -60,10 +60,6 @@ pub struct Dockerd {
 
 impl Dockerd {
     pub fn install(container: &Container) -> Dockerd {
-        Dockerd::install_as(container, "dockerd")
-    }
-
-    pub fn install_as(container: &Container, name: &str) -> Dockerd {
         let dir = container.root.join("dockerd");
         fs::create_dir_all(&dir).unwrap();
         let (shown, program) = (dir.display(), std::env::current_exe().unwrap());
@@ -72,7 +68,7 @@ impl Dockerd {
              while [ -e {shown}/Held ]; do sleep 0.02; done\nexec {} {ENTRY} --exact --ignored --nocapture",
             program.display()
         );
-        container.root.script(&format!("bin/{name}"), &script);
+        container.root.script("bin/dockerd", &script);
         Dockerd { dir }
     }
 
