@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 const CLIENT_VARIABLES: [&str; 6] = ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", DRIVER];
 const DRIVER: &str = "DOCKER_DRIVER";
 
+/// Lists that both may have a part of, and the flag for one item.
+const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("insecure-registries", "--insecure-registry")];
+
 /// What follows `kind run`, read as docker:dind's entrypoint reads it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CommandLine {
@@ -37,7 +40,7 @@ impl CommandLine {
     }
 }
 
-/// Takes out of the settings what the flags say as well: the flags win.
+/// Takes out of the settings what the flags say as well: registries of both are joined, and else the flag wins.
 pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<String>) {
     for feature in take(flags, &["--feature"]) {
         let (name, value) = feature.split_once('=').unwrap_or((&feature, "true"));
@@ -48,8 +51,14 @@ pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<Str
     let given = |key: &str| flags.iter().any(|flag| names_key(flag, key));
     let doubles: Vec<String> = settings.keys().filter(|key| given(key)).cloned().collect();
     for key in doubles {
-        settings.remove(&key);
-        log::info!(target: "dockerd", "the flag for {key} is used, and not daemon.json's setting");
+        let Some(value) = settings.remove(&key) else { continue };
+        match JOINED.iter().find(|(name, _)| *name == key) {
+            Some((_, flag)) => {
+                let values = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+                flags.extend(values.flat_map(|value| [flag.to_string(), value.to_string()]));
+            }
+            None => log::info!(target: "dockerd", "the flag for {key} is used, and not daemon.json's setting"),
+        }
     }
 }
 
@@ -158,11 +167,11 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_same_setting_of_the_file() {
-        let all = json!({"mtu": 1, "dns": ["1.1.1.1"], "debug": true, "labels": ["a"], "insecure-registries": ["r"], "runtimes": {}, "tlscert": "/c"});
+        let all = json!({"mtu": 1, "dns": ["1.1.1.1"], "debug": true, "labels": ["a"], "runtimes": {}, "tlscert": "/c"});
         for (line, gone) in [
             ("--mtu 1400", vec!["mtu"]),
             ("--dns=8.8.8.8 -D", vec!["dns", "debug"]),
-            ("--label b --insecure-registry x --tlscert /d", vec!["labels", "insecure-registries", "tlscert"]),
+            ("--label b --tlscert /d", vec!["labels", "tlscert"]),
             ("--add-runtime a=b --dns-opt x --default-runtime y", vec![]),
         ] {
             let mut settings = all.as_object().unwrap().clone();
@@ -172,6 +181,15 @@ mod tests {
             gone.iter().for_each(|key| drop(expected.remove(*key)));
             assert_eq!((settings, flags), (expected, words(line)), "{line}");
         }
+    }
+
+    #[test]
+    fn registries_of_both_are_joined() {
+        let mut settings = json!({"registry-mirrors": ["https://a"], "insecure-registries": ["b", "c"]}).as_object().unwrap().clone();
+        let mut flags = words("--insecure-registry x --debug");
+        without_duplicates(&mut settings, &mut flags);
+        assert_eq!(flags, words("--insecure-registry x --debug --insecure-registry b --insecure-registry c"));
+        assert_eq!(Value::Object(settings), json!({"registry-mirrors": ["https://a"]}));
     }
 
     #[test]
