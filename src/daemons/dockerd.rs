@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{json, Map, Value};
@@ -21,6 +22,8 @@ const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
 /// Where we ask when the user's flags say where dockerd listens.
 const PING_SOCKET: &str = "/run/kind/docker.sock";
 const DOCKERD: &str = "dockerd";
+/// Writes the settings anew, where they are ours to write.
+static REREAD: OnceLock<Box<dyn Fn() -> Result<()> + Send + Sync>> = OnceLock::new();
 /// The first in which the image store of containerd is not called experimental.
 const OLDEST_DOCKER: u32 = 25;
 const PING_LIMIT: Duration = Duration::from_secs(2);
@@ -46,17 +49,15 @@ fn major_version(said: &str) -> Option<u32> {
 pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, port: Port) -> Result<Spec> {
     settings::warn_of_client_variables();
     let (hosts, ping_socket) = sockets(&line, config)?;
-    let pid_file = stale::pid_file(config);
+    let (pid_file, files) = (stale::pid_file(config), port.tls().cloned());
+    let write_settings = Arc::new(move || write_settings(&line, network, files.as_ref()));
+    let _ = REREAD.set(Box::new({
+        let write_settings = write_settings.clone();
+        move || write_settings().map(drop)
+    }));
     let command = move || {
-        let (mut flags, file) = line.for_cluster();
-        let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
-        let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
-        add_tls(&mut configuration, port.tls());
-        settings::without_duplicates(&mut configuration, &mut flags);
+        let (path, flags, users_hosts) = write_settings()?;
         stale::remove(&pid_file);
-        mounts::make_dir(RUN_DIR)?;
-        let path = Path::new(RUN_DIR).join("daemon.json");
-        fs::write(&path, Value::Object(configuration).to_string()).map_err(|cause| Error::io("write", &path, cause))?;
         let mut command = port.command(&[hosts.as_slice(), &users_hosts].concat());
         command.arg("--config-file").arg(path);
         command.args(["--containerd", CONTAINERD_SOCKET, "--containerd-namespace", NAMESPACE]).args(&flags);
@@ -64,6 +65,26 @@ pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, po
         Ok(command)
     };
     Ok(spec(Box::new(command), ping_socket))
+}
+
+/// Writes dockerd's own daemon.json. Returns its path, and the flags and the user's hosts that go with it.
+fn write_settings(line: &CommandLine, network: Network, files: Option<&tls::Files>) -> Result<(PathBuf, Vec<String>, Vec<String>)> {
+    let (mut flags, file) = line.for_cluster();
+    let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
+    let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
+    add_tls(&mut configuration, files);
+    settings::without_duplicates(&mut configuration, &mut flags);
+    mounts::make_dir(RUN_DIR)?;
+    let path = Path::new(RUN_DIR).join("daemon.json");
+    fs::write(&path, Value::Object(configuration).to_string()).map_err(|cause| Error::io("write", &path, cause))?;
+    Ok((path, flags, users_hosts))
+}
+
+/// Before dockerd is told to read its settings again (SIGHUP): the user has changed the file that they come from.
+pub fn reread_settings() {
+    if let Some(Err(error)) = REREAD.get().map(|reread| reread()) {
+        log::error!(target: "dockerd", "its settings stay as they are: {error}");
+    }
 }
 
 /// Docker alone, as docker:dind's own entrypoint starts it, but for the 16 s that dockerd sleeps after that

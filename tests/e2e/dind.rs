@@ -103,6 +103,26 @@ fn flags_and_a_daemon_json_that_say_the_same_do_not_stop_docker() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn sighup_has_docker_read_a_changed_daemon_json() {
+    let container = docker_ready(&[], &[]);
+    let write = |text: &str| container.exec(&["sh", "-c", &format!("mkdir -p /etc/docker && echo '{text}' >/etc/docker/daemon.json")]).ok();
+    write(r#"{"labels": ["changed=yes"]}"#);
+    let info = || container.exec(&["docker", "info"]).ok();
+    assert!(!info().contains("changed=yes"), "it is not read by itself");
+    docker(&["kill", "--signal", "HUP", &container.id]).ok();
+    wait_for("dockerd has the new label", LIMIT, || info().contains("changed=yes").then_some(()));
+    assert!(info().contains("io.containerd.snapshotter.v1"));
+    // One that is broken changes nothing.
+    write("{");
+    docker(&["kill", "--signal", "HUP", &container.id]).ok();
+    wait_for("the log says so", LIMIT, || {
+        container.logs().contains("its settings stay as they are: /etc/docker/daemon.json").then_some(())
+    });
+    assert!(info().contains("changed=yes"));
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn an_explicit_dockerd_has_no_hosts_but_its_own() {
     let container = docker_ready(&[], &["dockerd", "--debug"]);
     container.exec(&["docker", "version"]).ok();
