@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::config::{DOCKER_PORT, DOCKER_SOCKET, DOCKER_TLS_PORT};
+use crate::daemons::settings::{CERT_PATH, HOST, TLS_VERIFY};
 use crate::daemons::tls;
 use crate::reaper;
 
@@ -28,18 +29,18 @@ fn with_docker(mut argv: Vec<String>, is_subcommand: impl Fn(&str) -> bool) -> V
 /// `client` is the directory of a client's certificates, where there are some.
 fn environment(get: impl Fn(&str) -> Option<String>, is_socket: bool, client: Option<String>) -> Vec<(&'static str, String)> {
     let mut added = Vec::new();
-    let host = get("DOCKER_HOST").unwrap_or_else(|| {
-        let host = match (is_socket, client.is_some() || get("DOCKER_TLS_VERIFY").is_some()) {
+    let host = get(HOST).unwrap_or_else(|| {
+        let host = match (is_socket, client.is_some() || get(TLS_VERIFY).is_some()) {
             (true, _) => format!("unix://{DOCKER_SOCKET}"),
             (false, true) => format!("tcp://docker:{DOCKER_TLS_PORT}"),
             (false, false) => format!("tcp://docker:{DOCKER_PORT}"),
         };
-        added.push(("DOCKER_HOST", host.clone()));
+        added.push((HOST, host.clone()));
         host
     });
     let is_free = |name| get(name).is_none();
-    if let Some(directory) = client.filter(|_| host.starts_with("tcp:") && is_free("DOCKER_TLS_VERIFY") && is_free("DOCKER_CERT_PATH")) {
-        added.extend([("DOCKER_TLS_VERIFY", "1".to_string()), ("DOCKER_CERT_PATH", directory)]);
+    if let Some(directory) = client.filter(|_| host.starts_with("tcp:") && is_free(TLS_VERIFY) && is_free(CERT_PATH)) {
+        added.extend([(TLS_VERIFY, "1".to_string()), (CERT_PATH, directory)]);
     }
     added
 }

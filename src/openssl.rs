@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::reaper;
 
-/// Whether openssl made it, or half of it: what is not whole never has the final name.
+/// Where openssl writes first: what is not whole never has the final name.
 fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");

@@ -202,6 +202,7 @@ fn the_variables_of_clients_do_not_reach_the_daemon() {
     for (name, _) in settings {
         assert_eq!(dockerd.wait_for_note(name), "", "{name}");
     }
+    // The negative control: what is not taken out would be noticed.
     assert_eq!(dockerd.wait_for_note("HTTPS_PROXY"), "http://proxy.example:3128");
     assert_eq!(dockerd.wait_for_note("container"), "docker");
 }

@@ -7,9 +7,11 @@ use serde_json::{Map, Value};
 
 /// For clients, and set for every container of a CI job, services included. dockerd would look for
 /// certificates of DOCKER_CERT_PATH, or change to the image store of DOCKER_DRIVER, which holds no baked image.
-const CLIENT_VARIABLES: [&str; 6] = ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", DRIVER];
+const CLIENT_VARIABLES: [&str; 6] = [HOST, "DOCKER_CONTEXT", "DOCKER_TLS", TLS_VERIFY, CERT_PATH, DRIVER];
+pub const HOST: &str = "DOCKER_HOST";
+pub const TLS_VERIFY: &str = "DOCKER_TLS_VERIFY";
+pub const CERT_PATH: &str = "DOCKER_CERT_PATH";
 const DRIVER: &str = "DOCKER_DRIVER";
-
 /// Lists that both may have a part of, and the flag for one item.
 const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("insecure-registries", "--insecure-registry")];
 
@@ -97,7 +99,7 @@ fn take(flags: &mut Vec<String>, names: &[&str]) -> Vec<String> {
 
 /// Where `DOCKER_HOST` says that the daemon's socket is, as docker:dind has it; another value is for clients.
 pub fn socket_of_environment() -> Option<String> {
-    std::env::var("DOCKER_HOST").ok()?.strip_prefix("unix://").map(str::to_string)
+    std::env::var(HOST).ok()?.strip_prefix("unix://").map(str::to_string)
 }
 
 /// Takes clients' variables out of the daemon's environment; a Docker alone may choose its image store by one.
@@ -116,7 +118,7 @@ pub fn warn_of_client_variables() {
 }
 
 fn without_effect(get: impl Fn(&str) -> Option<String>) -> Vec<String> {
-    let has_effect = |name: &str, value: &str| name == "DOCKER_HOST" && value.starts_with("unix://");
+    let has_effect = |name: &str, value: &str| name == HOST && value.starts_with("unix://");
     let set = CLIENT_VARIABLES.iter().filter_map(|name| Some((*name, get(name)?)));
     let ignored = set.filter(|(name, value)| !value.is_empty() && !has_effect(name, value));
     let why = |name| if name == DRIVER { "baked images lie in containerd's store" } else { "for clients" };
