@@ -52,6 +52,9 @@ impl Capacity {
             return Ok(Capacity::default());
         }
         let limits = Limits::read(Path::new(CGROUP_DIR));
+        if let Some(millis) = limits.cpu_millis.filter(|millis| *millis < LEAST_MILLIS) {
+            log::warn!(target: "limits", "{millis}m of CPU do not hold the control plane: the node has {LEAST_MILLIS}m");
+        }
         let meminfo = read(MEMINFO)?;
         let online = parse_list(&read(&format!("{CPUS}/online"))?);
         let memory = limits.memory_bytes.filter(|bytes| bytes / 1024 < total_kilobytes(&meminfo));
@@ -64,7 +67,7 @@ impl Capacity {
         let seen = if Path::new(NODES).exists() { write_node(&directory, &visible, &meminfo)? } else { online.len() };
         let reserved = reserved_millis(seen, visible.len(), &limits);
         log::info!(
-            target: "limits", "{VARIABLE}: kubelet sees {} MiB of memory and {} m of CPU",
+            target: "limits", "{VARIABLE}: kubelet sees {} MiB of memory and {}m of CPU",
             total_kilobytes(&meminfo) / 1024, seen as u64 * 1000 - reserved
         );
         let flags = if reserved > 0 { vec![format!("--system-reserved=cpu={reserved}m")] } else { vec![] };
