@@ -103,6 +103,23 @@ fn flags_and_a_daemon_json_that_say_the_same_do_not_stop_docker() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_proxy_is_for_those_who_pull() {
+    let proxy = "HTTPS_PROXY=http://127.0.0.1:9";
+    let container = docker_ready(&["--env", proxy], &[]);
+    let environment = |daemon: &str| {
+        let script = format!("tr '\\0' '\\n' </proc/$(pgrep -x {daemon} || echo none)/environ");
+        wait_for(&format!("{daemon} runs"), LIMIT, || Some(container.exec(&["sh", "-c", &script])).filter(Outcome::succeeded)).stdout
+    };
+    for (daemon, has_it) in [("dockerd", true), ("containerd", true), ("kubelet", false)] {
+        let environment = environment(daemon);
+        assert_eq!(environment.lines().any(|line| line == proxy), has_it, "{daemon}: {environment}");
+        // Without it they would load AppArmor profiles, where the machine has AppArmor.
+        assert!(environment.lines().any(|line| line == "container=docker"), "{daemon}: {environment}");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn sighup_has_docker_read_a_changed_daemon_json() {
     let container = docker_ready(&[], &[]);
     let write = |text: &str| container.exec(&["sh", "-c", &format!("mkdir -p /etc/docker && echo '{text}' >/etc/docker/daemon.json")]).ok();
