@@ -5,17 +5,20 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::cluster::{monitor, Cluster};
-use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR};
+use crate::config::{Config, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, LOG_DIR};
+use crate::daemons::port::Port;
+use crate::daemons::settings::CommandLine;
 use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::node::capacity::Capacity;
 use crate::node::network::Network;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cni, hostpath, mounts, network, resolver, scratch};
+use crate::node::{cgroup, cni, hostpath, iptables, limits, mounts, network, resolver, scratch};
 use crate::readiness::FAILED;
 
 /// Starts Docker alone, in an image that no cluster was baked into.
-pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
+pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
@@ -23,19 +26,22 @@ pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
     mounts::prepare()?;
     cgroup::prepare()?;
     init.readiness.update(|conditions| conditions.containerd = true);
-    daemons::supervise(init, dockerd::spec_alone(flags, init.config.path(DOCKER_SOCKET))?)?;
+    limits::raise(&init.config);
+    daemons::supervise(init, dockerd::spec_alone(line, &init.config)?)?;
     Ok(())
 }
 
 /// Starts Docker and the baked cluster, and follows the cluster until the container stops.
-pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> Result<()> {
+pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
     // Before the node's directories on it are made anew: a volume that is refused is left as it is.
     let volume = store::inspect(&cluster.bake)?;
-    let network = prepare_node(cluster.static_ip)?;
-    let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET), network)?;
+    let network = prepare_node(&init.config, cluster.static_ip)?;
+    let port = Port::open(&line)?;
+    let certificates = port.make_certificates()?;
+    let dockerd = dockerd::spec_for_cluster(line, &init.config, network, port)?;
     if volume == Volume::Fresh {
         store::make(&cluster.bake)?;
     }
@@ -47,20 +53,26 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
         let removed = containerd::remove_pod_containers()?;
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
+    daemons::supervise(init, kubelet::spec(cluster.static_ip, Capacity::prepare()?))?;
+    if let Some(certificates) = certificates {
+        certificates.finish()?;
+        init.readiness.milestone("certificates");
+    }
     daemons::supervise(init, dockerd)?;
-    daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
     image_names::keep(init)?;
     give_up_in_time(init)?;
     monitor::run(init, cluster)
 }
 
 /// What bake and run have in common before any daemon starts.
-pub fn prepare_node(static_ip: Ipv4Addr) -> Result<Network> {
+pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
     let interface = network::set_static_ip(static_ip)?;
     network::enable_forwarding()?;
     network::route_services(&interface)?;
     mounts::prepare()?;
     mounts::prepare_for_cluster()?;
+    iptables::choose(config)?;
+    limits::raise(config);
     cgroup::prepare()?;
     scratch::mount_all()?;
     hostpath::watch()?;

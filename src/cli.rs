@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
+use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
-use crate::EXEC_WITH_SOCKET;
+use crate::{EXEC_WITH_CAPACITY, EXEC_WITH_SOCKET};
 
 pub const HELP: &str = "\
 kind: the init of a container that holds Docker and a whole Kubernetes cluster
 
 Usage:
   kind run [DOCKERD-FLAG...]    start what is baked into the image; without a cluster, Docker alone
-  kind run dockerd [FLAG...]    the same
-  kind run COMMAND [ARG...]     run another command in their place
+  kind run dockerd [FLAG...]    the same, with dockerd on no port but those of its flags
+  kind run COMMAND [ARG...]     run another command in their place; `run ps` is `docker ps`, as in docker:dind
   kind bake --bundle DIR        bake a cluster into the image (build.sh calls this)
   kind status                   show where the boot stands
   kind healthcheck              exit with 0 when ready, with 1 when not
@@ -22,6 +23,8 @@ client.crt, client.key; failed tells why a boot gave up, timeline how long its s
 
 Environment:
   STATIC_IP      the node's address, fixed when the image is baked (default 172.99.99.1)
+  DOCKER_TLS_CERTDIR, DOCKER_TLS_SAN, DOCKER_IPTABLES_LEGACY  as in docker:dind
+  ENFORCE_CAPACITY  1: the node is as large as the container's own limits
   KIND_LISTEN    where the file server listens (default 0.0.0.0:10080)
   KIND_LOG       error, warn, info or debug (default info)
 ";
@@ -33,6 +36,7 @@ pub enum Invocation {
     Status,
     Healthcheck,
     ExecWithSocket(Vec<String>),
+    ExecWithCapacity(Vec<String>),
     Help,
     Version,
 }
@@ -49,7 +53,7 @@ pub struct Bake {
 #[derive(Debug, PartialEq)]
 pub enum Run {
     /// The daemons, with flags for dockerd.
-    Docker(Vec<String>),
+    Docker(CommandLine),
     Command(Vec<String>),
 }
 
@@ -69,6 +73,7 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["status"] => Ok(Invocation::Status),
         ["healthcheck"] => Ok(Invocation::Healthcheck),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
+        [EXEC_WITH_CAPACITY, ..] => Ok(Invocation::ExecWithCapacity(arguments[1..].to_vec())),
         [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
         [word, ..] => Err(usage(format!("there is no subcommand {word}"))),
     }
@@ -76,9 +81,9 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
 
 fn parse_run(arguments: &[String]) -> Run {
     match arguments.first().map(String::as_str) {
-        Some("dockerd") => Run::Docker(arguments[1..].to_vec()),
+        Some("dockerd") => Run::Docker(CommandLine { flags: arguments[1..].to_vec(), explicit: true }),
         Some(word) if !word.starts_with('-') => Run::Command(arguments.to_vec()),
-        _ => Run::Docker(arguments.to_vec()),
+        _ => Run::Docker(CommandLine { flags: arguments.to_vec(), explicit: false }),
     }
 }
 
@@ -96,11 +101,12 @@ mod tests {
 
     #[test]
     fn run_reads_the_rest_as_dinds_entrypoint_does() {
+        let docker = |line, explicit| Run::Docker(CommandLine { flags: words(line), explicit });
         for (line, run) in [
-            ("run", Run::Docker(vec![])),
-            ("run --debug --mtu 1400", Run::Docker(words("--debug --mtu 1400"))),
-            ("run dockerd", Run::Docker(vec![])),
-            ("run dockerd --debug", Run::Docker(words("--debug"))),
+            ("run", docker("", false)),
+            ("run --debug --mtu 1400", docker("--debug --mtu 1400", false)),
+            ("run dockerd", docker("", true)),
+            ("run dockerd --debug", docker("--debug", true)),
             ("run sh -c ls", Run::Command(words("sh -c ls"))),
             // No subcommand of ours hides a command of that name.
             ("run status", Run::Command(words("status"))),

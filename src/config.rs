@@ -52,6 +52,7 @@ pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16"
 // Ports.
 pub const API_PORT: u16 = 8443;
 pub const DOCKER_PORT: u16 = 2375;
+pub const DOCKER_TLS_PORT: u16 = 2376;
 const FILES_PORT: u16 = 10080;
 /// kubelet's own health endpoint, on loopback (its default).
 pub const KUBELET_HEALTH_PORT: u16 = 10248;

@@ -11,12 +11,14 @@ mod cli;
 mod cluster;
 mod config;
 mod daemons;
+mod docker_command;
 mod error;
 mod files;
 mod gate;
 mod init;
 mod logger;
 mod node;
+mod openssl;
 mod readiness;
 mod reaper;
 mod signals;
@@ -33,12 +35,15 @@ use signal_hook::iterator::Signals;
 use crate::cli::{Bake, Invocation, Run};
 use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
+use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::readiness::WAIT_SCRIPT;
 
 /// Our own hidden subcommand, which hands a listening socket on to a daemon.
 const EXEC_WITH_SOCKET: &str = "exec-with-socket";
+/// Another, which shows kubelet the container's limits.
+const EXEC_WITH_CAPACITY: &str = "exec-with-capacity";
 
 fn main() -> ExitCode {
     // First of all: as PID 1, a signal that nobody has asked for is lost.
@@ -47,12 +52,13 @@ fn main() -> ExitCode {
     logger::init();
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let done = match cli::parse(&arguments) {
-        Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(&argv, signals)),
-        Ok(Invocation::Run(Run::Docker(flags))) => signals.and_then(|signals| run_node(flags, signals)),
+        Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(argv, signals)),
+        Ok(Invocation::Run(Run::Docker(line))) => signals.and_then(|signals| run_node(line, signals)),
         Ok(Invocation::Bake(bake)) => signals.and_then(|signals| bake_image(bake, signals)),
         Ok(Invocation::Status) => status::print(),
         Ok(Invocation::Healthcheck) => status::healthcheck(),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
+        Ok(Invocation::ExecWithCapacity(argv)) => Err(node::capacity::exec(&argv)),
         Ok(Invocation::Help) => say(cli::HELP),
         Ok(Invocation::Version) => say(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
@@ -73,7 +79,7 @@ pub fn say(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_node(flags: Vec<String>, signals: Signals) -> Result<ExitCode> {
+fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
@@ -81,8 +87,8 @@ fn run_node(flags: Vec<String>, signals: Signals) -> Result<ExitCode> {
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     files::serve(&init.config, init.config.path(STATE_DIR), names)?;
     in_boot_thread(&init, move |init| match &cluster {
-        Some(cluster) => boot::with_cluster(init, cluster, flags),
-        None => boot::docker_alone(init, flags),
+        Some(cluster) => boot::with_cluster(init, cluster, line),
+        None => boot::docker_alone(init, line),
     })?;
     signals::serve(signals, &init);
     Ok(ExitCode::SUCCESS)
@@ -138,11 +144,12 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
 }
 
 /// Any other command in place of the daemons, as dind's entrypoint allows, under an init.
-fn run_command(argv: &[String], signals: Signals) -> Result<ExitCode> {
+fn run_command(argv: Vec<String>, signals: Signals) -> Result<ExitCode> {
     take_pid_1s_part();
+    let (argv, environment) = docker_command::complete(argv);
     let (program, arguments) = argv.split_first().ok_or_else(|| Error::new("no command"))?;
     let mut command = Command::new(program);
-    command.args(arguments);
+    command.args(arguments).envs(environment);
     sys::lead_foreground(&mut command);
     let child = reaper::spawn_foreground(&mut command)?;
     let handle = child.handle();

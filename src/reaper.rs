@@ -141,6 +141,11 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(output)
 }
 
+/// Whether a short helper succeeds, in a process that has only this one child and no loop that waits.
+pub fn succeeds(command: &mut Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
 /// Runs a command to its end with our own output as its output.
 pub fn run_visibly(command: &mut Command) -> Result<()> {
     confine(command);

@@ -23,6 +23,7 @@ use nix::sys::signal::Signal;
 use signal_hook::consts::*;
 use signal_hook::iterator::Signals;
 
+use crate::daemons::dockerd;
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::reaper::{self, Handle};
@@ -84,7 +85,12 @@ pub fn serve(mut signals: Signals, init: &Arc<Init>) {
         match of_node(signal) {
             Action::Reap => reaper::drain(),
             Action::Stop => stop::request(init, signal),
-            Action::ToDockerd(signal) => stop::signal_daemon(init, "dockerd", signal),
+            Action::ToDockerd(signal) => {
+                if signal == Signal::SIGHUP {
+                    dockerd::reread_settings();
+                }
+                stop::signal_daemon(init, "dockerd", signal)
+            }
             Action::ToCommand | Action::Nothing | Action::Uncaught => {}
         }
     }

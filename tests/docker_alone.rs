@@ -151,10 +151,21 @@ fn a_daemon_that_keeps_dying_ends_in_failed_with_its_own_words() {
 #[test]
 fn a_daemon_that_cannot_be_started_is_named() {
     let Some(container) = Container::new() else { return };
-    std::fs::remove_file(container.root.join("bin/dockerd")).unwrap();
+    container.root.script("bin/dockerd", "");
+    container.root.write("bin/dockerd", "#!/nonexistent\n");
     let kind = container.start(&["run"]);
     let line = kind.wait_for_line("cannot run dockerd");
     assert!(line.contains("No such file"), "{line}");
+}
+
+#[test]
+fn an_image_without_dockerd_is_one_clear_error() {
+    let Some(container) = Container::new() else { return };
+    std::fs::remove_file(container.root.join("bin/dockerd")).unwrap();
+    let mut kind = container.start(&["run"]);
+    assert_eq!(kind.wait(LIMIT), 1);
+    let errors: Vec<String> = kind.stderr().lines().filter(|line| line.starts_with("ERROR")).map(str::to_string).collect();
+    assert!(errors.len() == 1 && errors[0].contains("neither a cluster nor dockerd"), "{errors:?}");
 }
 
 #[test]
@@ -239,16 +250,15 @@ fn the_daemons_own_signals_are_handed_on() {
     assert!(kind.still_runs());
 }
 
+/// Its script would have dockerd sleep for 16 s, and wait for keys of 4096 bits.
 #[test]
-fn dinds_own_entrypoint_is_preferred_and_given_the_flags() {
-    for (arguments, expected) in [(vec!["run"], ""), (vec!["run", "--debug"], "--debug"), (vec!["run", "dockerd", "--debug"], "--debug")] {
-        let Some(container) = Container::new() else { return };
-        let dockerd = Dockerd::install_as(&container, "dockerd-entrypoint.sh");
-        let _kind = container.start(&arguments);
-        container.wait_for_status("docker-ready", 200);
-        assert_eq!(dockerd.wait_for_note("arguments"), expected);
-        assert_eq!(dockerd.wait_for_note("LISTEN_FDS"), "", "the entrypoint opens 2375 itself");
-    }
+fn dinds_own_entrypoint_is_not_needed() {
+    let Some(container) = Container::new() else { return };
+    let dockerd = Dockerd::install(&container);
+    container.root.script("bin/dockerd-entrypoint.sh", "echo used >\"$KIND_ROOT/used\"; exit 1");
+    let _kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 200);
+    assert_eq!((dockerd.wait_for_note("LISTEN_FDS").as_str(), container.root.read("used").as_str()), ("1", ""));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::cluster::kubeconfig;
 use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME};
 use crate::error::{Error, Result};
 use crate::node::mounts;
+use crate::openssl::{self, Keys};
 use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 use crate::reaper;
 
@@ -72,16 +73,11 @@ fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -
 
 /// A new key and a certificate for it, signed by an authority below the pki directory, or by itself.
 fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
-    let mut command = Command::new("openssl");
-    // As kubeadm is told to make its own: a handshake with RSA costs several times as much, and the API
-    // server opens more than sixty connections to etcd when it starts (its log counts them).
-    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", DAYS]);
-    command.args(["-subj", subject, "-keyout", key, "-out", certificate]);
-    if let Some(authority) = authority.map(|name| format!("{}/{name}", pki_dir())) {
-        command.args(["-CA", &format!("{authority}.crt"), "-CAkey", &format!("{authority}.key")]);
-    }
-    command.args(extensions.iter().flat_map(|extension| ["-addext", *extension]));
-    reaper::run(&mut command).map(drop)
+    let authority = authority.map(|name| format!("{}/{name}", pki_dir()));
+    let authority = authority.map(|name| (format!("{name}.crt"), format!("{name}.key")));
+    openssl::ensure_key(Path::new(key), Keys::EcdsaP256, 0o600)?;
+    let authority = authority.as_ref().map(|(certificate, key)| (Path::new(certificate), Path::new(key)));
+    openssl::Certificate { subject, key: Path::new(key), authority, days: DAYS, extensions }.write(Path::new(certificate))
 }
 
 /// Signs again whatever kubeadm signed for a year only.

@@ -24,10 +24,13 @@ use crate::bake::kubeadm::Kubeadm;
 use crate::boot;
 use crate::cli::Bake;
 use crate::cluster::api::Api;
-use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, DOCKER_SOCKET};
+use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
+use crate::daemons::port::Port;
+use crate::daemons::settings::CommandLine;
 use crate::daemons::{self, containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::node::capacity::Capacity;
 use crate::reaper;
 
 /// Names under which CI systems reach the container, beside its static address and `KIND_SANS`.
@@ -38,14 +41,14 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let static_ip = init.config.static_ip.unwrap_or(DEFAULT_STATIC_IP);
     let names = certificate_names(&static_ip.to_string(), &std::env::var("KIND_SANS").unwrap_or_default())?;
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
-    let network = boot::prepare_node(static_ip)?;
+    let network = boot::prepare_node(&init.config, static_ip)?;
     bundle.install()?;
     dockerd::require_version()?;
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
     let pause = kubeadm.pause_image()?;
 
     let containerd = boot::start_containerd(init, &pause)?;
-    let dockerd = daemons::supervise(init, dockerd::spec_for_cluster(vec![], DOCKER_SOCKET.into(), network)?)?;
+    let dockerd = daemons::supervise(init, dockerd::spec_for_cluster(CommandLine::default(), &init.config, network, Port::plain()?)?)?;
     if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
         // The daemon's own failure was logged with the end of its log.
         return Err(Error::new("Docker did not start"));
@@ -62,7 +65,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         kubeadm.write_node()?;
         certificates::make_ours(static_ip)
     })?;
-    let kubelet = daemons::supervise(init, kubelet::spec(static_ip))?;
+    let kubelet = daemons::supervise(init, kubelet::spec(static_ip, Capacity::default()))?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     step("API server up", || wait::for_api_server(init, &api))?;
     // It found no API server to tell of its static pods, and would try again only after a minute or more.

@@ -1,28 +1,29 @@
-//! dockerd, with the port 2375 opened by us and handed over: given `-H tcp://`, it sleeps 1 s, and
-//! 15 s more unless `--tls=false` is explicit. Clients that come before it is up simply wait.
+//! dockerd, beside a baked cluster and alone. `port` opens its TCP port, `settings` reads its command line.
 
 use std::fs;
-use std::net::TcpListener;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::{json, Map, Value};
 
-use crate::config::{CONTAINERD_SOCKET, DOCKER_PORT, DOCKER_SOCKET, NAMESPACE, RUN_DIR};
-use crate::daemons::{answers_ok, Spec};
+use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, RUN_DIR};
+use crate::daemons::port::Port;
+use crate::daemons::settings::{self, CommandLine};
+use crate::daemons::{answers_ok, is_on_path, stale, tls, Spec};
 use crate::error::{Error, Result};
-use crate::node::{mounts, network::Network};
-use crate::{reaper, sys, EXEC_WITH_SOCKET};
+use crate::node::{iptables, mounts, network::Network};
+use crate::reaper;
 
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
-/// docker:dind's own entrypoint: makes TLS certificates, chooses iptables, and execs dockerd.
-const DIND_ENTRYPOINT: &str = "dockerd-entrypoint.sh";
-/// Beside the socket.
-const PID_FILE: &str = "docker.pid";
+/// Where we ask when the user's flags say where dockerd listens.
+const PING_SOCKET: &str = "/run/kind/docker.sock";
+const DOCKERD: &str = "dockerd";
+/// Writes the settings anew, where they are ours to write.
+static REREAD: OnceLock<Box<dyn Fn() -> Result<()> + Send + Sync>> = OnceLock::new();
 /// The first in which the image store of containerd is not called experimental.
 const OLDEST_DOCKER: u32 = 25;
 const PING_LIMIT: Duration = Duration::from_secs(2);
@@ -45,91 +46,119 @@ fn major_version(said: &str) -> Option<u32> {
 }
 
 /// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
-pub fn spec_for_cluster(flags: Vec<String>, socket: PathBuf, network: Network) -> Result<Spec> {
-    let listener = listen()?;
+pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, port: Port) -> Result<Spec> {
+    settings::warn_of_client_variables();
+    let (hosts, ping_socket) = sockets(&line, config)?;
+    let (pid_file, files) = (stale::pid_file(config), port.tls().cloned());
+    let write_settings = Arc::new(move || write_settings(&line, network, files.as_ref()));
+    let _ = REREAD.set(Box::new({
+        let write_settings = write_settings.clone();
+        move || write_settings().map(drop)
+    }));
     let command = move || {
-        let (configuration, hosts) = merge(&read_user_configuration()?, network)?;
-        mounts::make_dir(RUN_DIR)?;
-        let path = Path::new(RUN_DIR).join("daemon.json");
-        fs::write(&path, configuration.to_string()).map_err(|cause| Error::io("write", &path, cause))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.args([EXEC_WITH_SOCKET, "dockerd", "--config-file"]).arg(path);
-        command.args(["--containerd", CONTAINERD_SOCKET, "--containerd-namespace", NAMESPACE]);
-        command.args(["-H", &format!("unix://{DOCKER_SOCKET}"), "-H", "fd://"]);
-        command.args(hosts.iter().flat_map(|host| ["-H", host])).args(&flags);
-        // It would select the old image store, in which no baked image is.
-        command.env_remove("DOCKER_DRIVER");
-        sys::pass_listening_socket(&mut command, listener.as_fd());
+        let (path, flags, users_hosts) = write_settings()?;
+        stale::remove(&pid_file);
+        let mut command = port.command(&[hosts.as_slice(), &users_hosts].concat());
+        command.arg("--config-file").arg(path);
+        command.args(["--containerd", CONTAINERD_SOCKET, "--containerd-namespace", NAMESPACE]).args(&flags);
+        settings::remove_client_variables(&mut command, true);
         Ok(command)
     };
-    Ok(Spec {
-        name: "dockerd",
-        command: Box::new(command),
-        answers: Box::new(move || ping(&socket)),
-        condition: |conditions| &mut conditions.docker,
-    })
+    Ok(spec(Box::new(command), ping_socket))
 }
 
-/// Docker alone, as the image that we were put into starts it.
-pub fn spec_alone(flags: Vec<String>, socket: PathBuf) -> Result<Spec> {
-    let answers = Box::new({
-        let socket = socket.clone();
-        move || ping(&socket)
-    });
-    let command: Box<dyn Fn() -> Result<Command> + Send> = if is_on_path(DIND_ENTRYPOINT) {
-        Box::new(move || {
-            let mut command = Command::new(DIND_ENTRYPOINT);
-            command.arg("dockerd").args(&flags);
-            if flags.first().is_none_or(|flag| flag.starts_with('-')) {
-                // The entrypoint adds hosts and TLS only where the first word is no command.
-                command = Command::new(DIND_ENTRYPOINT);
-                command.args(&flags);
-            }
-            Ok(command)
-        })
-    } else {
-        let listener = listen()?;
-        Box::new(move || {
-            // Left by a container that was killed; its pid may be another process by now.
-            let _ = fs::remove_file(socket.with_file_name(PID_FILE));
-            let mut command = Command::new("/proc/self/exe");
-            command.args([EXEC_WITH_SOCKET, "dockerd", "-H", &format!("unix://{}", socket.display()), "-H", "fd://"]).args(&flags);
-            sys::pass_listening_socket(&mut command, listener.as_fd());
-            Ok(command)
-        })
+/// Writes dockerd's own daemon.json. Returns its path, and the flags and the user's hosts that go with it.
+fn write_settings(line: &CommandLine, network: Network, files: Option<&tls::Files>) -> Result<(PathBuf, Vec<String>, Vec<String>)> {
+    let (mut flags, file) = line.for_cluster();
+    let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
+    let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
+    add_tls(&mut configuration, files);
+    settings::without_duplicates(&mut configuration, &mut flags);
+    mounts::make_dir(RUN_DIR)?;
+    let path = Path::new(RUN_DIR).join("daemon.json");
+    fs::write(&path, Value::Object(configuration).to_string()).map_err(|cause| Error::io("write", &path, cause))?;
+    Ok((path, flags, users_hosts))
+}
+
+/// Before dockerd is told to read its settings again (SIGHUP): the user has changed the file that they come from.
+pub fn reread_settings() {
+    if let Some(Err(error)) = REREAD.get().map(|reread| reread()) {
+        log::error!(target: "dockerd", "its settings stay as they are: {error}");
+    }
+}
+
+/// Docker alone, as docker:dind's own entrypoint starts it, but for the 16 s that dockerd sleeps after that
+/// where there is no TLS, and the seconds that its keys take where there is.
+pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
+    stale::remove_all(config);
+    if !is_on_path(DOCKERD) {
+        return Err(Error::new("this image has neither a cluster nor dockerd: there is nothing to start")
+            .advise("Bake an image with build.sh, or make `kind run` the entrypoint of an image of docker's, such as docker:29-dind"));
+    }
+    iptables::choose(config)?;
+    let port = Port::open(&line)?;
+    if let Some(certificates) = port.make_certificates()? {
+        certificates.finish()?;
+    }
+    let (hosts, ping_socket) = sockets(&line, config)?;
+    // dockerd's own default, and not a flag, which a daemon.json with hosts would not go with.
+    let hosts = if line.explicit && !line.names_hosts() { vec![] } else { hosts };
+    let pid_file = stale::pid_file(config);
+    let command = move || {
+        stale::remove(&pid_file);
+        let mut command = port.command(&hosts);
+        if let Some(files) = port.tls() {
+            command.arg("--tlsverify");
+            command.args(files.settings().iter().flat_map(|(name, path)| [format!("--{name}"), path.display().to_string()]));
+        }
+        command.args(&line.flags);
+        settings::remove_client_variables(&mut command, false);
+        Ok(command)
     };
-    Ok(Spec { name: "dockerd", command, answers, condition: |conditions| &mut conditions.docker })
+    Ok(spec(Box::new(command), ping_socket))
 }
 
-fn listen() -> Result<TcpListener> {
-    TcpListener::bind(("0.0.0.0", DOCKER_PORT)).map_err(|cause| {
-        Error::new(format!("cannot listen on port {DOCKER_PORT} for Docker: {cause}"))
-            .advise("With --network=host, stop the other Docker or kind that uses it; otherwise use a network of the container's own")
-    })
+fn spec(command: Box<dyn Fn() -> Result<Command> + Send>, socket: PathBuf) -> Spec {
+    Spec { name: "dockerd", command, answers: Box::new(move || ping(&socket)), condition: |conditions| &mut conditions.docker }
 }
 
-fn is_on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+/// The sockets that dockerd is to listen on, and the one on which we ask. Where the user's flags say which,
+/// the usual one may be missing, and one more is ours.
+fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)> {
+    let host = |path: &Path| format!("unix://{}", path.display());
+    if line.explicit && line.names_hosts() {
+        let own = config.path(PING_SOCKET);
+        mounts::make_dir(own.parent().unwrap_or(Path::new("/")))?;
+        return Ok((vec![host(&own)], own));
+    }
+    let usual = config.path(DOCKER_SOCKET);
+    let mut hosts = vec![host(&usual)];
+    if !line.explicit {
+        let other = settings::socket_of_environment().map(|path| host(Path::new(&path)));
+        hosts.extend(other.filter(|other| !hosts.contains(other)));
+    }
+    Ok((hosts, usual))
 }
 
-fn read_user_configuration() -> Result<String> {
-    match fs::read_to_string(USER_CONFIGURATION) {
+fn read_user_configuration(file: &str) -> Result<String> {
+    match fs::read_to_string(file) {
         Ok(text) => Ok(text),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok("{}".into()),
-        Err(cause) => Err(Error::io("read", USER_CONFIGURATION, cause)),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound && file == USER_CONFIGURATION => Ok("{}".into()),
+        Err(cause) => Err(Error::io("read", file, cause)),
     }
 }
 
 /// The user's daemon.json with what the cluster rests on, and its hosts: dockerd refuses a file and
 /// flags that both name hosts.
-fn merge(user: &str, network: Network) -> Result<(Value, Vec<String>)> {
+fn merge(file: &str, user: &str, network: Network) -> Result<(Map<String, Value>, Vec<String>)> {
     let mut settings: Map<String, Value> = serde_json::from_str(user)
-        .map_err(|cause| Error::new(format!("{USER_CONFIGURATION} is not a JSON object: {cause}")).advise("Mend it or leave it out"))?;
+        .map_err(|cause| Error::new(format!("{file} is not a JSON object: {cause}")).advise("Mend it or leave it out"))?;
     let hosts = settings.remove("hosts");
     let hosts = hosts.iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str).map(str::to_string).collect();
-    if let Some(driver) = settings.remove("storage-driver") {
-        log::warn!(target: "dockerd", "{USER_CONFIGURATION}: storage-driver {driver} is not used: baked images lie in containerd's store");
+    for key in ["storage-driver", "containerd", "containerd-namespace"] {
+        if let Some(value) = settings.remove(key) {
+            log::warn!(target: "dockerd", "{file}: {key} {value} is not used: baked images lie in the cluster's containerd");
+        }
     }
     let features = settings.entry("features").or_insert_with(|| json!({}));
     if !features.is_object() {
@@ -140,7 +169,17 @@ fn merge(user: &str, network: Network) -> Result<(Value, Vec<String>)> {
     if let Some(server) = network.dns {
         settings.entry("dns").or_insert(json!([server.to_string()]));
     }
-    Ok((Value::Object(settings), hosts))
+    Ok((settings, hosts))
+}
+
+/// The certificates for our port, unless the user's file has settings of its own for them.
+fn add_tls(settings: &mut Map<String, Value>, files: Option<&tls::Files>) {
+    let Some(files) = files else { return };
+    if ["tls", "tlsverify", "tlscacert", "tlscert", "tlskey"].iter().any(|key| settings.contains_key(*key)) {
+        return log::info!(target: "dockerd", "the settings for TLS of daemon.json are used");
+    }
+    settings.insert("tlsverify".into(), json!(true));
+    settings.extend(files.settings().map(|(key, path)| (key.to_string(), json!(path))));
 }
 
 fn ping(socket: &Path) -> bool {
@@ -174,20 +213,39 @@ mod tests {
         expected["features"]["containerd-snapshotter"] = json!(true);
         let mut file = user;
         file["hosts"] = json!(["tcp://1.2.3.4:1"]);
-        assert_eq!(merge(&file.to_string(), NETWORK).unwrap(), (expected, vec!["tcp://1.2.3.4:1".to_string()]));
+        assert_eq!(
+            merge("f", &file.to_string(), NETWORK).unwrap(),
+            (expected.as_object().unwrap().clone(), vec!["tcp://1.2.3.4:1".to_string()])
+        );
     }
 
     #[test]
     fn the_image_store_is_pinned_and_packets_fit() {
-        let (merged, _) = merge(r#"{"storage-driver": "overlay2", "features": {"containerd-snapshotter": false}}"#, NETWORK).unwrap();
+        let user = r#"{"storage-driver": "overlay2", "containerd": "/x", "features": {"containerd-snapshotter": false}}"#;
+        let (merged, _) = merge("f", user, NETWORK).unwrap();
         let expected = json!({"features": {"containerd-snapshotter": true}, "mtu": 1400, "dns": ["172.99.99.1"]});
-        assert_eq!(merged, expected);
+        assert_eq!(Value::Object(merged), expected);
+    }
+
+    #[test]
+    fn our_certificates_are_used_unless_the_users_file_has_its_own() {
+        let files = tls::Files::new("/certs");
+        let mut settings = Map::new();
+        add_tls(&mut settings, None);
+        assert!(settings.is_empty());
+        add_tls(&mut settings, Some(&files));
+        let expected = json!({"tlsverify": true, "tlscacert": "/certs/server/ca.pem", "tlscert": "/certs/server/cert.pem", "tlskey": "/certs/server/key.pem"});
+        assert_eq!(Value::Object(settings), expected);
+        let users = json!({"tls": false}).as_object().unwrap().clone();
+        let mut settings = users.clone();
+        add_tls(&mut settings, Some(&files));
+        assert_eq!(settings, users);
     }
 
     #[test]
     fn a_broken_file_is_named() {
         for text in ["", "[]", "{"] {
-            let message = merge(text, NETWORK).unwrap_err().to_string();
+            let message = merge(USER_CONFIGURATION, text, NETWORK).unwrap_err().to_string();
             assert!(message.contains("/etc/docker/daemon.json is not a JSON object"), "{message}");
         }
     }

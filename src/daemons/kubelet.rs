@@ -3,23 +3,23 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
 use crate::daemons::{answers_ok, without_proxy, Spec};
 use crate::error::Error;
+use crate::node::capacity::Capacity;
 
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
-pub fn spec(node_ip: Ipv4Addr) -> Spec {
+pub fn spec(node_ip: Ipv4Addr, capacity: Capacity) -> Spec {
     Spec {
         name: "kubelet",
         command: Box::new(move || {
             let directory = Path::new(KUBELET_DIR);
             let flags = directory.join("kubeadm-flags.env");
             let text = fs::read_to_string(&flags).map_err(|cause| Error::io("read", &flags, cause))?;
-            let mut command = Command::new("kubelet");
+            let mut command = capacity.kubelet();
             command.arg(format!("--kubeconfig={KUBERNETES_DIR}/kubelet.conf"));
             command.arg(format!("--config={}", directory.join("config.yaml").display()));
             command.args(kubeadm_flags(&text));

@@ -4,6 +4,10 @@ pub mod containerd;
 pub mod dockerd;
 pub mod image_names;
 pub mod kubelet;
+pub mod port;
+pub mod settings;
+mod stale;
+pub mod tls;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -18,6 +22,7 @@ use nix::sys::signal::Signal;
 use crate::config::{DAEMON_LIMIT, LOG_DIR, POLL};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::node::iptables;
 use crate::readiness::Conditions;
 use crate::reaper::{self, Child, Handle};
 
@@ -162,7 +167,11 @@ fn keep_running(init: &Arc<Init>, daemon: &Daemon, spec: &Spec) {
 fn start(init: &Init, daemon: &Daemon, spec: &Spec) -> Result<Child> {
     let output = OpenOptions::new().append(true).open(&daemon.log).map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("open", &daemon.log, cause))?;
-    let child = reaper::spawn((spec.command)()?.stdout(output).stderr(errors))?;
+    let mut command = (spec.command)()?;
+    iptables::choose_for(&mut command);
+    // As docker:dind says it: Docker and containerd load no AppArmor profiles then, which a container cannot.
+    command.env("container", "docker").stdout(output).stderr(errors);
+    let child = reaper::spawn(&mut command)?;
     daemon.change(|state| state.process = Some(child.handle()));
     // A stop that began while the process was being made has not seen it.
     if init.stopping() {
@@ -198,6 +207,11 @@ pub fn without_proxy(command: &mut Command) -> &mut Command {
         command.env_remove(name);
     }
     command
+}
+
+pub fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
 /// Whether `GET path` on an open connection is answered with 200.

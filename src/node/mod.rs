@@ -1,8 +1,11 @@
 //! What the machine must look like before the daemons start.
 
+pub mod capacity;
 pub mod cgroup;
 pub mod cni;
 pub mod hostpath;
+pub mod iptables;
+pub mod limits;
 pub mod mounts;
 pub mod network;
 pub mod resolver;

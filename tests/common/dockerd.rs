@@ -24,6 +24,20 @@ const ARGUMENTS: &str = "TEST_DOCKERD_ARGUMENTS";
 /// The `#[ignore]`d test that calls `run_if_asked`.
 const ENTRY: &str = "the_stand_in_for_dockerd";
 
+/// Variables of the environment that are noted.
+const NOTED: [&str; 10] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "KIND_TEST",
+    "DOCKER_HOST",
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_CERT_PATH",
+    "DOCKER_DRIVER",
+    "HTTPS_PROXY",
+    "PATH",
+    "container",
+];
+
 /// A way to misbehave, as long as it is told to.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -46,10 +60,6 @@ pub struct Dockerd {
 
 impl Dockerd {
     pub fn install(container: &Container) -> Dockerd {
-        Dockerd::install_as(container, "dockerd")
-    }
-
-    pub fn install_as(container: &Container, name: &str) -> Dockerd {
         let dir = container.root.join("dockerd");
         fs::create_dir_all(&dir).unwrap();
         let (shown, program) = (dir.display(), std::env::current_exe().unwrap());
@@ -58,7 +68,7 @@ impl Dockerd {
              while [ -e {shown}/Held ]; do sleep 0.02; done\nexec {} {ENTRY} --exact --ignored --nocapture",
             program.display()
         );
-        container.root.script(&format!("bin/{name}"), &script);
+        container.root.script("bin/dockerd", &script);
         Dockerd { dir }
     }
 
@@ -95,7 +105,7 @@ pub fn run_if_asked() {
     note(&dir, &format!("started {now}"));
     note(&dir, &format!("pid {}", std::process::id()));
     note(&dir, &format!("arguments {}", std::env::var(ARGUMENTS).unwrap_or_default()));
-    for name in ["LISTEN_FDS", "LISTEN_PID", "KIND_TEST"] {
+    for name in NOTED {
         note(&dir, &format!("{name} {}", std::env::var(name).unwrap_or_default()));
     }
     if told(&dir, Fault::Dying) {

@@ -47,6 +47,11 @@ impl Container {
         Some(container)
     }
 
+    /// Makes a program of this machine one of the container's.
+    pub fn add_program(&self, name: &str) {
+        symlink(find_program(name), self.root.join("bin").join(name)).unwrap();
+    }
+
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.into(), value.into()));
     }

@@ -20,6 +20,7 @@ mod baked;
 mod certificates;
 mod clients;
 mod cluster;
+mod dind;
 mod engine;
 mod failures;
 mod interrupt;

@@ -1,0 +1,205 @@
+//! dockerd's command line and its environment, as a user of docker:dind gives them, beside what the
+//! cluster rests on. dockerd refuses to start when a setting is in its daemon.json and among its flags.
+
+use std::process::Command;
+
+use serde_json::{Map, Value};
+
+/// For clients, and set for every container of a CI job, services included. dockerd would look for
+/// certificates of DOCKER_CERT_PATH, or change to the image store of DOCKER_DRIVER, which holds no baked image.
+const CLIENT_VARIABLES: [&str; 6] = [HOST, "DOCKER_CONTEXT", "DOCKER_TLS", TLS_VERIFY, CERT_PATH, DRIVER];
+pub const HOST: &str = "DOCKER_HOST";
+pub const TLS_VERIFY: &str = "DOCKER_TLS_VERIFY";
+pub const CERT_PATH: &str = "DOCKER_CERT_PATH";
+const DRIVER: &str = "DOCKER_DRIVER";
+/// Lists that both may have a part of, and the flag for one item.
+const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("insecure-registries", "--insecure-registry")];
+
+/// What follows `kind run`, read as docker:dind's entrypoint reads it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CommandLine {
+    pub flags: Vec<String>,
+    /// It began with the word `dockerd`: no host and no TLS is added.
+    pub explicit: bool,
+}
+
+impl CommandLine {
+    pub fn names_hosts(&self) -> bool {
+        self.flags.iter().any(|flag| ["-H", "--host"].iter().any(|name| is_flag(flag, name)))
+    }
+
+    /// The flags that dockerd gets beside a cluster, and the user's own `--config-file`.
+    /// What would take the cluster's images away is left out, with a warning.
+    pub fn for_cluster(&self) -> (Vec<String>, Option<String>) {
+        let mut flags = self.flags.clone();
+        let file = take(&mut flags, &["--config-file"]).pop();
+        for names in [&["--storage-driver", "-s"][..], &["--containerd"], &["--containerd-namespace"]] {
+            for value in take(&mut flags, names) {
+                log::warn!(target: "dockerd", "{} {value} is not used: baked images lie in the cluster's containerd", names[0]);
+            }
+        }
+        (flags, file)
+    }
+}
+
+/// Takes out of the settings what the flags say as well: registries of both are joined, and else the flag wins.
+pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<String>) {
+    for feature in take(flags, &["--feature"]) {
+        let (name, value) = feature.split_once('=').unwrap_or((&feature, "true"));
+        if let Some(Value::Object(features)) = settings.get_mut("features") {
+            features.entry(name).or_insert(value.parse().unwrap_or(true).into());
+        }
+    }
+    let given = |key: &str| flags.iter().any(|flag| names_key(flag, key));
+    let doubles: Vec<String> = settings.keys().filter(|key| given(key)).cloned().collect();
+    for key in doubles {
+        let Some(value) = settings.remove(&key) else { continue };
+        match JOINED.iter().find(|(name, _)| *name == key) {
+            Some((_, flag)) => {
+                let values = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+                flags.extend(values.flat_map(|value| [flag.to_string(), value.to_string()]));
+            }
+            None => log::info!(target: "dockerd", "the flag for {key} is used, and not daemon.json's setting"),
+        }
+    }
+}
+
+/// Whether a flag sets what daemon.json calls `key`: lists have a plural there, `--label` is `labels`.
+fn names_key(flag: &str, key: &str) -> bool {
+    const SHORT: [(&str, &str); 5] = [("-D", "debug"), ("-l", "log-level"), ("-G", "group"), ("-b", "bridge"), ("-p", "pidfile")];
+    if SHORT.iter().any(|(short, long)| *long == key && flag.starts_with(short) && !flag.starts_with("--")) {
+        return true;
+    }
+    // dockerd merges these two itself.
+    let Some(name) = flag.strip_prefix("--").and_then(|flag| flag.split('=').next()).filter(|_| key != "runtimes") else { return false };
+    let plural = name.strip_suffix('y').map(|stem| format!("{stem}ies"));
+    key == name || key.strip_suffix('s') == Some(name) || plural.as_deref() == Some(key)
+}
+
+fn is_flag(word: &str, name: &str) -> bool {
+    let Some(rest) = word.strip_prefix(name) else { return false };
+    // `-Htcp://…` is `-H tcp://…`.
+    rest.is_empty() || rest.starts_with('=') || !name.starts_with("--")
+}
+
+/// Takes every occurrence of a flag out of a command line, and returns their values.
+fn take(flags: &mut Vec<String>, names: &[&str]) -> Vec<String> {
+    let (mut values, mut rest) = (Vec::new(), Vec::new());
+    let mut words = std::mem::take(flags).into_iter();
+    while let Some(word) = words.next() {
+        match names.iter().find(|name| is_flag(&word, name)) {
+            Some(name) if word == **name => values.extend(words.next()),
+            Some(name) => values.push(word[name.len()..].trim_start_matches('=').to_string()),
+            None => rest.push(word),
+        }
+    }
+    *flags = rest;
+    values
+}
+
+/// Where `DOCKER_HOST` says that the daemon's socket is, as docker:dind has it; another value is for clients.
+pub fn socket_of_environment() -> Option<String> {
+    std::env::var(HOST).ok()?.strip_prefix("unix://").map(str::to_string)
+}
+
+/// Takes clients' variables out of the daemon's environment; a Docker alone may choose its image store by one.
+pub fn remove_client_variables(command: &mut Command, with_driver: bool) {
+    for name in CLIENT_VARIABLES.iter().filter(|name| with_driver || **name != DRIVER) {
+        command.env_remove(name);
+    }
+}
+
+/// Says which variables have no effect here, once for each start.
+pub fn warn_of_client_variables() {
+    let ignored = without_effect(|name| std::env::var(name).ok());
+    if !ignored.is_empty() {
+        log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
+    }
+}
+
+fn without_effect(get: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let has_effect = |name: &str, value: &str| name == HOST && value.starts_with("unix://");
+    let set = CLIENT_VARIABLES.iter().filter_map(|name| Some((*name, get(name)?)));
+    let ignored = set.filter(|(name, value)| !value.is_empty() && !has_effect(name, value));
+    let why = |name| if name == DRIVER { "baked images lie in containerd's store" } else { "for clients" };
+    ignored.map(|(name, value)| format!("{name}={value} ({})", why(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_string).collect()
+    }
+
+    #[test]
+    fn flags_that_would_hide_the_baked_images_are_left_out() {
+        for (line, kept, file) in [
+            ("--debug -s overlay2 --mtu 1400", "--debug --mtu 1400", None),
+            ("--storage-driver=vfs --containerd /x.sock --containerd-namespace moby -D", "-D", None),
+            ("-soverlay2 --config-file /my.json", "", Some("/my.json")),
+            ("--config-file=/a --label s=1", "--label s=1", Some("/a")),
+        ] {
+            let command_line = CommandLine { flags: words(line), explicit: false };
+            assert_eq!(command_line.for_cluster(), (words(kept), file.map(String::from)), "{line}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_seen_however_they_are_written() {
+        for (line, hosts) in
+            [("-H tcp://0.0.0.0:1", true), ("-Hfd://", true), ("--host=unix:///x", true), ("--host-gateway-ip 1.2.3.4", false), ("", false)]
+        {
+            assert_eq!(CommandLine { flags: words(line), explicit: true }.names_hosts(), hosts, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named() {
+        let set = [("DOCKER_HOST", "tcp://docker:2376"), ("DOCKER_TLS_VERIFY", ""), ("DOCKER_DRIVER", "overlay2"), ("DOCKER_CONFIG", "/x")];
+        let get = |name: &str| set.iter().find(|(have, _)| *have == name).map(|(_, value)| value.to_string());
+        assert_eq!(
+            without_effect(get),
+            ["DOCKER_HOST=tcp://docker:2376 (for clients)", "DOCKER_DRIVER=overlay2 (baked images lie in containerd's store)"]
+        );
+        assert!(without_effect(|name| (name == "DOCKER_HOST").then(|| "unix:///run/x.sock".to_string())).is_empty());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_same_setting_of_the_file() {
+        let all = json!({"mtu": 1, "dns": ["1.1.1.1"], "debug": true, "labels": ["a"], "runtimes": {}, "tlscert": "/c"});
+        for (line, gone) in [
+            ("--mtu 1400", vec!["mtu"]),
+            ("--dns=8.8.8.8 -D", vec!["dns", "debug"]),
+            ("--label b --tlscert /d", vec!["labels", "tlscert"]),
+            ("--add-runtime a=b --dns-opt x --default-runtime y", vec![]),
+        ] {
+            let mut settings = all.as_object().unwrap().clone();
+            let mut flags = words(line);
+            without_duplicates(&mut settings, &mut flags);
+            let mut expected = all.as_object().unwrap().clone();
+            gone.iter().for_each(|key| drop(expected.remove(*key)));
+            assert_eq!((settings, flags), (expected, words(line)), "{line}");
+        }
+    }
+
+    #[test]
+    fn registries_of_both_are_joined() {
+        let mut settings = json!({"registry-mirrors": ["https://a"], "insecure-registries": ["b", "c"]}).as_object().unwrap().clone();
+        let mut flags = words("--insecure-registry x --debug");
+        without_duplicates(&mut settings, &mut flags);
+        assert_eq!(flags, words("--insecure-registry x --debug --insecure-registry b --insecure-registry c"));
+        assert_eq!(Value::Object(settings), json!({"registry-mirrors": ["https://a"]}));
+    }
+
+    #[test]
+    fn features_of_both_are_joined_and_ours_stay() {
+        let mut settings = json!({"features": {"containerd-snapshotter": true}}).as_object().unwrap().clone();
+        let mut flags = words("--feature containerd-snapshotter=false --feature=cdi --feature buildkit=false --debug");
+        without_duplicates(&mut settings, &mut flags);
+        assert_eq!(flags, words("--debug"));
+        assert_eq!(Value::Object(settings), json!({"features": {"containerd-snapshotter": true, "cdi": true, "buildkit": false}}));
+    }
+}

@@ -1,0 +1,69 @@
+//! What a killed container leaves behind where it is started again: pid files that name other processes
+//! by then, with which dockerd and its containerd do not start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+const PID_FILE: &str = "/var/run/docker.pid";
+/// Of the containerd that dockerd starts itself; others are not ours to remove.
+const CONTAINERD: &str = "docker/containerd";
+
+/// Removes all of it. Called before the first daemon starts.
+pub fn remove_all(config: &Config) {
+    for run in ["/run", "/var/run"].map(|path| config.path(path)) {
+        remove_pid_files(&run);
+        for entry in fs::read_dir(run.join(CONTAINERD)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if [".pid", ".sock", ".ttrpc"].iter().any(|end| name.to_string_lossy().ends_with(end)) {
+                remove(&entry.path());
+            }
+        }
+    }
+}
+
+/// dockerd's own, which is removed before every start of it: it may have been killed itself.
+pub fn pid_file(config: &Config) -> PathBuf {
+    config.path(PID_FILE)
+}
+
+pub fn remove(file: &Path) {
+    // Mostly there is none.
+    let _ = fs::remove_file(file);
+}
+
+/// `docker*.pid` wherever it lies, as docker:dind has it.
+fn remove_pid_files(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().to_lowercase();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => remove_pid_files(&entry.path()),
+            Ok(_) if name.starts_with("docker") && name.ends_with(".pid") => remove(&entry.path()),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_dockers_own_is_removed() {
+        let root = std::env::temp_dir().join(format!("kind-stale-{}", std::process::id()));
+        let root_text = root.display().to_string();
+        let config = Config::from_env(|name| (name == "KIND_ROOT").then(|| root_text.clone())).unwrap();
+        let gone =
+            ["run/docker.pid", "run/x/Docker-1.pid", "var/run/docker/containerd/containerd.pid", "run/docker/containerd/containerd.sock"];
+        let kept = ["run/sshd.pid", "run/docker.sock", "run/containerd/containerd.sock", "run/docker/containerd/containerd.toml"];
+        for file in gone.iter().chain(&kept) {
+            fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+            fs::write(root.join(file), "17").unwrap();
+        }
+        remove_all(&config);
+        gone.iter().for_each(|file| assert!(!root.join(file).exists(), "{file}"));
+        kept.iter().for_each(|file| assert!(root.join(file).exists(), "{file}"));
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

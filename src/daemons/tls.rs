@@ -1,0 +1,201 @@
+//! Docker's port with TLS, as docker:dind serves it: `DOCKER_TLS_CERTDIR` names a directory whose parts
+//! `ca`, `server` and `client` hold the keys and certificates; clients get `client` by a shared volume.
+//!
+//! They are made while containerd starts. Keys that are there are used again; their certificates are
+//! made anew at every start, because the container's addresses change, and so that none expires.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use nix::ifaddrs::getifaddrs;
+
+use crate::error::{Error, Result};
+use crate::node::mounts::make_dir;
+use crate::openssl::{self, Certificate, Keys};
+
+/// Empty or not set: no TLS.
+pub const DIRECTORY: &str = "DOCKER_TLS_CERTDIR";
+/// Further names for the server's certificate, as openssl writes them: `DNS:ci.example,IP:10.0.0.7`.
+const NAMES: &str = "DOCKER_TLS_SAN";
+/// As docker:dind; some clients refuse more (https://github.com/FiloSottile/mkcert/issues/174).
+const DAYS: &str = "825";
+
+/// Where the certificates of a server are, whether they are made yet or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Files {
+    directory: PathBuf,
+}
+
+/// Certificates that are being made.
+pub struct Making(JoinHandle<Result<()>>);
+
+impl Files {
+    pub fn new(directory: impl Into<PathBuf>) -> Files {
+        Files { directory: directory.into() }
+    }
+
+    /// dockerd's settings for them, by the names that its flags and its daemon.json share.
+    pub fn settings(&self) -> [(&'static str, PathBuf); 3] {
+        let file = |name| self.directory.join("server").join(name);
+        [("tlscacert", file("ca.pem")), ("tlscert", file("cert.pem")), ("tlskey", file("key.pem"))]
+    }
+
+    /// Begins to make what is missing. The container has all its addresses.
+    pub fn make(&self) -> Result<Making> {
+        let directory = self.directory.clone();
+        let body = move || provide(&directory, &server_names()?);
+        let started = thread::Builder::new().name("tls".into()).spawn(body);
+        started.map(Making).map_err(|cause| Error::new(format!("cannot start the thread for certificates: {cause}")))
+    }
+}
+
+impl Making {
+    /// Waits until the certificates are there.
+    pub fn finish(self) -> Result<()> {
+        let made = self.0.join().unwrap_or_else(|_| Err(Error::new("the thread for certificates panicked")));
+        made.map_err(|error| Error::new(format!("no certificates for Docker's port with TLS: {error}")))
+    }
+}
+
+/// What the files in the directory ask for.
+#[derive(Debug, PartialEq)]
+enum Plan {
+    /// The user's own server certificate, of an authority whose key is elsewhere.
+    Check,
+    /// Everything is ours.
+    Make,
+    /// An authority's certificate, and neither its key nor a server's.
+    Impossible,
+}
+
+fn plan(is_there: impl Fn(&str) -> bool) -> Plan {
+    let server = ["server/ca.pem", "server/cert.pem", "server/key.pem"].iter().all(|name| is_there(name));
+    match (is_there("ca/key.pem"), is_there("ca/cert.pem")) {
+        (false, _) if server => Plan::Check,
+        (false, true) => Plan::Impossible,
+        _ => Plan::Make,
+    }
+}
+
+fn provide(directory: &Path, names: &str) -> Result<()> {
+    let [ca, server, client] = ["ca", "server", "client"].map(|part| directory.join(part));
+    let is_there = |name: &str| fs::metadata(directory.join(name)).is_ok_and(|metadata| metadata.len() > 0);
+    match plan(is_there) {
+        Plan::Check => return openssl::verify(&server.join("ca.pem"), &server.join("cert.pem")),
+        Plan::Impossible => {
+            return Err(Error::new(format!("{} has ca/cert.pem, but neither ca/key.pem nor all of server/", directory.display()))
+                .advise("Put the authority's key there, or server/ca.pem, server/cert.pem and server/key.pem, or empty it"))
+        }
+        Plan::Make => {}
+    }
+    [&ca, &server, &client].iter().try_for_each(make_dir)?;
+    // The client's key is to be read by whoever the volume is shared with.
+    at_once([(&ca, 0o600), (&server, 0o600), (&client, 0o644)].map(|(part, mode)| {
+        let key = part.join("key.pem");
+        move || openssl::ensure_key(&key, Keys::Rsa2048, mode)
+    }))?;
+    let (ca_certificate, ca_key) = (ca.join("cert.pem"), ca.join("key.pem"));
+    let extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,digitalSignature,keyCertSign"];
+    Certificate { subject: "/CN=docker:dind CA", key: &ca_key, authority: None, days: DAYS, extensions: &extensions }
+        .write(&ca_certificate)?;
+    let names = format!("subjectAltName={names}");
+    let leaf = |part: PathBuf, subject: &'static str, extensions: Vec<String>| {
+        let (certificate, key) = (ca_certificate.clone(), ca_key.clone());
+        move || {
+            let extensions: Vec<&str> = extensions.iter().map(String::as_str).collect();
+            let authority = Some((certificate.as_path(), key.as_path()));
+            Certificate { subject, key: &part.join("key.pem"), authority, days: DAYS, extensions: &extensions }
+                .write(&part.join("cert.pem"))?;
+            let copy = part.join("ca.pem");
+            fs::copy(&certificate, &copy).map(drop).map_err(|cause| Error::io("write", copy, cause))
+        }
+    };
+    let common = "basicConstraints=critical,CA:FALSE".to_string();
+    at_once([
+        leaf(server, "/CN=docker:dind server", vec![common.clone(), "extendedKeyUsage=serverAuth".into(), names]),
+        leaf(client, "/CN=docker:dind client", vec![common, "extendedKeyUsage=clientAuth".into()]),
+    ])
+}
+
+/// Runs each in a thread of its own: openssl uses one core.
+fn at_once<const N: usize>(bodies: [impl FnOnce() -> Result<()> + Send + 'static; N]) -> Result<()> {
+    let threads = bodies.map(thread::spawn);
+    let results = threads.map(|thread| thread.join().unwrap_or_else(|_| Err(Error::new("a thread for certificates panicked"))));
+    results.into_iter().collect()
+}
+
+/// Every name and address under which a client may reach this container.
+fn server_names() -> Result<String> {
+    let all = getifaddrs().map_err(|cause| Error::new(format!("cannot list the network interfaces: {cause}")))?;
+    let address = |entry: nix::ifaddrs::InterfaceAddress| {
+        let address = entry.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let host = read("/proc/sys/kernel/hostname");
+    Ok(join_names(
+        &all.filter_map(address).collect::<Vec<_>>(),
+        host.trim(),
+        &read("/etc/hosts"),
+        &std::env::var(NAMES).unwrap_or_default(),
+    ))
+}
+
+/// `DNS:docker,IP:172.17.0.2,…`, each name once.
+fn join_names(addresses: &[IpAddr], host: &str, hosts: &str, wanted: &str) -> String {
+    let mut names: Vec<String> = addresses.iter().map(|address| format!("IP:{address}")).collect();
+    let short = host.split('.').next().unwrap_or(host);
+    // Where `hostname --fqdn` would find it: the lines of /etc/hosts that hold the host name.
+    let lines = hosts.lines().map(|line| line.split('#').next().unwrap_or("").split_whitespace().skip(1).collect::<Vec<_>>());
+    let aliases = lines.filter(|names| names.contains(&host)).flatten();
+    names.extend(["docker", "kind", "localhost", host, short].into_iter().chain(aliases).map(|name| format!("DNS:{name}")));
+    let wanted = wanted.split([',', '\n', ' ']).map(str::trim).filter(|name| !name.is_empty());
+    names.extend(wanted.map(|name| match (name.parse::<IpAddr>(), name.split_once(':')) {
+        (Ok(address), _) => format!("IP:{address}"),
+        (Err(_), Some(_)) => name.to_string(),
+        (Err(_), None) => format!("DNS:{name}"),
+    }));
+    names.retain(|name| name != "DNS:");
+    names.sort();
+    names.dedup();
+    names.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_depends_on_whose_authority_it_is() {
+        let server = ["server/ca.pem", "server/cert.pem", "server/key.pem"];
+        for (files, expected) in [
+            (vec![], Plan::Make),
+            (vec!["ca/key.pem"], Plan::Make),
+            (vec!["ca/key.pem", "ca/cert.pem"], Plan::Make),
+            (server.to_vec(), Plan::Check),
+            ([&server[..], &["ca/cert.pem"]].concat(), Plan::Check),
+            // With the authority's key a certificate can be made anew, and is.
+            ([&server[..], &["ca/key.pem"]].concat(), Plan::Make),
+            (vec!["ca/cert.pem"], Plan::Impossible),
+            (vec!["ca/cert.pem", "server/cert.pem"], Plan::Impossible),
+        ] {
+            assert_eq!(plan(|name| files.contains(&name)), expected, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn the_certificate_names_all_that_a_client_may_call_it() {
+        let addresses: Vec<IpAddr> = ["127.0.0.1", "172.17.0.2", "172.99.99.1", "::1"].map(|text| text.parse().unwrap()).into();
+        let hosts = "127.0.0.1 localhost\n172.17.0.2\tci.example.com ci # ours\n172.17.0.3 other\n";
+        let names = join_names(&addresses, "ci", hosts, "DNS:*.svc,IP:10.0.0.7, bare.example 10.0.0.8,::2");
+        assert_eq!(
+            names,
+            "DNS:*.svc,DNS:bare.example,DNS:ci,DNS:ci.example.com,DNS:docker,DNS:kind,DNS:localhost,\
+             IP:10.0.0.7,IP:10.0.0.8,IP:127.0.0.1,IP:172.17.0.2,IP:172.99.99.1,IP:::1,IP:::2"
+        );
+        assert_eq!(join_names(&[], "", "", ""), "DNS:docker,DNS:kind,DNS:localhost");
+    }
+}

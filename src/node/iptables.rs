@@ -1,0 +1,128 @@
+//! iptables(8) comes in two kinds that do not see each other's rules: all the daemons of one network
+//! namespace must use the same one, which is chosen as docker:dind chooses it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::config::{Config, RUN_DIR};
+use crate::error::{Error, Result};
+use crate::node::mounts;
+use crate::reaper;
+
+/// Not empty: legacy. Empty: the image's own, which is nft. Not set: what works.
+const VARIABLE: &str = "DOCKER_IPTABLES_LEGACY";
+/// Where docker:dind has links with the usual names to the legacy programs.
+const DIND_DIR: &str = "/usr/local/sbin/.iptables-legacy";
+const PROGRAMS: [&str; 6] = ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+/// Tables of the legacy kind that somebody has made in this network namespace.
+const LEGACY_TABLES: [&str; 3] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names", "/proc/net/arp_tables_names"];
+
+/// The directory that goes first on the daemons' PATH.
+static LEGACY: OnceLock<PathBuf> = OnceLock::new();
+
+/// Decides which kind the daemons use.
+pub fn choose(config: &Config) -> Result<()> {
+    let wanted = std::env::var(VARIABLE).ok();
+    let tables = LEGACY_TABLES.iter().any(|path| fs::read_to_string(path).is_ok_and(|names| !names.trim().is_empty()));
+    let works = |program: &str| reaper::run(Command::new(program).arg("-nL")).is_ok();
+    let nft_works = || {
+        works("iptables") || {
+            load(&["nf_tables"]);
+            works("iptables")
+        }
+    };
+    let legacy_works = || {
+        load(&["ip_tables", "ip6_tables"]);
+        find("iptables-legacy").is_some_and(|program| works(&program.to_string_lossy()))
+    };
+    let Some(why) = legacy(wanted.as_deref(), tables, nft_works, legacy_works) else { return Ok(()) };
+    load(&["ip_tables", "ip6_tables"]);
+    match legacy_directory(&config.path(RUN_DIR))? {
+        Some(directory) => {
+            log::info!(target: "network", "iptables-legacy is used: {why}");
+            let _ = LEGACY.set(directory);
+        }
+        None => log::warn!(target: "network", "{why}, but this image has no iptables-legacy: its iptables is used"),
+    }
+    Ok(())
+}
+
+/// Lets the daemon, and what it starts, find the chosen kind.
+pub fn choose_for(command: &mut Command) {
+    if let Some(directory) = LEGACY.get() {
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", directory.display()));
+    }
+}
+
+/// Why it has to be the legacy kind, if it has to.
+fn legacy(
+    wanted: Option<&str>,
+    tables: bool,
+    nft_works: impl FnOnce() -> bool,
+    legacy_works: impl FnOnce() -> bool,
+) -> Option<&'static str> {
+    match wanted {
+        Some("") => None,
+        Some(_) => Some("DOCKER_IPTABLES_LEGACY is set"),
+        None if tables => Some("this network namespace has rules of it"),
+        None if nft_works() => None,
+        None => legacy_works().then_some("nft does not work here"),
+    }
+}
+
+/// Asking for an interface of a module's name makes the kernel load it without /lib/modules.
+fn load(modules: &[&str]) {
+    for module in modules {
+        // There is no such interface: the answer is always an error.
+        let _ = reaper::run(Command::new("ip").args(["link", "show", module]));
+    }
+}
+
+/// A directory in which the legacy programs have the usual names.
+fn legacy_directory(run: &Path) -> Result<Option<PathBuf>> {
+    if Path::new(DIND_DIR).join(PROGRAMS[0]).exists() {
+        return Ok(Some(DIND_DIR.into()));
+    }
+    let directory = run.join("iptables-legacy");
+    mounts::make_dir(&directory)?;
+    for name in PROGRAMS {
+        let Some(program) = find(&name.replace("tables", "tables-legacy")) else { return Ok(None) };
+        let link = directory.join(name);
+        match symlink(program, &link) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("link", link, cause)),
+            _ => {}
+        }
+    }
+    Ok(Some(directory))
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    directories.map(|directory| directory.join(program)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_is_chosen_as_dind_chooses_it() {
+        for (wanted, tables, nft, legacy_works, expected) in [
+            (Some("1"), false, true, true, true),
+            (Some("0"), false, true, true, true),
+            (Some(""), true, false, true, false),
+            (None, true, true, true, true),
+            (None, false, true, true, false),
+            (None, false, false, true, true),
+            (None, false, false, false, false),
+        ] {
+            let chosen = legacy(wanted, tables, || nft, || legacy_works);
+            assert_eq!(chosen.is_some(), expected, "{wanted:?} {tables} {nft} {legacy_works}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A service that was docker:dind before: its variables, its flags, its certificates.
+
+use std::process::Command;
+
+use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT};
+use crate::engine::{docker, image, session, tools, Container, BUSYBOX};
+use crate::process::{run, wait_for, Outcome};
+
+const TLS_PORT: u16 = 2376;
+
+/// A container of the image with these options and this command, once Docker in it answers.
+fn docker_ready(options: &[&str], command: &[&str]) -> Container {
+    let container = Container::create(&[&["--privileged"], options, &[image()], command].concat());
+    container.start();
+    wait_until_docker_answers(&container);
+    container
+}
+
+fn wait_until_docker_answers(container: &Container) {
+    let is_there = || container.exec(&["test", "-e", &format!("/var/kind/{DOCKER_READY}")]).succeeded().then_some(());
+    wait_for(&format!("Docker answers: {}", container.logs()), BOOT_LIMIT, is_there);
+}
+
+/// The command line of the daemon.
+fn arguments(container: &Container) -> String {
+    container.exec(&["sh", "-c", "tr '\\0' ' ' </proc/$(pgrep -x dockerd)/cmdline"]).ok()
+}
+
+/// This machine's client, with the certificates that the container made for clients.
+struct Client {
+    certificates: String,
+    address: String,
+}
+
+impl Client {
+    fn of(container: &Container) -> Client {
+        let directory = session().dir.join(format!("client-{}", &container.id[..12]));
+        docker(&["cp", &format!("{}:/certs/client", container.id), &directory.to_string_lossy()]).ok();
+        let address = container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
+        Client { certificates: directory.display().to_string(), address }
+    }
+
+    fn docker(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new("docker");
+        command.env_remove("DOCKER_HOST").env_remove("DOCKER_CONTEXT").arg("--tlsverify");
+        for (flag, file) in [("--tlscacert", "ca"), ("--tlscert", "cert"), ("--tlskey", "key")] {
+            command.args([flag, &format!("{}/{file}.pem", self.certificates)]);
+        }
+        run(command.args(["--host", &format!("tcp://{}:{TLS_PORT}", self.address)]).args(arguments), LIMIT)
+    }
+}
+
+fn plain(address: &str, port: u16) -> Outcome {
+    let host = format!("tcp://{address}:{port}");
+    run(Command::new("docker").env_remove("DOCKER_TLS_VERIFY").args(["--host", &host, "version"]), LIMIT)
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
+    let settings = ["DOCKER_HOST=tcp://docker:2376", "DOCKER_TLS_CERTDIR=/certs", "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=/certs/client"];
+    let mut options: Vec<&str> = settings.iter().flat_map(|setting| ["--env", setting]).collect();
+    options.extend(["--env", "DOCKER_DRIVER=overlay2", "--env", "DOCKER_TLS_SAN=DNS:ci.example"]);
+    let container = docker_ready(&options, &[]);
+    let client = Client::of(&container);
+    assert!(client.docker(&["images"]).ok().contains(BUSYBOX.split(':').next().expect("it has a tag")), "the baked images are there");
+    for port in [TLS_PORT, 2375] {
+        let outcome = plain(&client.address, port);
+        assert!(!outcome.succeeded(), "{port} answers without certificates: {outcome}");
+    }
+    let names = container.exec(&["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", "/certs/server/cert.pem"]).ok();
+    for name in [tools().static_ip.as_str(), &client.address, "docker", "localhost", "ci.example"] {
+        assert!(names.contains(name), "{name} is not in {names}");
+    }
+    let warnings: Vec<String> = container.logs().lines().filter(|line| line.starts_with("WARN")).map(str::to_string).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("DOCKER_HOST=") && warnings[0].contains("DOCKER_DRIVER=overlay2"), "{warnings:?}");
+
+    // The next start has the same keys, and the clients of before are let in.
+    docker(&["kill", &container.id]).ok();
+    container.start();
+    wait_until_docker_answers(&container);
+    client.docker(&["version"]).ok();
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn flags_and_a_daemon_json_that_say_the_same_do_not_stop_docker() {
+    let flags = ["--debug", "--mtu", "1250", "-s", "overlay2", "--label", "from=flag", "--feature", "cdi=false"];
+    let container = Container::create(&[&["--privileged", image()], &flags[..]].concat());
+    let directory = session().dir.join("docker");
+    std::fs::create_dir_all(&directory).expect("the session's directory can be written");
+    let text = r#"{"debug": false, "mtu": 1300, "labels": ["from=file"], "containerd": "/x.sock", "hosts": ["tcp://127.0.0.1:2399"], "shutdown-timeout": 3}"#;
+    std::fs::write(directory.join("daemon.json"), text).expect("the session's directory can be written");
+    container.copy_to(&directory, "/etc");
+    container.start();
+    wait_until_docker_answers(&container);
+    let info = container.exec(&["docker", "info"]).ok();
+    assert!(info.contains("from=flag") && !info.contains("from=file") && info.contains("io.containerd.snapshotter.v1"), "{info}");
+    container.exec(&["docker", "--host", "tcp://127.0.0.1:2399", "version"]).ok();
+    let mtu = container.exec(&["docker", "run", "--rm", BUSYBOX, "cat", "/sys/class/net/eth0/mtu"]).ok();
+    assert_eq!(mtu.trim(), "1250");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_proxy_is_for_those_who_pull() {
+    let proxy = "HTTPS_PROXY=http://127.0.0.1:9";
+    let container = docker_ready(&["--env", proxy], &[]);
+    let environment = |daemon: &str| {
+        let script = format!("tr '\\0' '\\n' </proc/$(pgrep -x {daemon} || echo none)/environ");
+        wait_for(&format!("{daemon} runs"), LIMIT, || Some(container.exec(&["sh", "-c", &script])).filter(Outcome::succeeded)).stdout
+    };
+    for (daemon, has_it) in [("dockerd", true), ("containerd", true), ("kubelet", false)] {
+        let environment = environment(daemon);
+        assert_eq!(environment.lines().any(|line| line == proxy), has_it, "{daemon}: {environment}");
+        // Without it they would load AppArmor profiles, where the machine has AppArmor.
+        assert!(environment.lines().any(|line| line == "container=docker"), "{daemon}: {environment}");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn sighup_has_docker_read_a_changed_daemon_json() {
+    let container = docker_ready(&[], &[]);
+    let write = |text: &str| container.exec(&["sh", "-c", &format!("mkdir -p /etc/docker && echo '{text}' >/etc/docker/daemon.json")]).ok();
+    write(r#"{"labels": ["changed=yes"]}"#);
+    let info = || container.exec(&["docker", "info"]).ok();
+    assert!(!info().contains("changed=yes"), "it is not read by itself");
+    docker(&["kill", "--signal", "HUP", &container.id]).ok();
+    wait_for("dockerd has the new label", LIMIT, || info().contains("changed=yes").then_some(()));
+    assert!(info().contains("io.containerd.snapshotter.v1"));
+    // One that is broken changes nothing.
+    write("{");
+    docker(&["kill", "--signal", "HUP", &container.id]).ok();
+    wait_for("the log says so", LIMIT, || {
+        container.logs().contains("its settings stay as they are: /etc/docker/daemon.json").then_some(())
+    });
+    assert!(info().contains("changed=yes"));
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn an_explicit_dockerd_has_no_hosts_but_its_own() {
+    let container = docker_ready(&[], &["dockerd", "--debug"]);
+    container.exec(&["docker", "version"]).ok();
+    let address = container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
+    assert!(!plain(&address, 2375).succeeded(), "{}", arguments(&container));
+    drop(container);
+    let container = docker_ready(&[], &["dockerd", "--host", "tcp://0.0.0.0:2377", "--tls=false"]);
+    let address = container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
+    plain(&address, 2377).ok();
+    assert!(!container.exec(&["test", "-e", "/var/run/docker.sock"]).succeeded(), "{}", arguments(&container));
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_node_is_as_large_as_its_container_may_be() {
+    let cluster = Cluster::ready(&["--env", "ENFORCE_CAPACITY=1", "--cpus", "1.5", "--memory", "3g"]);
+    let size = |kind: &str| cluster.field("node/kind", &format!("{{.status.{kind}.cpu}} {{.status.{kind}.memory}}"));
+    assert_eq!(size("capacity"), "2 3Gi");
+    assert_eq!(size("allocatable"), "1500m 3Gi");
+    // kubelet's volumes must still be seen by containerd.
+    let account = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+    let client = cluster.client();
+    assert_eq!(cluster.in_pod(client, &["cat", account]).ok().trim(), "default");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn without_enforce_capacity_the_node_is_as_large_as_the_machine() {
+    let cluster = Cluster::ready(&["--memory", "3g"]);
+    assert_ne!(cluster.field("node/kind", "{.status.capacity.memory}"), "3Gi");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_volume_in_memory_and_legacy_iptables_carry_a_cluster() {
+    let cluster = Cluster::ready(&["--tmpfs", "/var/lib/docker", "--env", "DOCKER_IPTABLES_LEGACY=1"]);
+    let rules =
+        |kind: &str| cluster.container.exec(&["sh", "-c", &format!("iptables-{kind}-save | grep -c ^-A")]).stdout.trim().to_string();
+    assert_eq!(rules("nft"), "0");
+    assert_ne!(rules("legacy"), "0");
+    let legacy = cluster.container.exec(&["iptables-legacy-save"]).ok();
+    assert!(legacy.contains("KUBE-SERVICES") && legacy.contains("DOCKER"), "{legacy}");
+    // A Service is reached, through the rules of all of them.
+    let client = cluster.client();
+    cluster.in_pod(client, &["nslookup", "kubernetes.default.svc.cluster.local"]).ok();
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_volume_on_an_overlay_is_refused_in_one_line() {
+    let script = "mkdir /on-overlay && mount --bind /on-overlay /var/lib/docker && exec kind run";
+    let container = Container::create(&["--privileged", "--entrypoint", "sh", image(), "-c", script]);
+    let outcome = docker(&["start", "--attach", &container.id]);
+    let log = container.logs();
+    let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
+    assert!(!outcome.succeeded() && errors.len() == 1, "{log}");
+    assert!(errors[0].contains("overlayfs cannot write below /var/lib/docker") && errors[0].contains("docker run -v"), "{log}");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_kernels_limits_are_high_enough_for_many_pods() {
+    let container = docker_ready(&[], &[]);
+    for (name, least) in [("fs/inotify/max_user_instances", 8192), ("fs/inotify/max_user_watches", 524_288)] {
+        let value: u64 = container.exec(&["cat", &format!("/proc/sys/{name}")]).ok().trim().parse().expect("it is a number");
+        assert!(value >= least, "{name} is {value}");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn as_entrypoint_of_an_image_without_a_cluster_it_starts_docker_alone() {
+    // The image under test without what was baked: its own entrypoint, its own Docker.
+    let without = session().dir.join("nothing");
+    std::fs::create_dir_all(&without).expect("the session's directory can be written");
+    let nothing = format!("{}:/kind:ro", without.display());
+    let container = docker_ready(&["--volume", &nothing, "--env", "DOCKER_TLS_CERTDIR=/certs"], &["--label", "alone=yes"]);
+    assert!(container.logs().contains("no cluster is baked into this image: starting Docker alone"), "{}", container.logs());
+    assert!(Client::of(&container).docker(&["info"]).ok().contains("alone=yes"));
+    assert!(!container.exec(&["pgrep", "-x", "kubelet"]).succeeded());
+}
