@@ -1,15 +1,19 @@
 //! The boot, readable from top to bottom: network → mounts and cgroups → store → containerd →
 //! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
 
+pub mod extensions;
+
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::cluster::{monitor, Cluster};
-use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR};
+use crate::cluster::{monitor, postmortem, Cluster};
+use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR, POD_LOG_DIR};
 use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::node::network::Network;
+use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cni, hostpath, mounts, network, resolver, scratch};
 use crate::readiness::{FAILED, KUBERNETES_READY};
@@ -20,6 +24,9 @@ pub fn docker_alone(init: &Arc<Init>, flags: Vec<String>) -> Result<()> {
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
+    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
+    registries.prepare(&init.config.path("/"), false)?;
+    let flags = [registries.dockerd_flags(&init.config.path("/")), flags].concat();
     mounts::prepare()?;
     cgroup::prepare()?;
     daemons::supervise(init, dockerd::spec_alone(flags, init.config.path(DOCKER_SOCKET))?)?;
@@ -31,7 +38,10 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
+    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
     let network = prepare_node(cluster.static_ip)?;
+    registries.prepare(Path::new("/"), true)?;
+    let flags = [registries.dockerd_flags(Path::new("/")), flags].concat();
     let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET), network)?;
     let volume = store::prepare(&cluster.bake)?;
     init.readiness.milestone("store");
@@ -43,7 +53,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
     daemons::supervise(init, dockerd)?;
-    daemons::supervise(init, kubelet::spec(cluster.static_ip))?;
+    daemons::supervise(init, kubelet::spec(cluster.static_ip, init.config.kubelet_arguments.clone()))?;
     image_names::keep(init)?;
     give_up_in_time(init);
     monitor::run(init, cluster)
@@ -98,13 +108,12 @@ fn give_up_in_time(init: &Arc<Init>) {
     let init = init.clone();
     std::thread::spawn(move || {
         init.pause(CLUSTER_LIMIT);
-        if !init.stopping() && !init.readiness.has_reached(KUBERNETES_READY) && !init.readiness.exists(FAILED) {
-            let waiting = init.waiting();
-            let waiting = if waiting.is_empty() {
-                (if init.readiness.conditions().api_server { "the DNS" } else { "the API server" }).to_string()
-            } else {
-                waiting.join(", ")
-            };
+        if !init.stopping()
+            && ![KUBERNETES_READY, extensions::CLUSTER_UP].iter().any(|name| init.readiness.has_reached(name))
+            && !init.readiness.exists(FAILED)
+        {
+            postmortem::log_tails(&init.config.path(POD_LOG_DIR), &init.config.path(LOG_DIR));
+            let waiting = init.waiting().join(", ");
             init.fail(&Error::new(format!("the cluster is not ready after {} s, waiting for {waiting}", CLUSTER_LIMIT.as_secs())), 1);
         }
     });

@@ -19,6 +19,7 @@ mod logger;
 mod node;
 mod readiness;
 mod reaper;
+mod scripts;
 mod signals;
 mod status;
 mod stop;
@@ -33,12 +34,13 @@ use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::readiness::WAIT_SCRIPT;
+use crate::readiness::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 
 /// Our own hidden subcommand, which hands a listening socket on to a daemon.
 const EXEC_WITH_SOCKET: &str = "exec-with-socket";
 
 fn main() -> ExitCode {
+    sys::share_one_heap();
     logger::init();
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let done = match cli::parse(&arguments) {
@@ -73,10 +75,12 @@ fn run_node(run: Run) -> Result<ExitCode> {
         Run::Docker(flags) => flags,
     };
     let init = node_init()?;
+    // The last of several flags wins: the command's.
+    let flags = [init.config.dockerd_arguments.clone(), flags].concat();
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     let signals = signals::register()?;
     init.readiness.clear()?;
-    init.readiness.publish(WAIT_SCRIPT, include_bytes!("../wait-for-kind.sh"))?;
+    init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT)?;
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     files::serve(&init.config, init.config.path(STATE_DIR), names)?;
     in_boot_thread(&init, move |init| match &cluster {

@@ -6,10 +6,11 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::logger::since_start;
+use crate::sys;
 
 pub const DOCKER_READY: &str = "docker-ready";
 pub const KUBERNETES_READY: &str = "kubernetes-ready";
@@ -24,9 +25,14 @@ pub const TIMELINE: &str = "timeline";
 
 /// What a job waits with, for jobs whose image does not hold it.
 pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
+pub const WAIT_SCRIPT_TEXT: &[u8] = include_bytes!("../wait-for-kind.sh");
+
+/// One line for each baked pod that is not ready yet: its name, and why.
+pub const WAITING: &str = "waiting";
 
 /// Everything that is served; nothing else is.
-pub const FILES: [&str; 9] = [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT];
+pub const FILES: [&str; 10] =
+    [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT, WAITING];
 
 /// What `docker-ready` and `kubernetes-ready` depend on, as last seen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,26 +43,36 @@ pub struct Conditions {
     /// Every baked pod was started in this boot and is Ready.
     pub pods: bool,
     pub dns: bool,
+    /// Services of type LoadBalancer have this start's address.
+    pub services: bool,
+    /// The user's manifests and scripts have done their work.
+    pub extensions: bool,
     /// Nothing becomes true any more.
     ending: bool,
 }
 
 impl Conditions {
+    /// The baked cluster and Docker are whole: what the user's own manifests and scripts wait for.
+    pub fn cluster(&self) -> bool {
+        self.docker && self.kubelet && self.api_server && self.pods && self.dns && self.services
+    }
+
     /// A client that sees `kubernetes-ready` may rely on `docker-ready` too.
     fn kubernetes(&self) -> bool {
-        self.docker && self.kubelet && self.api_server && self.pods && self.dns
+        self.cluster() && self.extensions
     }
 }
 
 pub struct Readiness {
     dir: PathBuf,
     conditions: Mutex<Conditions>,
+    changed: Condvar,
     timeline: Mutex<String>,
 }
 
 impl Readiness {
     pub fn new(dir: PathBuf) -> Self {
-        Readiness { dir, conditions: Mutex::default(), timeline: Mutex::default() }
+        Readiness { dir, conditions: Mutex::default(), changed: Condvar::new(), timeline: Mutex::default() }
     }
 
     /// Removes what an earlier start of this container left: it is not true any more.
@@ -131,12 +147,21 @@ impl Readiness {
         change(&mut conditions);
         self.follow(DOCKER_READY, before.docker, conditions.docker);
         self.follow(KUBERNETES_READY, before.kubernetes(), conditions.kubernetes());
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until the conditions are as `wanted`, for ever if need be; false when the container stops.
+    pub fn wait_until(&self, wanted: impl Fn(&Conditions) -> bool) -> bool {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.changed.wait_while(conditions, |conditions| !conditions.ending && !wanted(conditions));
+        !wait.unwrap_or_else(PoisonError::into_inner).ending
     }
 
     /// Takes both readiness files away for good: the container is stopping.
     pub fn end(&self) {
         let mut conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         *conditions = Conditions { ending: true, ..Conditions::default() };
+        self.changed.notify_all();
         for name in [KUBERNETES_READY, DOCKER_READY] {
             if let Err(error) = self.retract(name) {
                 log::error!(target: "readiness", "{error}");
@@ -154,6 +179,8 @@ impl Readiness {
                 self.milestone(name);
                 let stages = if name == KUBERNETES_READY { format!(": {}", self.stages()) } else { String::new() };
                 log::info!(target: "readiness", "{name}{stages}");
+                // The boot is over: what it read and parsed is not needed any more.
+                sys::give_memory_back();
             }
             Ok(()) => log::warn!(target: "readiness", "{name} no longer holds"),
             Err(error) => log::error!(target: "readiness", "{error}"),
@@ -169,6 +196,10 @@ fn reached(timeline: &str, name: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn all() -> Conditions {
+        Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, services: true, extensions: true, ending: false }
+    }
+
     fn readiness(test: &str) -> Readiness {
         let dir = std::env::temp_dir().join(format!("kind-readiness-{}-{test}", std::process::id()));
         let readiness = Readiness::new(dir);
@@ -178,10 +209,17 @@ mod tests {
 
     #[test]
     fn kubernetes_is_ready_only_when_everything_it_needs_is() {
-        let all = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, ending: false };
+        let all = all();
         assert!(all.kubernetes());
-        let spoil: [fn(&mut Conditions); 5] =
-            [|c| c.docker = false, |c| c.kubelet = false, |c| c.api_server = false, |c| c.pods = false, |c| c.dns = false];
+        let spoil: [fn(&mut Conditions); 7] = [
+            |c| c.docker = false,
+            |c| c.kubelet = false,
+            |c| c.api_server = false,
+            |c| c.pods = false,
+            |c| c.dns = false,
+            |c| c.services = false,
+            |c| c.extensions = false,
+        ];
         for spoil in spoil {
             let mut conditions = all.clone();
             spoil(&mut conditions);
@@ -192,10 +230,24 @@ mod tests {
     #[test]
     fn files_follow_the_conditions_both_ways() {
         let readiness = readiness("follow");
-        readiness.update(|c| *c = Conditions { docker: true, kubelet: true, api_server: true, pods: true, dns: true, ending: false });
+        readiness.update(|c| *c = all());
         assert!(readiness.exists(DOCKER_READY) && readiness.exists(KUBERNETES_READY));
         readiness.update(|c| c.pods = false);
         assert!(readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
+        fs::remove_dir_all(&readiness.dir).unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_a_condition_hears_of_it_and_of_the_end() {
+        let readiness = readiness("wait");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| readiness.wait_until(|c| c.pods));
+            let in_vain = scope.spawn(|| readiness.wait_until(|c| c.dns));
+            readiness.update(|c| c.pods = true);
+            assert!(waiting.join().unwrap());
+            readiness.end();
+            assert!(!in_vain.join().unwrap());
+        });
         fs::remove_dir_all(&readiness.dir).unwrap();
     }
 

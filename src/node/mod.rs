@@ -5,6 +5,7 @@ pub mod cni;
 pub mod hostpath;
 pub mod mounts;
 pub mod network;
+pub mod registry;
 pub mod resolver;
 pub mod scratch;
 pub mod store;
