@@ -38,6 +38,7 @@ pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
         init.readiness.update(|conditions| conditions.api_server = true);
         if !served {
             init.readiness.milestone("api-server");
+            log::info!(target: "cluster", "the API server answers");
             serve_credentials(init)?;
             served = true;
         }
@@ -99,6 +100,9 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
     init.set_waiting(waiting);
     if !ready {
         return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (false, false));
+    }
+    if !init.readiness.has_reached("pods") {
+        log::info!(target: "cluster", "every baked pod was started and is Ready");
     }
     init.readiness.milestone("pods");
     if !init.readiness.conditions().dns {
