@@ -1,6 +1,6 @@
 //! What a runner reads of an image before it starts it, and what people ask of one that is up.
 
-use crate::cluster::{shared, LIMIT};
+use crate::cluster::{shared, Cluster, KUBERNETES_READY, LIMIT};
 use crate::engine::{docker, image, session, Container};
 use crate::process::wait_for;
 
@@ -49,4 +49,20 @@ fn status_names_the_pods_that_are_not_ready_and_why() {
     wait_for("the status tells of it no more", LIMIT, || {
         (!cluster.container.exec(&["kind", "status"]).ok().contains("impossible")).then_some(())
     });
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_boot_that_hangs_says_what_it_waits_for() {
+    let cluster = Cluster::create(&[]);
+    let broken = session().dir.join("etcd.yaml");
+    std::fs::write(&broken, "apiVersion: v1\nkind: Pod\nmetadata: {name: etcd}\nspec: {}\n")
+        .expect("the session's directory can be written");
+    cluster.container.copy_to(&broken, "/etc/kubernetes/manifests/etcd.yaml");
+    cluster.container.start();
+    let waiting = wait_for("it tells what it waits for", LIMIT, || cluster.file("waiting"));
+    assert!(waiting.contains("the API server: no answer yet"), "{waiting}");
+    let status = cluster.container.exec(&["kind", "status"]).ok();
+    assert!(status.contains("kubernetes-ready  no") && status.contains("the API server: no answer yet"), "{status}");
+    assert!(!cluster.serves(KUBERNETES_READY));
 }
