@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, NAMESPACE, RUN_DIR};
 use crate::daemons::Spec;
 use crate::error::{Error, Result};
-use crate::node::registry::{CERTS_DIR, HOSTS_DIR};
+use crate::node::registry::CERTS_DIR;
 use crate::node::{can_lower_oom_score, mounts};
 use crate::reaper;
 
@@ -57,7 +57,7 @@ state = "/run/containerd"
     conf_dir = "{CNI_CONF_DIR}"
   # Docker's own folder serves kubelet's pulls too.
   [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "{HOSTS_DIR}:{CERTS_DIR}"
+    config_path = "{CERTS_DIR}"
 "#
     )
 }

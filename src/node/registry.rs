@@ -16,10 +16,11 @@ use crate::config::KUBELET_DIR;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 
-/// Where dockerd looks for the authorities of registries, and containerd too when it is told to.
+/// Where dockerd looks for the authorities of registries, and containerd too when it is told to. One
+/// folder: containerd 2.1 pulls as if a list of them were a single name.
 pub const CERTS_DIR: &str = "/etc/docker/certs.d";
-/// containerd's own, for what Docker's has no words for (hosts.toml).
-pub const HOSTS_DIR: &str = "/run/kind/certs.d";
+/// Every Go program trusts what lies here. Docker 28 does not look into the other one for a mirror.
+const SYSTEM_CERTS_DIR: &str = "/etc/ssl/certs";
 /// The one of root, whom the daemons run as; dockerd itself pulls with what its client sends.
 const DOCKER_CONFIG: &str = "/root/.docker/config.json";
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
@@ -83,17 +84,20 @@ impl Registries {
     /// Writes what the daemons read, below `root`. The directories of this start must be mounted.
     pub fn prepare(&self, root: &Path, with_kubelet: bool) -> Result<()> {
         let path = |path: &str| root.join(path.trim_start_matches('/'));
-        for host in [self.registry.as_deref(), self.mirror.as_deref().map(host_of)].into_iter().flatten() {
-            let Some(authority) = &self.authority else { break };
+        if let (Some(host), Some(authority)) = (&self.registry, &self.authority) {
             let directory = path(CERTS_DIR).join(host);
             mounts::make_dir(&directory)?;
             write(&directory.join(CA_FILE), authority, 0o644)?;
         }
         if let Some(mirror) = &self.mirror {
-            let directory = path(HOSTS_DIR).join("docker.io");
+            let directory = path(CERTS_DIR).join("docker.io");
             mounts::make_dir(&directory)?;
-            let authority = self.authority.as_ref().map(|_| path(CERTS_DIR).join(host_of(mirror)).join(CA_FILE));
-            write(&directory.join("hosts.toml"), hosts(mirror, authority.as_deref()).as_bytes(), 0o644)?;
+            let trusted = path(SYSTEM_CERTS_DIR).join(CA_FILE);
+            if let Some(authority) = &self.authority {
+                mounts::make_dir(path(SYSTEM_CERTS_DIR))?;
+                write(&trusted, authority, 0o644)?;
+            }
+            write(&directory.join("hosts.toml"), hosts(mirror, self.authority.as_ref().map(|_| &*trusted)).as_bytes(), 0o644)?;
         }
         if let Some(login) = &self.login {
             let registry = self.registry.as_deref().unwrap_or(DOCKER_HUB);
@@ -179,12 +183,6 @@ fn authority(text: &str) -> Result<Vec<u8>> {
     Ok(contents)
 }
 
-/// Host and port of a URL.
-fn host_of(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split('/').next().unwrap_or(rest)
-}
-
 /// containerd's description of Docker Hub: the mirror first, and itself where that does not answer.
 fn hosts(mirror: &str, authority: Option<&Path>) -> String {
     let authority = authority.map(|path| format!("  ca = \"{}\"\n", path.display())).unwrap_or_default();
@@ -256,12 +254,14 @@ mod tests {
             let settings = [("REGISTRY", "r.example"), ("KIND_REGISTRY_CA", ca), ("KIND_REGISTRY_MIRROR", "https://m.example:5000/hub/")];
             let registries = registries(&settings).unwrap();
             registries.prepare(&root, true).unwrap();
-            for host in ["r.example", "m.example:5000"] {
-                let file = root.join("etc/docker/certs.d").join(host).join(CA_FILE);
-                assert_eq!(fs::read_to_string(&file).unwrap().trim(), PEM, "{host}");
+            for file in [root.join("etc/docker/certs.d/r.example"), root.join("etc/ssl/certs")] {
+                assert_eq!(fs::read_to_string(file.join(CA_FILE)).unwrap().trim(), PEM, "{}", file.display());
             }
-            let hosts = fs::read_to_string(root.join("run/kind/certs.d/docker.io/hosts.toml")).unwrap();
-            assert!(hosts.contains("[host.\"https://m.example:5000/hub\"]\n") && hosts.contains("certs.d/m.example:5000/"), "{hosts}");
+            let hosts = fs::read_to_string(root.join("etc/docker/certs.d/docker.io/hosts.toml")).unwrap();
+            assert!(
+                hosts.contains("[host.\"https://m.example:5000/hub\"]\n") && hosts.contains("etc/ssl/certs/kind-registry-ca.crt"),
+                "{hosts}"
+            );
             assert_eq!(registries.dockerd_flags(&root), ["--registry-mirror=https://m.example:5000/hub"]);
         }
         fs::create_dir_all(root.join("etc/docker")).unwrap();
