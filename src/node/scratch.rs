@@ -57,13 +57,21 @@ pub fn mount_all() -> Result<()> {
 
 /// Keeps in the image what the next start begins with. The daemons have stopped.
 pub fn save_seeds() -> Result<()> {
-    mounts::make_dir(SEED_DIR)?;
     for scratch in &ALL {
-        let parts: Vec<&str> = scratch.seed.iter().copied().filter(|part| Path::new(scratch.target).join(part).exists()).collect();
-        if !parts.is_empty() {
+        let copied = Path::new(SEED_DIR).join(scratch.name);
+        for part in scratch.seed {
+            let from = Path::new(scratch.target).join(part);
+            if from.exists() {
+                mounts::make_dir(&copied)?;
+                // tar takes only those files for sparse that have fewer blocks than bytes, and etcd has reserved its log's.
+                reaper::run(Command::new("cp").args(["-a", "--sparse=always"]).arg(&from).arg(&copied))?;
+            }
+        }
+        if copied.exists() {
             let mut tar = Command::new("tar");
-            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed(scratch)).args(["-C", scratch.target]).args(parts);
+            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed(scratch)).arg("-C").arg(&copied).arg(".");
             reaper::run(&mut tar)?;
+            fs::remove_dir_all(&copied).map_err(|cause| Error::io("remove", &copied, cause))?;
         }
     }
     Ok(())
