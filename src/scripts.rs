@@ -90,3 +90,56 @@ fn lines_of(file: File) -> impl Iterator<Item = String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a script as the boot thread would, with somebody who collects what ends, as the main thread does.
+    fn run_text(text: &str, limit: Duration) -> Result<()> {
+        let path = std::env::temp_dir().join(format!("kind-script-{}-{}.sh", std::process::id(), text.len()));
+        std::fs::write(&path, text).unwrap();
+        thread::scope(|scope| {
+            let (done, wait) = channel::<()>();
+            scope.spawn(move || {
+                while wait.recv_timeout(Duration::from_millis(5)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    reaper::drain();
+                }
+            });
+            let result = run(&path, &[("KIND_TEST", "passed on".to_string())], limit);
+            drop(done);
+            std::fs::remove_file(&path).unwrap();
+            result
+        })
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_script_finds_its_environment_and_needs_no_mode() {
+        run_text("[ \"$KIND_TEST\" = 'passed on' ] && [ \"$PWD\" = / ]\n", LONG).unwrap();
+    }
+
+    #[test]
+    fn a_script_that_fails_is_shown_with_its_last_words_on_either_output() {
+        let message = run_text("echo out\necho err >&2\nexit 3\n", LONG).unwrap_err().to_string();
+        assert!(message.contains("ended with status 3") && message.ends_with("out\nerr"), "{message}");
+        let silent = run_text("exit 4", LONG).unwrap_err().to_string();
+        assert!(silent.ends_with("ended with status 4 and wrote nothing"), "{silent}");
+    }
+
+    #[test]
+    fn a_script_that_takes_too_long_is_killed_with_what_it_started() {
+        let started = Instant::now();
+        let message = run_text("echo before\nsleep 1000 & sleep 1000\n", Duration::from_millis(300)).unwrap_err().to_string();
+        assert!(message.contains("was killed") && message.ends_with("before"), "{message}");
+        assert!(started.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_a_script_leaves_in_the_background_is_not_waited_for() {
+        let started = Instant::now();
+        run_text("sleep 20 &\n", LONG).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(15));
+    }
+}
