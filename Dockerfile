@@ -20,6 +20,7 @@ COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
 ENV DOCKER_TLS_CERTDIR="" KUBECONFIG=/etc/kubernetes/admin.conf
 VOLUME /var/lib/docker
 EXPOSE 2375 8443 10080
+STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/kind", "run"]
 CMD []

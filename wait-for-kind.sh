@@ -1,5 +1,5 @@
 #!/bin/sh
-# Waits in a job until kind is ready. For any POSIX shell with wget or curl, busybox's included.
+# Waits in a job until kind is ready. For any POSIX shell with wget or curl, busybox's included, or with bash alone.
 set -eu
 
 usage() {
@@ -12,7 +12,8 @@ kind has failed or the time is over.
   --kubeconfig FILE    write a kubeconfig that works from here
 
 KIND_HOST names the host that kind runs on (default: the host in DOCKER_HOST, or localhost),
-KIND_PORT the port of its file server (default 10080).
+KIND_PORT the port of its file server (default 10080), KIND_API_PORT the port as which 8443 is published
+when that is another one.
 TEXT
 }
 
@@ -65,8 +66,15 @@ elif command -v wget >/dev/null; then
     [ "$status" -lt 128 ] || { status=0 && wget -q -O - "$url/$1" 2>/dev/null || status=1; }
     return "$status"
   }
+elif command -v bash >/dev/null; then
+  fetch() {
+    # shellcheck disable=SC2016
+    bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET /%s HTTP/1.0\r\nHost: %s\r\n\r\n" "$3" "$1" >&3 &&
+      read -r _ status _ <&3 && [ "$status" = 200 ] && { while IFS= read -r line && [ "$line" != "$4" ]; do :; done; cat; } <&3' \
+      - "$host" "${KIND_PORT:-10080}" "$1" "$(printf '\r')" 2>/dev/null
+  }
 else
-  die "there is neither curl nor wget"
+  die "there is neither curl nor wget nor bash"
 fi
 
 began=$(date +%s)
@@ -79,7 +87,9 @@ await() {
       # The timeline is there from the start: without it, it is not kind that is late.
       timeline=$(fetch timeline) || die "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
       die "$1 is not there after $limit s. What is done so far, in seconds since the start of kind:
-$timeline"
+$timeline
+and what is waited for:
+$(fetch waiting)"
     fi
     # Not every sleep knows fractions.
     sleep 0.2 2>/dev/null || sleep 1
@@ -90,8 +100,8 @@ await "$state-ready" >/dev/null
 say "$state is ready"
 [ -n "$kubeconfig" ] || exit 0
 # The API server answers some time after Docker does.
-config=$(await config)
+config=$(await "config${KIND_API_PORT:+?port=$KIND_API_PORT}")
 umask 077
-case $kubeconfig in */*) mkdir -p "${kubeconfig%/*}" ;; esac
+case $kubeconfig in */*) mkdir -p "${kubeconfig%/*}/" ;; esac
 printf '%s\n' "$config" >"$kubeconfig"
 say "the kubeconfig is $kubeconfig"

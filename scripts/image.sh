@@ -135,7 +135,9 @@ commit() {
   begin "committing $1"
   temporary_images+=("$temporary")
   outlast docker commit --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' \
-    --change 'LABEL kind.stage=image kind.build=' \
+    --change 'LABEL kind.stage=image kind.build=' --change "LABEL org.opencontainers.image.title=kind \
+    org.opencontainers.image.version=$version \
+    org.opencontainers.image.description='Docker and a single-node Kubernetes cluster in one container, for CI'" \
     "$container" "$temporary" >/dev/null
   for name; do docker tag "$temporary" "$name"; done
   say "$* committed in $((SECONDS - began)) s: $(docker image inspect --format '{{.Size}}' "$temporary" | awk '{printf "%.0f MB", $1 / 1e6}')"

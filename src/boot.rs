@@ -1,11 +1,14 @@
 //! The boot, readable from top to bottom: network → mounts and cgroups → store → containerd →
 //! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
 
+pub mod extensions;
+
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::cluster::{monitor, Cluster};
-use crate::config::{Config, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, LOG_DIR};
+use crate::cluster::{monitor, postmortem, Cluster};
+use crate::config::{Config, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
@@ -13,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::node::capacity::Capacity;
 use crate::node::network::Network;
+use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cni, hostpath, iptables, limits, mounts, network, resolver, scratch};
 use crate::readiness::FAILED;
@@ -23,6 +27,9 @@ pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
+    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
+    registries.prepare(&init.config.path("/"), false)?;
+    let line = line.after(registries.dockerd_flags(&init.config.path("/")));
     mounts::prepare()?;
     cgroup::prepare()?;
     init.readiness.update(|conditions| conditions.containerd = true);
@@ -38,7 +45,10 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
     refuse_taken_port()?;
     // Before the node's directories on it are made anew: a volume that is refused is left as it is.
     let volume = store::inspect(&cluster.bake)?;
+    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
     let network = prepare_node(&init.config, cluster.static_ip)?;
+    registries.prepare(Path::new("/"), true)?;
+    let line = line.after(registries.dockerd_flags(Path::new("/")));
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
     let dockerd = dockerd::spec_for_cluster(line, &init.config, network, port)?;
@@ -53,7 +63,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         let removed = containerd::remove_pod_containers()?;
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
-    daemons::supervise(init, kubelet::spec(cluster.static_ip, Capacity::prepare()?))?;
+    daemons::supervise(init, kubelet::spec(cluster.static_ip, Capacity::prepare()?, init.config.kubelet_arguments.clone()))?;
     if let Some(certificates) = certificates {
         certificates.finish()?;
         init.readiness.milestone("certificates");
@@ -116,7 +126,10 @@ fn give_up_in_time(init: &Arc<Init>) -> Result<()> {
     let watch = move || {
         while !init.stopping() {
             let unready = init.readiness.unready_for();
-            if unready >= CLUSTER_LIMIT && !init.readiness.exists(FAILED) {
+            // What the user's own scripts wait for is theirs to limit.
+            let late = unready >= CLUSTER_LIMIT && !init.readiness.conditions().cluster();
+            if late && !init.readiness.exists(FAILED) {
+                postmortem::log_tails(&init.config.path(POD_LOG_DIR), &init.config.path(LOG_DIR));
                 let seconds = unready.as_secs();
                 init.fail(&Error::new(format!("the cluster has not been ready for {seconds} s, waiting for {}", missing(&init))), 1);
             }

@@ -14,6 +14,11 @@ pub const BAKED_IMAGES: &str = "/kind/images";
 pub const SEED_DIR: &str = "/kind/seed";
 pub const CREDENTIALS_DIR: &str = "/kind/credentials";
 
+// Paths that belong to the user: looked at when the cluster is ready, before kubernetes-ready says so.
+pub const MANIFESTS_DIR: &str = "/kind/manifests";
+pub const READY_SCRIPT: &str = "/kubernetes-ready.sh";
+pub const READY_SCRIPTS_DIR: &str = "/kubernetes-ready.d";
+
 // Paths of the running node.
 pub const STATE_DIR: &str = "/var/kind";
 pub const LOG_DIR: &str = "/var/log/kind";
@@ -64,6 +69,8 @@ pub const POLL: Duration = Duration::from_millis(20);
 pub const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 /// The API server comes up in seconds; a starved machine may need minutes.
 pub const CLUSTER_LIMIT: Duration = Duration::from_secs(300);
+/// The user's manifests and scripts may pull images and wait for things.
+pub const EXTENSIONS_LIMIT: Duration = Duration::from_secs(600);
 /// One request to the API server or the DNS.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Docker kills a container 10 s after `docker stop`: the stages of our stop add up to less.
@@ -82,6 +89,11 @@ pub struct Config {
     pub files_address: SocketAddr,
     /// `STATIC_IP`, when it was given.
     pub static_ip: Option<Ipv4Addr>,
+    /// The port that `/config` names (`KIND_API_PORT`), for when 8443 is published as another one.
+    pub api_port: u16,
+    /// Added to the daemons' command lines (`KIND_KUBELET_ARGS`, `KIND_DOCKERD_ARGS`).
+    pub kubelet_arguments: Vec<String>,
+    pub dockerd_arguments: Vec<String>,
 }
 
 impl Config {
@@ -98,6 +110,9 @@ impl Config {
                 Some(text) => parse_listen(&text)?,
             },
             static_ip: get("STATIC_IP").map(|text| parse_static_ip(&text)).transpose()?,
+            api_port: get("KIND_API_PORT").map_or(Ok(API_PORT), |text| parse_api_port(&text))?,
+            kubelet_arguments: words(get("KIND_KUBELET_ARGS")),
+            dockerd_arguments: words(get("KIND_DOCKERD_ARGS")),
         })
     }
 
@@ -113,6 +128,18 @@ fn parse_listen(text: &str) -> Result<SocketAddr> {
     address.ok_or_else(|| {
         Error::new(format!("KIND_LISTEN={text} is not ADDRESS or ADDRESS:PORT")).advise("An example: KIND_LISTEN=127.0.0.1:10080")
     })
+}
+
+fn parse_api_port(text: &str) -> Result<u16> {
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
+        Error::new(format!("KIND_API_PORT={text} is not a port"))
+            .advise("Give the port as which 8443 is published, such as 18443 for -p 18443:8443")
+    })
+}
+
+/// Arguments separated by spaces: no flag of the daemons needs one inside.
+fn words(text: Option<String>) -> Vec<String> {
+    text.unwrap_or_default().split_whitespace().map(str::to_string).collect()
 }
 
 fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
@@ -185,5 +212,22 @@ mod tests {
             assert_eq!(config("KIND_LISTEN", text).unwrap().files_address.to_string(), address);
         }
         assert!(config("KIND_LISTEN", "eth0").unwrap_err().to_string().contains("KIND_LISTEN=eth0"));
+    }
+
+    #[test]
+    fn the_port_of_the_kubeconfig_is_a_port() {
+        assert_eq!(config("STATIC_IP", "").unwrap().api_port, 8443);
+        assert_eq!(config("KIND_API_PORT", "18443").unwrap().api_port, 18443);
+        for text in ["0", "65536", "-1", "http", "8443:8443"] {
+            let message = config("KIND_API_PORT", text).unwrap_err().to_string();
+            assert!(message.contains(&format!("KIND_API_PORT={text}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn arguments_for_the_daemons_are_split_at_spaces() {
+        assert_eq!(config("KIND_KUBELET_ARGS", " --max-pods=50  --v=4\n").unwrap().kubelet_arguments, ["--max-pods=50", "--v=4"]);
+        assert_eq!(config("KIND_DOCKERD_ARGS", "--debug").unwrap().dockerd_arguments, ["--debug"]);
+        assert!(config("KIND_DOCKERD_ARGS", "").unwrap().dockerd_arguments.is_empty());
     }
 }

@@ -23,11 +23,12 @@ type Answer = Response<std::io::Cursor<Vec<u8>>>;
 pub fn serve(config: &Config, dir: PathBuf, certificate_names: Vec<String>) -> Result<()> {
     let listener = gate::open(config.files_address)?;
     let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
+    let api_port = config.api_port;
     let serve = move || {
         // Only the gate connects, with whole requests: an error here is one of this connection.
         loop {
             match server.recv() {
-                Ok(request) => answer(request, &dir, &certificate_names),
+                Ok(request) => answer(request, &dir, api_port, &certificate_names),
                 Err(cause) => {
                     log::error!(target: "files", "the file server has ended: {cause}");
                     std::process::exit(1);
@@ -39,9 +40,9 @@ pub fn serve(config: &Config, dir: PathBuf, certificate_names: Vec<String>) -> R
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the file server's thread: {cause}")))
 }
 
-fn answer(request: Request, dir: &Path, certificate_names: &[String]) {
+fn answer(request: Request, dir: &Path, api_port: u16, certificate_names: &[String]) {
     let host = header(&request, "Host");
-    let response = respond(request.method(), request.url(), host.as_deref(), dir, certificate_names);
+    let response = respond(request.method(), request.url(), host.as_deref(), dir, api_port, certificate_names);
     // A client that went away needs no answer.
     let _ = request.respond(response);
 }
@@ -50,7 +51,7 @@ fn header(request: &Request, name: &'static str) -> Option<String> {
     request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.to_string())
 }
 
-fn respond(method: &Method, target: &str, host: Option<&str>, dir: &Path, certificate_names: &[String]) -> Answer {
+fn respond(method: &Method, target: &str, host: Option<&str>, dir: &Path, api_port: u16, certificate_names: &[String]) -> Answer {
     if ![Method::Get, Method::Head].contains(method) {
         return text(405, "only GET and HEAD\n").with_header(field("Allow", "GET, HEAD"));
     }
@@ -59,7 +60,8 @@ fn respond(method: &Method, target: &str, host: Option<&str>, dir: &Path, certif
     if name != CONFIG {
         return Response::from_data(contents).with_header(field("Content-Type", "text/plain"));
     }
-    match kubeconfig::as_asked_for(&String::from_utf8_lossy(&contents), host, certificate_names) {
+    let Some(port) = asked_port(target, api_port) else { return text(400, "port is no port; an example: /config?port=18443\n") };
+    match kubeconfig::as_asked_for(&String::from_utf8_lossy(&contents), host, port, certificate_names) {
         Some(config) => Response::from_string(config).with_header(field("Content-Type", "application/yaml")),
         None => text(400, "the Host header is neither a host name nor an address\n"),
     }
@@ -69,6 +71,16 @@ fn respond(method: &Method, target: &str, host: Option<&str>, dir: &Path, certif
 fn file_name(target: &str) -> Option<&'static str> {
     let path = target.split(['?', '#']).next()?.strip_prefix('/')?;
     FILES.into_iter().find(|name| *name == path)
+}
+
+/// The port that a client wants in its kubeconfig: with `?port=`, where the engine chose it only when
+/// the container was there.
+fn asked_port(target: &str, default: u16) -> Option<u16> {
+    let query = target.split('#').next()?.split_once('?').map_or("", |(_, query)| query);
+    match query.split('&').find_map(|pair| pair.strip_prefix("port=")) {
+        Some(port) => port.parse().ok().filter(|port| *port != 0),
+        None => Some(default),
+    }
 }
 
 /// The contents of a regular file, never through a symbolic link.
@@ -184,14 +196,30 @@ mod tests {
     }
 
     #[test]
+    fn the_port_of_the_kubeconfig_may_be_asked_for() {
+        for (target, port) in [
+            ("/config", Some(8443)),
+            ("/config?port=18443", Some(18443)),
+            ("/config?a=b&port=1#port=2", Some(1)),
+            ("/config?support=1", Some(8443)),
+            ("/config?port=", None),
+            ("/config?port=0", None),
+            ("/config?port=70000", None),
+            ("/config?port=1%0aserver", None),
+        ] {
+            assert_eq!(asked_port(target, 8443), port, "{target}");
+        }
+    }
+
+    #[test]
     fn a_link_out_of_the_directory_is_not_served() {
         let dir = std::env::temp_dir().join(format!("kind-files-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.join("failed")).unwrap();
         std::fs::write(dir.join("timeline"), "0.1 boot\n").unwrap();
-        let status = |target| respond(&Method::Get, target, None, &dir, &[]).status_code().0;
+        let status = |target| respond(&Method::Get, target, None, &dir, 8443, &[]).status_code().0;
         assert_eq!((status("/failed"), status("/timeline"), status("/docker-ready")), (404, 200, 404));
-        assert_eq!(respond(&Method::Post, "/timeline", None, &dir, &[]).status_code().0, 405);
+        assert_eq!(respond(&Method::Post, "/timeline", None, &dir, 8443, &[]).status_code().0, 405);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

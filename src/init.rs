@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, STATE_DIR};
 use crate::daemons::Daemon;
 use crate::error::Error;
-use crate::readiness::{Readiness, FAILED, KUBERNETES_READY};
+use crate::readiness::{Readiness, FAILED, KUBERNETES_READY, WAITING};
 
 pub struct Init {
     pub config: Config,
@@ -112,13 +112,20 @@ impl Init {
         }
     }
 
-    /// Takes note of the pods that are waited for.
+    /// Takes note of what is waited for, and shows it to those who wait.
     pub fn set_waiting(&self, now: Vec<String>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if *waiting != now {
-            log::debug!(target: "cluster", "waiting for {now:?}");
-            *waiting = now;
+        if *waiting == now {
+            return;
         }
+        log::debug!(target: "cluster", "waiting for {now:?}");
+        let lines: String = now.iter().map(|line| format!("{line}\n")).collect();
+        let shown =
+            if now.is_empty() { self.readiness.retract(WAITING).map(drop) } else { self.readiness.publish(WAITING, lines.as_bytes()) };
+        if let Err(error) = shown {
+            log::error!(target: "readiness", "{error}");
+        }
+        *waiting = now;
     }
 
     pub fn waiting(&self) -> Vec<String> {

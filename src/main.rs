@@ -21,6 +21,7 @@ mod node;
 mod openssl;
 mod readiness;
 mod reaper;
+mod scripts;
 mod signals;
 mod status;
 mod stop;
@@ -38,7 +39,7 @@ use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::readiness::WAIT_SCRIPT;
+use crate::readiness::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 
 /// Our own hidden subcommand, which hands a listening socket on to a daemon.
 const EXEC_WITH_SOCKET: &str = "exec-with-socket";
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     // First of all: as PID 1, a signal that nobody has asked for is lost.
     let signals = signals::register();
     sys::unblock_and_unignore_signals();
+    sys::share_one_heap();
     logger::init();
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let done = match cli::parse(&arguments) {
@@ -81,9 +83,11 @@ pub fn say(text: &str) -> Result<ExitCode> {
 
 fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
+    // The last of several flags wins: the command's.
+    let line = line.after(init.config.dockerd_arguments.clone());
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
-    init.readiness.publish(WAIT_SCRIPT, include_bytes!("../wait-for-kind.sh"))?;
+    init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT)?;
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     files::serve(&init.config, init.config.path(STATE_DIR), names)?;
     in_boot_thread(&init, move |init| match &cluster {

@@ -6,11 +6,12 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::logger::since_start;
+use crate::sys;
 
 pub const DOCKER_READY: &str = "docker-ready";
 pub const KUBERNETES_READY: &str = "kubernetes-ready";
@@ -25,9 +26,14 @@ pub const TIMELINE: &str = "timeline";
 
 /// What a job waits with, for jobs whose image does not hold it.
 pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
+pub const WAIT_SCRIPT_TEXT: &[u8] = include_bytes!("../wait-for-kind.sh");
+
+/// One line for each baked pod that is not ready yet: its name, and why.
+pub const WAITING: &str = "waiting";
 
 /// Everything that is served; nothing else is.
-pub const FILES: [&str; 9] = [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT];
+pub const FILES: [&str; 10] =
+    [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT, WAITING];
 
 /// What `docker-ready` and `kubernetes-ready` depend on, as last seen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +47,10 @@ pub struct Conditions {
     /// Every baked pod was started in this boot and is Ready.
     pub pods: bool,
     pub dns: bool,
+    /// Services of type LoadBalancer have this start's address.
+    pub services: bool,
+    /// The user's manifests and scripts have done their work.
+    pub extensions: bool,
     /// Nothing becomes true any more.
     ending: bool,
 }
@@ -50,9 +60,14 @@ impl Conditions {
         self.containerd && self.docker
     }
 
+    /// The baked cluster and Docker are whole: what the user's own manifests and scripts wait for.
+    pub fn cluster(&self) -> bool {
+        self.docker() && self.kubelet && self.etcd && self.api_server && self.pods && self.dns && self.services
+    }
+
     /// A client that sees `kubernetes-ready` may rely on `docker-ready` too.
     fn kubernetes(&self) -> bool {
-        self.docker() && self.kubelet && self.etcd && self.api_server && self.pods && self.dns
+        self.cluster() && self.extensions
     }
 }
 
@@ -61,12 +76,19 @@ pub struct Readiness {
     conditions: Mutex<Conditions>,
     /// Since when `kubernetes-ready` has not been there.
     unready_since: Mutex<Option<Instant>>,
+    changed: Condvar,
     timeline: Mutex<String>,
 }
 
 impl Readiness {
     pub fn new(dir: PathBuf) -> Self {
-        Readiness { dir, conditions: Mutex::default(), unready_since: Mutex::new(Some(Instant::now())), timeline: Mutex::default() }
+        Readiness {
+            dir,
+            conditions: Mutex::default(),
+            unready_since: Mutex::new(Some(Instant::now())),
+            changed: Condvar::new(),
+            timeline: Mutex::default(),
+        }
     }
 
     /// Removes what an earlier start of this container left: it is not true any more.
@@ -145,6 +167,7 @@ impl Readiness {
             let since = (!conditions.kubernetes()).then(Instant::now);
             *self.unready_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
         }
+        self.changed.notify_all();
     }
 
     /// For how long `kubernetes-ready` has not been there; zero while it is.
@@ -152,10 +175,18 @@ impl Readiness {
         self.unready_since.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Sleeps until the conditions are as `wanted`, for ever if need be; false when the container stops.
+    pub fn wait_until(&self, wanted: impl Fn(&Conditions) -> bool) -> bool {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.changed.wait_while(conditions, |conditions| !conditions.ending && !wanted(conditions));
+        !wait.unwrap_or_else(PoisonError::into_inner).ending
+    }
+
     /// Takes both readiness files away for good: the container is stopping.
     pub fn end(&self) {
         let mut conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         *conditions = Conditions { ending: true, ..Conditions::default() };
+        self.changed.notify_all();
         for name in [KUBERNETES_READY, DOCKER_READY] {
             if let Err(error) = self.retract(name) {
                 log::error!(target: "readiness", "{error}");
@@ -174,6 +205,8 @@ impl Readiness {
                 self.milestone(name);
                 let stages = if first && name == KUBERNETES_READY { format!(": {}", self.stages()) } else { String::new() };
                 log::info!(target: "readiness", "{name}{stages}");
+                // The boot is over: what it read and parsed is not needed any more.
+                sys::give_memory_back();
             }
             Ok(()) => log::warn!(target: "readiness", "{name} no longer holds"),
             Err(error) => log::error!(target: "readiness", "{error}"),
@@ -196,14 +229,24 @@ mod tests {
         readiness
     }
 
-    const ALL: Conditions =
-        Conditions { containerd: true, docker: true, kubelet: true, etcd: true, api_server: true, pods: true, dns: true, ending: false };
+    const ALL: Conditions = Conditions {
+        containerd: true,
+        docker: true,
+        kubelet: true,
+        etcd: true,
+        api_server: true,
+        pods: true,
+        dns: true,
+        services: true,
+        extensions: true,
+        ending: false,
+    };
 
     #[test]
     fn kubernetes_is_ready_only_when_everything_it_needs_is() {
         let all = ALL;
         assert!(all.kubernetes());
-        let spoil: [fn(&mut Conditions); 7] = [
+        let spoil: [fn(&mut Conditions); 9] = [
             |c| c.containerd = false,
             |c| c.docker = false,
             |c| c.kubelet = false,
@@ -211,6 +254,8 @@ mod tests {
             |c| c.api_server = false,
             |c| c.pods = false,
             |c| c.dns = false,
+            |c| c.services = false,
+            |c| c.extensions = false,
         ];
         for spoil in spoil {
             let mut conditions = all.clone();
@@ -231,6 +276,20 @@ mod tests {
         assert!(readiness.unready_for() > Duration::ZERO);
         readiness.update(|c| (c.pods, c.containerd) = (true, false));
         assert!(!readiness.exists(DOCKER_READY) && !readiness.exists(KUBERNETES_READY));
+        fs::remove_dir_all(&readiness.dir).unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_a_condition_hears_of_it_and_of_the_end() {
+        let readiness = readiness("wait");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| readiness.wait_until(|c| c.pods));
+            let in_vain = scope.spawn(|| readiness.wait_until(|c| c.dns));
+            readiness.update(|c| c.pods = true);
+            assert!(waiting.join().unwrap());
+            readiness.end();
+            assert!(!in_vain.join().unwrap());
+        });
         fs::remove_dir_all(&readiness.dir).unwrap();
     }
 

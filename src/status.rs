@@ -1,12 +1,15 @@
 //! `kind status` and `kind healthcheck`: what the files under `/var/kind` say.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
+use crate::bake::wait;
+use crate::cluster::api::Api;
+use crate::cluster::Cluster;
+use crate::config::{Config, CLUSTER_FILE, CREDENTIALS_DIR, STATE_DIR};
 use crate::error::Result;
-use crate::readiness::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE};
+use crate::readiness::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
 use crate::say;
 
 /// Shows the states and the timeline.
@@ -16,6 +19,13 @@ pub fn print() -> Result<ExitCode> {
     let mut text = format!("docker-ready      {}\nkubernetes-ready  {}\n", yes_no(DOCKER_READY), yes_no(KUBERNETES_READY));
     if let Some(why) = states.text(FAILED) {
         text.push_str(&format!("failed            {}\n", why.trim_end()));
+    }
+    if states.has_cluster {
+        let waiting = states.not_ready();
+        if !waiting.is_empty() {
+            text.push_str("\nnot ready\n");
+            text.extend(waiting.iter().map(|line| format!("  {line}\n")));
+        }
     }
     if let Some(timeline) = states.text(TIMELINE) {
         text.push_str("\nseconds  milestone\n");
@@ -45,6 +55,17 @@ impl States {
 
     fn exists(&self, name: &str) -> bool {
         self.dir.join(name).exists()
+    }
+
+    /// Every pod and workload that is not ready, the user's too: asked of the API server where it answers,
+    /// and otherwise what the init has seen last.
+    fn not_ready(&self) -> Vec<String> {
+        let ask = || {
+            let cluster = Cluster::load(Path::new(CLUSTER_FILE)).ok()??;
+            let api = Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip).ok()?;
+            wait::unready(&api, &cluster.containers).ok()
+        };
+        ask().unwrap_or_else(|| self.text(WAITING).unwrap_or_default().lines().map(str::to_string).collect())
     }
 
     fn text(&self, name: &str) -> Option<String> {

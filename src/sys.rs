@@ -159,3 +159,21 @@ pub fn has_attribute(path: &std::path::Path, name: &std::ffi::CStr) -> bool {
     // SAFETY: both strings end with a zero byte, and a size of 0 asks for no data to be written.
     unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) >= 0 }
 }
+
+/// One heap for all threads: glibc would give each its own, and keep in it what the thread once needed.
+pub fn share_one_heap() {
+    // SAFETY: mallopt only sets a number, and is called before any other thread allocates.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives memory that is free in the heap back to the kernel.
+pub fn give_memory_back() {
+    // SAFETY: malloc_trim touches nothing but the allocator's own free lists, under its lock.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,4 +1,4 @@
-//! `wait-for-kind.sh` as jobs run it: in busybox's shell and in others, with curl, wget or busybox's wget.
+//! `wait-for-kind.sh` as jobs run it: in busybox's shell and in others, with curl, wget, busybox's wget or bash.
 #![allow(clippy::disallowed_methods, reason = "the tests have no reaper of their own that std's waiting could race")]
 
 mod common;
@@ -21,7 +21,7 @@ struct Job {
 }
 
 /// Every kind of image that a job may run in.
-const KINDS: [(&str, &str); 4] = [("busybox", "wget"), ("busybox", "curl"), ("system", "wget"), ("system", "curl")];
+const KINDS: [(&str, &str); 5] = [("busybox", "wget"), ("busybox", "curl"), ("system", "wget"), ("system", "curl"), ("system", "bash")];
 
 impl Job {
     fn new(tools: &str, client: &str) -> Job {
@@ -106,10 +106,16 @@ fn it_ends_early_with_the_reason_when_kind_has_failed() {
 fn when_the_time_is_over_it_says_what_was_reached() {
     let (server, address) = kind(&["docker-ready"]);
     server.publish("/timeline", b"0.041 store\n0.105 containerd\n");
+    server.publish("/waiting", b"kube-system/etcd-kind: not there\n");
     let job = Job::new("busybox", "wget");
     let (code, said) = job.run(&["--timeout", "0"], &settings(&address));
     assert_eq!(code, 1, "{said}");
-    assert!(said.contains("kubernetes-ready is not there after 0 s") && said.contains("0.105 containerd"), "{said}");
+    assert!(
+        said.contains("kubernetes-ready is not there after 0 s")
+            && said.contains("0.105 containerd")
+            && said.contains("etcd-kind: not there"),
+        "{said}"
+    );
     let (code, said) = job.run(&["docker", "--timeout", "0"], &settings(&address));
     assert_eq!(code, 0, "what is there needs no time: {said}");
 }
@@ -156,6 +162,27 @@ fn it_writes_a_kubeconfig_for_its_owner_alone() {
 }
 
 #[test]
+fn the_kubeconfig_is_asked_for_with_the_published_port_and_may_lie_at_the_root() {
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&["kubernetes-ready"]);
+        server.publish("/config?port=18443", b"apiVersion: v1\n\nkind: Config\n");
+        let job = Job::new(tools, client);
+        let [host, port] = settings(&address);
+        // A path without a folder, and one whose folder is the root.
+        let root = format!("/kind-test-{}", std::process::id());
+        for file in ["config", &root] {
+            let (code, said) = job.run(&["--kubeconfig", file], &[host, port, ("KIND_API_PORT", "18443")]);
+            let written = std::fs::read_to_string(job.home.path().join(file));
+            let _ = std::fs::remove_file(&root);
+            if file == root && !nix::unistd::geteuid().is_root() {
+                continue;
+            }
+            assert_eq!((code, written.ok().as_deref()), (0, Some("apiVersion: v1\n\nkind: Config\n")), "{tools} {client}: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_proxy_of_the_job_is_not_asked() {
     for (tools, client) in KINDS {
         let (_server, address) = kind(&["docker-ready"]);
@@ -185,5 +212,5 @@ fn a_line_that_makes_no_sense_is_refused() {
     assert!(said.starts_with("Usage: wait-for-kind.sh"), "{said}");
     let (code, said) = Job::new("busybox", "").run(&[], &[]);
     assert_eq!(code, 1);
-    assert!(said.contains("neither curl nor wget"), "{said}");
+    assert!(said.contains("neither curl nor wget nor bash"), "{said}");
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::reaper;
 
-const BIN_DIR: &str = "/usr/local/bin";
+pub const BIN_DIR: &str = "/usr/local/bin";
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
 /// In `images/`: what the scripts pulled when the bundle was made.
 const PULLED: &str = "pulled.tar";

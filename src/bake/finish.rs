@@ -1,10 +1,13 @@
 //! The quiet end of the bake: what is committed must look as if nothing was interrupted.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::bake::bundle::BIN_DIR;
 use crate::bake::{hooks, images, wait};
 use crate::cluster::api::Api;
 use crate::cluster::{pods, Cluster, Pod};
@@ -13,6 +16,7 @@ use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::node::{cgroup, scratch};
+use crate::readiness::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 use crate::{reaper, stop};
 
 /// kubelet's label on the containers that it asks for.
@@ -119,6 +123,8 @@ pub fn clean_up(init: &Init) -> Result<()> {
         STATE_DIR,
         "/var/log/containers",
         "/etc/kubernetes/tmp",
+        // Only a bake needs it: 40 to 75 MB.
+        "/usr/local/bin/kubeadm",
     ] {
         let removed = match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -127,7 +133,10 @@ pub fn clean_up(init: &Init) -> Result<()> {
         };
         removed.map_err(|cause| Error::io("remove", path, cause))?;
     }
-    Ok(())
+    // So that the image serves as a job's own too.
+    let wait = Path::new(BIN_DIR).join(WAIT_SCRIPT);
+    let written = fs::write(&wait, WAIT_SCRIPT_TEXT).and_then(|()| fs::set_permissions(&wait, Permissions::from_mode(0o755)));
+    written.map_err(|cause| Error::io("write", wait, cause))
 }
 
 /// The last file of the bake: an image has a cluster exactly when it has this.

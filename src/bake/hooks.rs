@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::config::{ADMIN_KUBECONFIG, NODE_NAME, POD_SUBNET, RUN_DIR, SERVICE_SUBNET};
+use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::reaper;
+use crate::{reaper, scripts};
 
 /// The hooks folder's script, and the one that lay beside build.sh, as in the first kind.
 pub const BEFORE_CLUSTER: &[&str] = &["/hooks/before-cluster.sh", "/hooks/root-before-cluster.sh"];
@@ -49,18 +49,9 @@ impl Hooks {
         let made = fs::write(&docker, DOCKER).and_then(|()| fs::set_permissions(&docker, PermissionsExt::from_mode(0o755)));
         made.map_err(|cause| Error::io("write", &docker, cause))?;
 
+        let mut environment = scripts::environment(static_ip);
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
-        // The API server is no business of a proxy that pulls need.
-        let mut direct = format!("localhost,127.0.0.1,{NODE_NAME},{static_ip},{SERVICE_SUBNET},{POD_SUBNET},.svc,.cluster.local");
-        if let Some(more) = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).ok().filter(|more| !more.is_empty()) {
-            direct = format!("{direct},{more}");
-        }
-        let mut environment = vec![
-            ("PATH", format!("{}:{path}", directory.display())),
-            ("KUBECONFIG", ADMIN_KUBECONFIG.to_string()),
-            ("NO_PROXY", direct.clone()),
-            ("no_proxy", direct),
-        ];
+        environment.push(("PATH", format!("{}:{path}", directory.display())));
         if complete {
             environment.push(("KIND_BUNDLE_COMPLETE", "1".into()));
         }

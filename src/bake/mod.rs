@@ -10,7 +10,7 @@ mod images;
 mod kubeadm;
 mod pack;
 mod versions;
-mod wait;
+pub mod wait;
 
 use std::fs;
 use std::path::Path;
@@ -24,6 +24,7 @@ use crate::bake::kubeadm::Kubeadm;
 use crate::boot;
 use crate::cli::Bake;
 use crate::cluster::api::Api;
+use crate::cluster::load_balancer;
 use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
@@ -65,9 +66,12 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         kubeadm.write_node()?;
         certificates::make_ours(static_ip)
     })?;
-    let kubelet = daemons::supervise(init, kubelet::spec(static_ip, Capacity::default()))?;
-    let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
+    let kubelet = daemons::supervise(init, kubelet::spec(static_ip, Capacity::default(), vec![]))?;
+    let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), static_ip)?);
     step("API server up", || wait::for_api_server(init, &api))?;
+    // A hook may wait for what it has installed, such as an ingress controller's Service.
+    init.readiness.update(|conditions| conditions.api_server = true);
+    load_balancer::start(init, api.clone(), static_ip)?;
     // It found no API server to tell of its static pods, and would try again only after a minute or more.
     kubelet.restart();
     step("cluster set up", || {

@@ -22,7 +22,7 @@ pub fn for_api_server(init: &Init, api: &Api) -> Result<()> {
 
 /// Waits until the node, every workload and every pod is Ready.
 pub fn for_everything(init: &Init, api: &Api) -> Result<()> {
-    until(init, || unready(api).unwrap_or_else(|error| vec![error.to_string()]))
+    until(init, || unready(api, &BTreeSet::new()).unwrap_or_else(|error| vec![error.to_string()]))
 }
 
 fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
@@ -42,7 +42,8 @@ fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
     }
 }
 
-fn unready(api: &Api) -> Result<Vec<String>> {
+/// What is not Ready, and why; `baked` are ids of containers that count as not started.
+pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
     let mut unready = vec![];
     for node in items(&api.get("/api/v1/nodes")?) {
         let conditions = node.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
@@ -72,7 +73,7 @@ fn unready(api: &Api) -> Result<Vec<String>> {
         }
     }
     for pod in items(&pods) {
-        if let Err(why) = pods::state(pod, &BTreeSet::new()) {
+        if let Err(why) = pods::explain(pod, baked) {
             unready.push(format!("{}: {why}", pods::name(pod).unwrap_or_default()));
         }
     }

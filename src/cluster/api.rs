@@ -54,6 +54,19 @@ impl Api {
         }
     }
 
+    /// Merges `patch` into an object (RFC 7386).
+    pub fn patch(&self, path: &str, patch: &Value) -> Result<()> {
+        let url = format!("{}{path}", self.base);
+        let fail = |cause: ureq::Error| Error::new(format!("PATCH {url}: {cause}"));
+        let request = self.agent.patch(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
+        let response = request.content_type("application/merge-patch+json").send(patch.to_string());
+        let mut response = response.map_err(fail)?;
+        match (response.status().as_u16(), response.body_mut().read_to_string().map_err(fail)?) {
+            (200 | 201, _) => Ok(()),
+            (status, body) => Err(Error::new(format!("the API server answers PATCH {path} with {status}: {}", body.trim()))),
+        }
+    }
+
     fn request(&self, method: &'static str, path: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.base);
         let fail = |cause: ureq::Error| Error::new(format!("{method} {url}: {cause}"));

@@ -2,8 +2,6 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::config::API_PORT;
-
 /// The server in the file on disk.
 const LOCAL_SERVER: &str = "    server: https://localhost:8443\n";
 
@@ -33,16 +31,16 @@ users:
     )
 }
 
-/// The file with the server that `host`, a Host header, names.
+/// The file with the server that `host`, a Host header, names, and the port as which it is published.
 ///
 /// The API server's certificate cannot hold a name that nobody knew when baking: then the client is
 /// told to check it for `localhost`. `None` when the header is no host name or address.
-pub fn as_asked_for(file: &str, host: Option<&str>, certificate_names: &[String]) -> Option<String> {
-    let Some(host) = host else { return Some(file.to_string()) };
+pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, certificate_names: &[String]) -> Option<String> {
+    let host = host.unwrap_or("localhost");
     let name = host_name(host)?;
     let known = certificate_names.iter().any(|known| known.eq_ignore_ascii_case(name.trim_matches(['[', ']'])));
     let check = if known { "" } else { "    tls-server-name: localhost\n" };
-    Some(file.replace(LOCAL_SERVER, &format!("    server: https://{name}:{API_PORT}\n{check}")))
+    Some(file.replace(LOCAL_SERVER, &format!("    server: https://{name}:{port}\n{check}")))
 }
 
 /// The host of a Host header without its port; IPv6 addresses keep their brackets.
@@ -105,6 +103,7 @@ mod tests {
     fn a_name_outside_the_certificate_is_checked_as_localhost() {
         let names = ["localhost".to_string(), "kind".to_string(), "::1".to_string()];
         let file = render("Q0E=", "Q0VSVA==", "S0VZ");
+        let as_asked_for = |file: &str, host, names: &[String]| super::as_asked_for(file, host, 8443, names);
         assert_eq!(as_asked_for(&file, None, &names).unwrap(), file);
         assert_eq!(as_asked_for(&file, Some("localhost:10080"), &names).unwrap(), file);
         let known = as_asked_for(&file, Some("KIND:10080"), &names).unwrap();
@@ -113,5 +112,13 @@ mod tests {
         assert!(unknown.contains("    server: https://service-1:8443\n    tls-server-name: localhost\n"), "{unknown}");
         assert!(as_asked_for(&file, Some("[::1]"), &names).unwrap().contains("server: https://[::1]:8443\n    cert"));
         assert_eq!(as_asked_for(&file, Some("a b"), &names), None);
+    }
+
+    #[test]
+    fn the_port_is_the_published_one() {
+        let file = render("Q0E=", "Q0VSVA==", "S0VZ");
+        for host in [None, Some("localhost:20080")] {
+            assert!(as_asked_for(&file, host, 18443, &["localhost".into()]).unwrap().contains("server: https://localhost:18443\n    cert"));
+        }
     }
 }

@@ -4,8 +4,10 @@ pub mod api;
 pub mod dns;
 pub mod etcd;
 pub mod kubeconfig;
+pub mod load_balancer;
 pub mod monitor;
 pub mod pods;
+pub mod postmortem;
 
 use std::collections::BTreeSet;
 use std::fs;

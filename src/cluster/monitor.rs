@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::boot::extensions;
 use crate::cluster::api::Api;
-use crate::cluster::{dns, etcd, pods, Cluster};
+use crate::cluster::{dns, etcd, load_balancer, pods, Cluster};
 use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -24,7 +25,10 @@ const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
+    load_balancer::start(init, api.clone(), cluster.static_ip)?;
+    extensions::start(init, api.clone(), cluster)?;
     let mut served = false;
+    init.set_waiting(vec!["the API server: no answer yet".into()]);
     while !init.stopping() {
         if !api.is_ready() {
             init.readiness.update(|conditions| (conditions.api_server, conditions.dns) = (false, false));
@@ -34,6 +38,7 @@ pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
         init.readiness.update(|conditions| conditions.api_server = true);
         if !served {
             init.readiness.milestone("api-server");
+            log::info!(target: "cluster", "the API server answers");
             serve_credentials(init)?;
             etcd::follow(init, api.clone())?;
             served = true;
@@ -86,7 +91,7 @@ fn note(states: &mut BTreeMap<String, pods::State>, cluster: &Cluster, pod: &Val
     if deleted {
         states.remove(&name);
     } else {
-        states.insert(name, pods::state(pod, &cluster.containers));
+        states.insert(name, pods::explain(pod, &cluster.containers));
     }
 }
 
@@ -97,11 +102,15 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
     if !ready {
         return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (false, false));
     }
+    if !init.readiness.has_reached("pods") {
+        log::info!(target: "cluster", "every baked pod was started and is Ready");
+    }
     init.readiness.milestone("pods");
     if !init.readiness.conditions().dns {
         let Some(server) = cluster.dns else {
             return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
         };
+        init.set_waiting(vec![format!("the DNS at {server}: no answer yet")]);
         // An answer takes a millisecond, and seconds on a starved machine.
         let mut patience = FIRST_ANSWER;
         while !dns::answers(server, patience) {
@@ -111,6 +120,7 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
             patience = (patience * 2).min(LAST_ANSWER);
             init.pause(POLL);
         }
+        init.set_waiting(vec![]);
         init.readiness.milestone("dns");
     }
     init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));

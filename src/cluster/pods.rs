@@ -55,6 +55,32 @@ pub fn state(pod: &Value, baked: &BTreeSet<String>) -> State {
     }
 }
 
+/// Why a pod is not ready in words for people: `state`, and what kubelet and the scheduler say besides.
+pub fn explain(pod: &Value, baked: &BTreeSet<String>) -> State {
+    let Err(why) = state(pod, baked) else { return Ok(()) };
+    let mut words = vec![why];
+    for status in ["initContainerStatuses", "containerStatuses"].iter().flat_map(|list| statuses(pod, list)) {
+        words.extend(message(status.pointer("/state/waiting")));
+        if let Some(ended) = status.pointer("/lastState/terminated").or_else(|| status.pointer("/state/terminated")) {
+            let code = ended.get("exitCode").and_then(Value::as_i64).filter(|code| *code != 0);
+            words.extend(code.map(|code| format!("it ended with status {code}")));
+            words.extend(message(Some(ended)));
+        }
+    }
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+    let unscheduled = |condition: &&Value| condition.get("type").and_then(Value::as_str) == Some("PodScheduled");
+    words.extend(conditions.filter(unscheduled).filter_map(|condition| message(Some(condition))));
+    words.dedup();
+    Err(words.join("; "))
+}
+
+/// The first line of a message; the rest of a long one is for `kubectl describe`.
+fn message(of: Option<&Value>) -> Option<String> {
+    const LONGEST: usize = 300;
+    let text = of?.get("message")?.as_str()?.lines().next()?;
+    (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
+}
+
 /// Which of the baked pods are not ready, and why. One that the user deleted is not waited for.
 pub fn waiting(cluster: &Cluster, states: &BTreeMap<String, State>) -> Vec<String> {
     let why = |pod: &Pod| match states.get(&pod.name) {
@@ -145,5 +171,19 @@ mod tests {
         let broken =
             BTreeMap::from([("kube-system/etcd-kind".to_string(), Ok(())), ("default/app".to_string(), Err("not Ready".to_string()))]);
         assert_eq!(waiting(&cluster, &broken), ["default/app: not Ready"]);
+    }
+
+    #[test]
+    fn a_pod_is_explained_with_the_words_of_those_who_know() {
+        let unscheduled = json!({"status": {"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory."},
+        ]}});
+        assert_eq!(explain(&unscheduled, &baked()), Err("not started; 0/1 nodes are available: 1 Insufficient memory.".into()));
+        let mut crashing = pod("new", "False");
+        crashing["status"]["containerStatuses"][0]["state"] =
+            json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s\nx"}});
+        crashing["status"]["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 3, "reason": "Error"}});
+        assert_eq!(explain(&crashing, &baked()), Err("not Ready; back-off 10s; it ended with status 3".into()));
+        assert_eq!(explain(&pod("new", "True"), &baked()), Ok(()));
     }
 }

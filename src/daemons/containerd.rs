@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
 use crate::daemons::{answers_ok, Spec};
 use crate::error::{Error, Result};
+use crate::node::registry::CERTS_DIR;
 use crate::node::{can_lower_oom_score, mounts};
 use crate::reaper;
 
@@ -70,6 +71,9 @@ state = "/run/containerd"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{CNI_BIN_DIR}"
     conf_dir = "{CNI_CONF_DIR}"
+  # Docker's own folder serves kubelet's pulls too.
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{CERTS_DIR}"
 "#
     )
 }

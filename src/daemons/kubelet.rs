@@ -12,7 +12,8 @@ use crate::node::capacity::Capacity;
 
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
-pub fn spec(node_ip: Ipv4Addr, capacity: Capacity) -> Spec {
+/// `more` are the user's own flags: kubelet takes the last of several, and flags before its file.
+pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, more: Vec<String>) -> Spec {
     Spec {
         name: "kubelet",
         command: Box::new(move || {
@@ -25,6 +26,7 @@ pub fn spec(node_ip: Ipv4Addr, capacity: Capacity) -> Spec {
             command.args(kubeadm_flags(&text));
             // The container's name and first address change with every start; the node's do not.
             command.args([format!("--hostname-override={NODE_NAME}"), format!("--node-ip={node_ip}")]);
+            command.args(&more);
             without_proxy(&mut command);
             Ok(command)
         }),

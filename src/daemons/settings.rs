@@ -24,6 +24,12 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
+    /// The same after flags that come from elsewhere: of several, dockerd takes the last.
+    pub fn after(mut self, flags: Vec<String>) -> CommandLine {
+        self.flags.splice(0..0, flags);
+        self
+    }
+
     pub fn names_hosts(&self) -> bool {
         self.flags.iter().any(|flag| ["-H", "--host"].iter().any(|name| is_flag(flag, name)))
     }

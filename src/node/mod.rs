@@ -8,6 +8,7 @@ pub mod iptables;
 pub mod limits;
 pub mod mounts;
 pub mod network;
+pub mod registry;
 pub mod resolver;
 pub mod scratch;
 pub mod store;

@@ -63,6 +63,21 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     Ok(interface)
 }
 
+/// The address under which others reach this container: the engine's, not the static one beside it.
+pub fn own_address(static_ip: Ipv4Addr) -> Result<Ipv4Addr> {
+    let addresses = addresses()?;
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let interface = choose_interface(default_route(&routes).map(|(interface, _)| interface), &addresses);
+    Ok(choose_own(&addresses, &interface, static_ip))
+}
+
+fn choose_own(addresses: &[Address], interface: &str, static_ip: Ipv4Addr) -> Ipv4Addr {
+    // A label such as eth0:kind is an address of the same interface.
+    let on_interface = |address: &&Address| address.interface.split(':').next() == Some(interface);
+    let own = addresses.iter().filter(on_interface).find(|address| address.ip != static_ip && !address.loopback);
+    own.map_or(static_ip, |address| address.ip)
+}
+
 /// Where nothing is routed to the outside, the node itself could not reach Services: kube-proxy
 /// rewrites their addresses only after the kernel has found a route to them.
 pub fn route_services(interface: &str) -> Result<()> {

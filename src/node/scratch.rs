@@ -47,9 +47,9 @@ pub fn mount_all() -> Result<()> {
                 mounts::bind(&source, scratch.target)?;
             }
         }
-        let seed = seed_dir(scratch);
+        let seed = seed(scratch);
         if seed.exists() {
-            copy(&seed.join("."), Path::new(scratch.target))?;
+            reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(seed).args(["-C", scratch.target]))?;
         }
     }
     Ok(())
@@ -58,22 +58,26 @@ pub fn mount_all() -> Result<()> {
 /// Keeps in the image what the next start begins with. The daemons have stopped.
 pub fn save_seeds() -> Result<()> {
     for scratch in &ALL {
+        let copied = Path::new(SEED_DIR).join(scratch.name);
         for part in scratch.seed {
             let from = Path::new(scratch.target).join(part);
             if from.exists() {
-                mounts::make_dir(seed_dir(scratch))?;
-                copy(&from, &seed_dir(scratch))?;
+                mounts::make_dir(&copied)?;
+                // tar takes only those files for sparse that have fewer blocks than bytes, and etcd has reserved its log's.
+                reaper::run(Command::new("cp").args(["-a", "--sparse=always"]).arg(&from).arg(&copied))?;
             }
+        }
+        if copied.exists() {
+            let mut tar = Command::new("tar");
+            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed(scratch)).arg("-C").arg(&copied).arg(".");
+            reaper::run(&mut tar)?;
+            fs::remove_dir_all(&copied).map_err(|cause| Error::io("remove", &copied, cause))?;
         }
     }
     Ok(())
 }
 
-fn seed_dir(scratch: &Scratch) -> PathBuf {
-    Path::new(SEED_DIR).join(scratch.name)
-}
-
-/// Sparse, because etcd's log is 64 MB of which most is not written yet.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    reaper::run(Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to)).map(drop)
+/// An archive, because the image's own layers know no holes: etcd's log is 64 MB, of which 1 MB is written.
+fn seed(scratch: &Scratch) -> PathBuf {
+    Path::new(SEED_DIR).join(format!("{}.tar", scratch.name))
 }

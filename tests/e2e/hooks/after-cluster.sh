@@ -29,3 +29,6 @@ spec:
             periodSeconds: 1
 YAML
 echo "after-cluster" >>/var/lib/from-hook
+# An ingress controller's Service, as a hook that waits for it would bake it.
+kubectl -n from-hook expose deployment web --type=LoadBalancer --port=8800 --target-port=8080
+timeout 60 bash -c 'until kubectl -n from-hook get service web --output=jsonpath={.status.loadBalancer.ingress[0].ip} | grep .; do sleep 0.2; done'

@@ -1,0 +1,192 @@
+//! What the user adds to a cluster that is up, before `kubernetes-ready` says so: manifests in
+//! `/kind/manifests`, then `/kubernetes-ready.sh`, then the scripts in `/kubernetes-ready.d`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::bake::wait;
+use crate::cluster::api::Api;
+use crate::cluster::Cluster;
+use crate::config::{ADMIN_KUBECONFIG, EXTENSIONS_LIMIT, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
+use crate::daemons;
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::{reaper, scripts};
+
+/// The milestone from which on it is the user's own work that readiness waits for.
+pub const CLUSTER_UP: &str = "cluster";
+const WAIT_POLL: Duration = Duration::from_millis(250);
+const APPLY_PAUSE: Duration = Duration::from_millis(500);
+/// A kind that was defined a moment ago, or a webhook whose pods start, comes within this.
+const APPLY_LIMIT: Duration = Duration::from_secs(60);
+/// What kubectl says of errors that pass.
+const PASSING: [&str; 5] =
+    ["no matches for kind", "failed calling webhook", "error looking up service account", "connection refused", "TLS handshake timeout"];
+
+/// What there is to do, in order.
+#[derive(Debug, Default, PartialEq)]
+struct Extensions {
+    manifests: Vec<PathBuf>,
+    scripts: Vec<PathBuf>,
+}
+
+/// Does all of it as soon as the cluster is up, in a thread of its own; where there is nothing, at no cost.
+pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
+    let extensions = Extensions::find(Path::new("/"))?;
+    if extensions == Extensions::default() {
+        init.readiness.update(|conditions| conditions.extensions = true);
+        return Ok(());
+    }
+    let (init, cluster) = (init.clone(), cluster.clone());
+    let body = move || {
+        if !init.readiness.wait_until(|conditions| conditions.cluster()) {
+            return;
+        }
+        init.readiness.milestone(CLUSTER_UP);
+        match extensions.run(&init, &api, &cluster) {
+            Ok(()) => {
+                init.readiness.update(|conditions| conditions.extensions = true);
+                init.forget_failure_when_ready();
+            }
+            Err(_) if init.stopping() => {}
+            Err(error) => init.fail(&error, 1),
+        }
+    };
+    let started = thread::Builder::new().name("extensions".into()).spawn(body);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for {READY_SCRIPT}: {cause}")))
+}
+
+impl Extensions {
+    fn find(root: &Path) -> Result<Extensions> {
+        let below = |path: &str| root.join(path.trim_start_matches('/'));
+        let mut scripts: Vec<PathBuf> = Some(below(READY_SCRIPT)).into_iter().filter(|path| path.is_file()).collect();
+        scripts.extend(files(&below(READY_SCRIPTS_DIR), &["sh"])?);
+        Ok(Extensions { manifests: files(&below(MANIFESTS_DIR), &["yaml", "yml", "json"])?, scripts })
+    }
+
+    fn run(&self, init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
+        let end = Instant::now() + EXTENSIONS_LIMIT;
+        let left = || end.saturating_duration_since(Instant::now());
+        if !self.manifests.is_empty() {
+            let started = Instant::now();
+            log::info!(target: "manifests", "the cluster is up: applying {} of {MANIFESTS_DIR}", counted(self.manifests.len(), "file"));
+            self.manifests.iter().try_for_each(|path| apply(path, left().min(APPLY_LIMIT)))?;
+            wait_for_everything(init, api, cluster, left())?;
+            log::info!(target: "manifests", "applied, and every workload Ready, in {:.1} s", started.elapsed().as_secs_f64());
+            init.readiness.milestone("manifests");
+        }
+        if !self.scripts.is_empty() {
+            let environment = scripts::environment(cluster.static_ip);
+            self.scripts.iter().try_for_each(|path| scripts::run(path, &environment, left()))?;
+            init.readiness.milestone("scripts");
+        }
+        Ok(())
+    }
+}
+
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The files of a folder that may be missing, by name. Links too: a ConfigMap's files are links.
+fn files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(cause) => return Err(Error::io("list", directory, cause)),
+    };
+    let wanted = |path: &PathBuf| {
+        path.is_file() && path.extension().and_then(|extension| extension.to_str()).is_some_and(|have| extensions.contains(&have))
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(wanted).collect();
+    files.sort();
+    Ok(files)
+}
+
+fn apply(path: &Path, limit: Duration) -> Result<()> {
+    let mut last = None;
+    let applied = reaper::poll(APPLY_PAUSE, limit, || {
+        let mut command = Command::new("kubectl");
+        command.args(["--kubeconfig", ADMIN_KUBECONFIG, "apply", "-f"]).arg(path);
+        match reaper::run(daemons::without_proxy(&mut command)) {
+            Ok(said) => {
+                said.lines().for_each(|line| log::info!(target: "manifests", "{line}"));
+                Some(true)
+            }
+            Err(error) => {
+                let passes = PASSING.iter().any(|words| error.to_string().contains(words));
+                last = Some(error);
+                (!passes).then_some(false)
+            }
+        }
+    });
+    if applied == Some(true) {
+        return Ok(());
+    }
+    let why = last.map(|error| error.to_string()).unwrap_or_default();
+    Err(Error::new(format!("{} cannot be applied: {why}", path.display())))
+}
+
+/// Waits until every workload and pod is Ready, the user's and the cluster's.
+fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duration) -> Result<()> {
+    let mut waiting = vec![];
+    let ready = reaper::poll(WAIT_POLL, limit, || {
+        if init.stopping() {
+            return Some(false);
+        }
+        let now = wait::unready(api, &cluster.containers).unwrap_or_else(|error| vec![error.to_string()]);
+        if now != waiting {
+            init.set_waiting(now.clone());
+            waiting = now;
+        }
+        waiting.is_empty().then_some(true)
+    });
+    match ready {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::new("stopped")),
+        None => Err(Error::new(format!(
+            "what {MANIFESTS_DIR} holds is not ready after {} s: {}",
+            EXTENSIONS_LIMIT.as_secs(),
+            waiting.join(", ")
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_to_do_is_found_in_order() {
+        let root = std::env::temp_dir().join(format!("kind-extensions-{}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        assert_eq!(Extensions::find(&root).unwrap(), Extensions::default());
+        let file = |name: &str| {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        let ours = [
+            "kind/manifests/b.yml",
+            "kind/manifests/a.yaml",
+            "kubernetes-ready.d/20.sh",
+            "kubernetes-ready.d/10.sh",
+            "kubernetes-ready.sh",
+        ];
+        ours.iter().for_each(|name| file(name));
+        // A ConfigMap's own folder, and what is neither.
+        ["kind/manifests/..data/c.yaml", "kind/manifests/notes.txt", "kubernetes-ready.d/readme"].iter().for_each(|name| file(name));
+        std::os::unix::fs::symlink(root.join("kind/manifests/..data/c.yaml"), root.join("kind/manifests/c.yaml")).unwrap();
+        let found = Extensions::find(&root).unwrap();
+        let names = |paths: &[PathBuf]| {
+            paths.iter().map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&found.manifests), ["kind/manifests/a.yaml", "kind/manifests/b.yml", "kind/manifests/c.yaml"]);
+        assert_eq!(names(&found.scripts), ["kubernetes-ready.sh", "kubernetes-ready.d/10.sh", "kubernetes-ready.d/20.sh"]);
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

@@ -1,0 +1,82 @@
+//! What is needed to understand a cluster that did not come up: the last words of its control plane
+//! and of kubelet, in the container's log, which outlives the container's files in most CI systems.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::reaper;
+
+/// Lines of each log.
+const LINES: usize = 6;
+/// Made by kubelet: `NAMESPACE_NAME_UID/CONTAINER/N.log`.
+const NAMESPACE: &str = "kube-system_";
+
+/// Logs the end of every system pod's newest log, and of kubelet's errors.
+pub fn log_tails(pod_logs: &Path, daemon_logs: &Path) {
+    for (name, path) in newest_logs(pod_logs) {
+        let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).lines().map(without_prefix).collect::<Vec<_>>().join("\n");
+        show(&name, &text);
+    }
+    let kubelet = String::from_utf8_lossy(&fs::read(daemon_logs.join("kubelet.log")).unwrap_or_default()).into_owned();
+    // klog begins a line with its severity.
+    let errors: Vec<&str> = kubelet.lines().filter(|line| line.starts_with('E')).collect();
+    show("kubelet", &errors.join("\n"));
+}
+
+fn show(name: &str, text: &str) {
+    let tail = reaper::tail(text, LINES);
+    if !tail.trim().is_empty() {
+        log::error!(target: "cluster", "the end of the log of {name}:\n{tail}");
+    }
+}
+
+/// Each container of a system pod with the log of its last start.
+fn newest_logs(pod_logs: &Path) -> Vec<(String, PathBuf)> {
+    let list = |path: &Path| -> Vec<PathBuf> { fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect() };
+    let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u32>().ok());
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut newest = vec![];
+    for pod in list(pod_logs).iter().filter(|pod| name(pod).starts_with(NAMESPACE)) {
+        for container in list(pod) {
+            if let Some(log) = list(&container).into_iter().filter(|path| number(path).is_some()).max_by_key(number) {
+                newest.push((name(&container), log));
+            }
+        }
+    }
+    newest.sort();
+    newest
+}
+
+/// A line of CRI's format without its `TIME STREAM TAG `.
+fn without_prefix(line: &str) -> &str {
+    line.splitn(4, ' ').nth(3).unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_log_of_each_system_container_is_found() {
+        let root = std::env::temp_dir().join(format!("kind-postmortem-{}", std::process::id()));
+        for file in [
+            "kube-system_etcd-kind_1/etcd/0.log",
+            "kube-system_etcd-kind_1/etcd/10.log",
+            "kube-system_etcd-kind_1/etcd/9.log",
+            "default_app_2/app/0.log",
+        ] {
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        assert_eq!(newest_logs(&root), [("etcd".to_string(), root.join("kube-system_etcd-kind_1/etcd/10.log"))]);
+        assert!(newest_logs(&root.join("missing")).is_empty());
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_line_is_shown_without_what_the_runtime_put_before_it() {
+        assert_eq!(without_prefix("2026-11-25T08:00:00.1Z stderr F panic: no disk left"), "panic: no disk left");
+        assert_eq!(without_prefix("plain"), "plain");
+    }
+}

@@ -1,0 +1,302 @@
+//! A private registry, its authority, and a mirror, as the environment names them: set up once, before
+//! the daemons start, for both Docker and kubelet.
+//!
+//! Credentials go to docker's own configuration file and to kubelet's, authorities to the folder that
+//! dockerd and containerd both read. Nothing of it is logged.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::prelude::{Engine, BASE64_STANDARD};
+use serde_json::{json, Value};
+
+use crate::config::KUBELET_DIR;
+use crate::error::{Error, Result};
+use crate::node::mounts;
+
+/// Where dockerd looks for the authorities of registries, and containerd too when it is told to. One
+/// folder: containerd 2.1 pulls as if a list of them were a single name.
+pub const CERTS_DIR: &str = "/etc/docker/certs.d";
+/// Every Go program trusts what lies here. Docker 28 does not look into the other one for a mirror.
+const SYSTEM_CERTS_DIR: &str = "/etc/ssl/certs";
+/// The one of root, whom the daemons run as; dockerd itself pulls with what its client sends.
+const DOCKER_CONFIG: &str = "/root/.docker/config.json";
+const DAEMON_JSON: &str = "/etc/docker/daemon.json";
+const CA_FILE: &str = "kind-registry-ca.crt";
+
+/// What Docker calls its own Hub in a configuration file.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+/// Where it answers.
+const DOCKER_HUB_SERVER: &str = "https://registry-1.docker.io";
+const DOCKER_HUB_NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+
+#[derive(Default)]
+pub struct Registries {
+    /// Host, and port where it has one; nothing for Docker Hub.
+    registry: Option<String>,
+    login: Option<Login>,
+    /// PEM.
+    authority: Option<Vec<u8>>,
+    /// A URL.
+    mirror: Option<String>,
+}
+
+struct Login {
+    user: String,
+    password: String,
+}
+
+impl Registries {
+    /// Reads the environment, and the files that it names.
+    ///
+    /// # Errors
+    /// A variable that cannot be, or lacks another one; the message names the variable and never the password.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Registries> {
+        let get = |name: &str| get(name).filter(|value| !value.is_empty());
+        let registry = get("REGISTRY").map(|text| host(&text)).transpose()?.filter(|host| !DOCKER_HUB_NAMES.contains(&host.as_str()));
+        let password = match (get("REGISTRY_PASSWORD"), get("REGISTRY_PASSWORD_FILE")) {
+            (Some(_), Some(_)) => return Err(Error::new("REGISTRY_PASSWORD and REGISTRY_PASSWORD_FILE are both set").advise("Give one")),
+            (Some(password), None) => Some(password),
+            (None, Some(path)) => {
+                let text = fs::read_to_string(&path).map_err(|cause| Error::io("read REGISTRY_PASSWORD_FILE", &path, cause))?;
+                // As an editor leaves it.
+                Some(text.trim_end_matches(['\r', '\n']).to_string())
+            }
+            (None, None) => None,
+        };
+        let login = match (get("REGISTRY_USER"), password) {
+            (Some(user), Some(password)) if !user.contains(':') => Some(Login { user, password }),
+            (Some(_), Some(_)) => return Err(Error::new("REGISTRY_USER must not hold a colon, which ends a user's name")),
+            (Some(_), None) => return Err(Error::new("REGISTRY_USER is set, but neither REGISTRY_PASSWORD nor REGISTRY_PASSWORD_FILE")),
+            (None, Some(_)) => return Err(Error::new("a REGISTRY_PASSWORD is set, but no REGISTRY_USER")),
+            (None, None) => None,
+        };
+        let mirror = get("KIND_REGISTRY_MIRROR").map(|text| mirror(&text)).transpose()?;
+        let authority = get("KIND_REGISTRY_CA").map(|text| authority(&text)).transpose()?;
+        if authority.is_some() && registry.is_none() && mirror.is_none() {
+            return Err(Error::new("KIND_REGISTRY_CA is set, but neither REGISTRY nor KIND_REGISTRY_MIRROR, whose authority it would be"));
+        }
+        Ok(Registries { registry, login, authority, mirror })
+    }
+
+    /// Writes what the daemons read, below `root`. The directories of this start must be mounted.
+    pub fn prepare(&self, root: &Path, with_kubelet: bool) -> Result<()> {
+        let path = |path: &str| root.join(path.trim_start_matches('/'));
+        if let (Some(host), Some(authority)) = (&self.registry, &self.authority) {
+            let directory = path(CERTS_DIR).join(host);
+            mounts::make_dir(&directory)?;
+            write(&directory.join(CA_FILE), authority, 0o644)?;
+        }
+        if let Some(mirror) = &self.mirror {
+            let directory = path(CERTS_DIR).join("docker.io");
+            mounts::make_dir(&directory)?;
+            let trusted = path(SYSTEM_CERTS_DIR).join(CA_FILE);
+            if let Some(authority) = &self.authority {
+                mounts::make_dir(path(SYSTEM_CERTS_DIR))?;
+                write(&trusted, authority, 0o644)?;
+            }
+            write(&directory.join("hosts.toml"), hosts(mirror, self.authority.as_ref().map(|_| &*trusted)).as_bytes(), 0o644)?;
+        }
+        if let Some(login) = &self.login {
+            let registry = self.registry.as_deref().unwrap_or(DOCKER_HUB);
+            let kubelet = with_kubelet.then(|| path(KUBELET_DIR).join("config.json"));
+            log_in(&path(DOCKER_CONFIG), kubelet.as_deref(), registry, login)?;
+            log::info!(target: "registry", "logged in to {registry} as {}", login.user);
+        }
+        if let Some(mirror) = &self.mirror {
+            log::info!(target: "registry", "images of Docker Hub are pulled through {mirror}");
+        }
+        Ok(())
+    }
+
+    /// What dockerd is told on its command line.
+    pub fn dockerd_flags(&self, root: &Path) -> Vec<String> {
+        let Some(mirror) = &self.mirror else { return vec![] };
+        let user: PathBuf = root.join(DAEMON_JSON.trim_start_matches('/'));
+        // dockerd refuses a file and flags that both name mirrors.
+        if fs::read_to_string(user).is_ok_and(|text| text.contains("\"registry-mirrors\"")) {
+            log::warn!(target: "registry", "{DAEMON_JSON} names registry-mirrors: Docker uses those, and KIND_REGISTRY_MIRROR is for pods alone");
+            return vec![];
+        }
+        vec![format!("--registry-mirror={mirror}")]
+    }
+}
+
+/// Adds the login to what root's docker is logged in to already. kubelet reads the first file that it
+/// finds, and its own comes first: so that holds all of them.
+fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) -> Result<()> {
+    let mut config = match fs::read_to_string(docker) {
+        Ok(text) => serde_json::from_str(&text)
+            .ok()
+            .filter(Value::is_object)
+            .ok_or_else(|| Error::new(format!("{} is not a JSON object", docker.display())).advise("Mend it or leave it out"))?,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => json!({}),
+        Err(cause) => return Err(Error::io("read", docker, cause)),
+    };
+    if !config.get("auths").is_some_and(Value::is_object) {
+        config["auths"] = json!({});
+    }
+    config["auths"][registry] = json!({"auth": BASE64_STANDARD.encode(format!("{}:{}", login.user, login.password))});
+    let text = config.to_string();
+    for file in Some(docker).into_iter().chain(kubelet) {
+        mounts::make_dir(file.parent().unwrap_or(Path::new("/")))?;
+        write(file, text.as_bytes(), 0o600)?;
+    }
+    Ok(())
+}
+
+/// `HOST` or `HOST:PORT`, also where it was written as a URL.
+fn host(text: &str) -> Result<String> {
+    let bare = text.trim().trim_start_matches("https://").trim_end_matches('/');
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    if bare.is_empty() || !bare.bytes().all(allowed) {
+        return Err(Error::new(format!("REGISTRY={text} is not HOST or HOST:PORT")).advise("An example: REGISTRY=registry.example.com"));
+    }
+    Ok(bare.to_string())
+}
+
+fn mirror(text: &str) -> Result<String> {
+    let bare = text.trim().trim_end_matches('/');
+    let rest = bare.strip_prefix("https://").or_else(|| bare.strip_prefix("http://"));
+    // A quote would end the string in which it is written.
+    match rest {
+        Some(rest) if !rest.is_empty() && !rest.contains(['"', '\\', '@', ' ', '\n', '?', '#']) => Ok(bare.to_string()),
+        _ => Err(Error::new("KIND_REGISTRY_MIRROR is not the URL of a mirror without a login")
+            .advise("An example: KIND_REGISTRY_MIRROR=https://mirror.example.com")),
+    }
+}
+
+/// PEM, or the path of a file with it.
+fn authority(text: &str) -> Result<Vec<u8>> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    if text.contains(BEGIN) {
+        return Ok(format!("{}\n", text.trim()).into_bytes());
+    }
+    let contents = fs::read(text).map_err(|cause| {
+        Error::io("read KIND_REGISTRY_CA", text, cause).advise("Give certificates as PEM, or the path of a file with them in the container")
+    })?;
+    if !String::from_utf8_lossy(&contents).contains(BEGIN) {
+        return Err(Error::new(format!("KIND_REGISTRY_CA={text} holds no certificate as PEM")));
+    }
+    Ok(contents)
+}
+
+/// containerd's description of Docker Hub: the mirror first, and itself where that does not answer.
+fn hosts(mirror: &str, authority: Option<&Path>) -> String {
+    let authority = authority.map(|path| format!("  ca = \"{}\"\n", path.display())).unwrap_or_default();
+    format!("server = \"{DOCKER_HUB_SERVER}\"\n[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{authority}")
+}
+
+fn write(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(contents)
+    };
+    write().map_err(|cause| Error::io("write", path, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----";
+
+    fn registries(settings: &[(&str, &str)]) -> Result<Registries> {
+        Registries::from_env(|asked| settings.iter().find(|(name, _)| *name == asked).map(|(_, value)| value.to_string()))
+    }
+
+    fn root(test: &str) -> PathBuf {
+        let root = std::env::temp_dir().join(format!("kind-registry-{}-{test}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(&root).unwrap();
+        root
+    }
+
+    #[test]
+    fn both_files_hold_the_login_beside_those_that_were_there() {
+        let root = root("login");
+        let docker = root.join("root/.docker/config.json");
+        fs::create_dir_all(docker.parent().unwrap()).unwrap();
+        fs::write(&docker, r#"{"auths": {"other.example": {"auth": "eDp5"}}, "currentContext": "c"}"#).unwrap();
+        let settings = [("REGISTRY", "https://registry.example:5000/"), ("REGISTRY_USER", "ci"), ("REGISTRY_PASSWORD", "pa:ss")];
+        registries(&settings).unwrap().prepare(&root, true).unwrap();
+        for file in [docker, root.join("var/lib/kubelet/config.json")] {
+            let config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+            assert_eq!(config["auths"]["registry.example:5000"]["auth"], BASE64_STANDARD.encode("ci:pa:ss"));
+            assert_eq!((&config["auths"]["other.example"]["auth"], &config["currentContext"]), (&json!("eDp5"), &json!("c")));
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+        }
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn the_password_may_lie_in_a_file_and_no_registry_means_docker_hub() {
+        let root = root("file");
+        fs::write(root.join("secret"), "from-file\n").unwrap();
+        for registry in ["", "docker.io"] {
+            let file = root.join("secret").display().to_string();
+            let settings = [("REGISTRY", registry), ("REGISTRY_USER", "ci"), ("REGISTRY_PASSWORD_FILE", &file)];
+            registries(&settings).unwrap().prepare(&root, true).unwrap();
+            let text = fs::read_to_string(root.join("root/.docker/config.json")).unwrap();
+            assert_eq!(text, json!({"auths": {DOCKER_HUB: {"auth": BASE64_STANDARD.encode("ci:from-file")}}}).to_string());
+        }
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn an_authority_is_for_the_registry_and_for_the_mirror() {
+        let root = root("authority");
+        fs::write(root.join("ca.pem"), PEM).unwrap();
+        for ca in [PEM, &root.join("ca.pem").display().to_string()] {
+            let settings = [("REGISTRY", "r.example"), ("KIND_REGISTRY_CA", ca), ("KIND_REGISTRY_MIRROR", "https://m.example:5000/hub/")];
+            let registries = registries(&settings).unwrap();
+            registries.prepare(&root, true).unwrap();
+            for file in [root.join("etc/docker/certs.d/r.example"), root.join("etc/ssl/certs")] {
+                assert_eq!(fs::read_to_string(file.join(CA_FILE)).unwrap().trim(), PEM, "{}", file.display());
+            }
+            let hosts = fs::read_to_string(root.join("etc/docker/certs.d/docker.io/hosts.toml")).unwrap();
+            assert!(
+                hosts.contains("[host.\"https://m.example:5000/hub\"]\n") && hosts.contains("etc/ssl/certs/kind-registry-ca.crt"),
+                "{hosts}"
+            );
+            assert_eq!(registries.dockerd_flags(&root), ["--registry-mirror=https://m.example:5000/hub"]);
+        }
+        fs::create_dir_all(root.join("etc/docker")).unwrap();
+        fs::write(root.join("etc/docker/daemon.json"), r#"{"registry-mirrors": ["https://own.example"]}"#).unwrap();
+        assert!(registries(&[("KIND_REGISTRY_MIRROR", "https://m.example")]).unwrap().dockerd_flags(&root).is_empty());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn nothing_set_is_nothing_done() {
+        let root = root("nothing");
+        registries(&[("REGISTRY", "registry.example")]).unwrap().prepare(&root, true).unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_and_the_password_is_not() {
+        let secret = "hunter2";
+        for (settings, name) in [
+            (&[("REGISTRY", "a b")][..], "REGISTRY=a b"),
+            (&[("REGISTRY", "host/path")], "REGISTRY=host/path"),
+            (&[("REGISTRY_USER", "u")], "neither REGISTRY_PASSWORD nor"),
+            (&[("REGISTRY_PASSWORD", secret)], "no REGISTRY_USER"),
+            (&[("REGISTRY_USER", "u:v"), ("REGISTRY_PASSWORD", secret)], "REGISTRY_USER"),
+            (&[("REGISTRY_USER", "u"), ("REGISTRY_PASSWORD", secret), ("REGISTRY_PASSWORD_FILE", "/f")], "both set"),
+            (&[("REGISTRY_USER", "u"), ("REGISTRY_PASSWORD_FILE", "/no/such")], "/no/such"),
+            (&[("KIND_REGISTRY_CA", PEM)], "neither REGISTRY nor"),
+            (&[("REGISTRY", "r"), ("KIND_REGISTRY_CA", "/no/such")], "/no/such"),
+            (&[("REGISTRY", "r"), ("KIND_REGISTRY_CA", "/dev/null")], "no certificate"),
+            (&[("KIND_REGISTRY_MIRROR", "mirror.example")], "KIND_REGISTRY_MIRROR"),
+            (&[("KIND_REGISTRY_MIRROR", "https://u:hunter2@m")], "without a login"),
+        ] {
+            let message = registries(settings).err().unwrap().to_string();
+            assert!(message.contains(name) && !message.contains(secret), "{message}");
+        }
+    }
+}

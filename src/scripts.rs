@@ -1,0 +1,145 @@
+//! Running the user's scripts in a node that is up: what they find, and where their output goes.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+
+use crate::config::{ADMIN_KUBECONFIG, NODE_NAME, POD_SUBNET, SERVICE_SUBNET};
+use crate::error::{Error, Result};
+use crate::reaper;
+
+/// Lines of a failed script's output that its error carries.
+const TAIL_LINES: usize = 15;
+/// Longest line that is logged whole (bytes); what a script writes without line breaks is cut there.
+const MAX_LINE: u64 = 16 * 1024;
+/// After a script's end, for its last lines: something that it left in the background may hold the pipe for ever.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// What every script finds in its environment, beside our own.
+pub fn environment(static_ip: Ipv4Addr) -> Vec<(&'static str, String)> {
+    // The API server is no business of a proxy that pulls need.
+    let mut direct = format!("localhost,127.0.0.1,{NODE_NAME},{static_ip},{SERVICE_SUBNET},{POD_SUBNET},.svc,.cluster.local");
+    if let Some(more) = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).ok().filter(|more| !more.is_empty()) {
+        direct = format!("{direct},{more}");
+    }
+    vec![("KUBECONFIG", ADMIN_KUBECONFIG.to_string()), ("NO_PROXY", direct.clone()), ("no_proxy", direct)]
+}
+
+/// Runs a script with bash, whether it is executable or not, and logs each line that it writes.
+///
+/// # Errors
+/// It ends with another status than 0, or not within `limit`; the error carries the end of its output.
+pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration) -> Result<()> {
+    let name = path.display();
+    log::info!(target: "script", "running {name}");
+    let started = Instant::now();
+    let (reader, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|cause| Error::new(format!("cannot make a pipe for {name}: {cause}")))?;
+    let errors = writer.try_clone().map_err(|cause| Error::new(format!("cannot make a pipe for {name}: {cause}")))?;
+    let mut command = Command::new("bash");
+    command.arg(path).envs(environment.iter().cloned()).stdout(writer).stderr(errors);
+    let child = reaper::spawn(&mut command)?;
+    // It holds our ends of the pipe, which would never end.
+    drop(command);
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        for line in lines_of(File::from(reader)) {
+            log::info!(target: "script", "{line}");
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let status = child.wait_timeout(limit);
+    if status.is_none() {
+        child.handle().kill_group();
+    }
+    let end = Instant::now() + LAST_LINES;
+    let mut output = vec![];
+    while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        output.push(line);
+    }
+    let how = match status {
+        Some(status) if status.success() => {
+            log::info!(target: "script", "{name} done in {:.1} s", started.elapsed().as_secs_f64());
+            return Ok(());
+        }
+        Some(status) => reaper::describe(status).to_string(),
+        None => format!("was not done after {} s and was killed", limit.as_secs()),
+    };
+    let tail = reaper::tail(&output.join("\n"), TAIL_LINES);
+    let separator = if tail.is_empty() { " and wrote nothing" } else { ". The end of its output:\n" };
+    Err(Error::new(format!("{name} {how}{separator}{tail}")))
+}
+
+fn lines_of(file: File) -> impl Iterator<Item = String> {
+    let mut reader = BufReader::new(file);
+    std::iter::from_fn(move || {
+        use std::io::Read;
+        let mut line = Vec::new();
+        match reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(String::from_utf8_lossy(&line).trim_end().to_string()),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a script as the boot thread would, with somebody who collects what ends, as the main thread does.
+    fn run_text(text: &str, limit: Duration) -> Result<()> {
+        let path = std::env::temp_dir().join(format!("kind-script-{}-{}.sh", std::process::id(), text.len()));
+        std::fs::write(&path, text).unwrap();
+        thread::scope(|scope| {
+            let (done, wait) = channel::<()>();
+            scope.spawn(move || {
+                while wait.recv_timeout(Duration::from_millis(5)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    reaper::drain();
+                }
+            });
+            let result = run(&path, &[("KIND_TEST", "passed on".to_string())], limit);
+            drop(done);
+            std::fs::remove_file(&path).unwrap();
+            result
+        })
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_script_finds_its_environment_and_needs_no_mode() {
+        run_text("[ \"$KIND_TEST\" = 'passed on' ] && [ \"$PWD\" = / ]\n", LONG).unwrap();
+    }
+
+    #[test]
+    fn a_script_that_fails_is_shown_with_its_last_words_on_either_output() {
+        let message = run_text("echo out\necho err >&2\nexit 3\n", LONG).unwrap_err().to_string();
+        assert!(message.contains("ended with status 3") && message.ends_with("out\nerr"), "{message}");
+        let silent = run_text("exit 4", LONG).unwrap_err().to_string();
+        assert!(silent.ends_with("ended with status 4 and wrote nothing"), "{silent}");
+    }
+
+    #[test]
+    fn a_script_that_takes_too_long_is_killed_with_what_it_started() {
+        let started = Instant::now();
+        let message = run_text("echo before\nsleep 1000 & sleep 1000\n", Duration::from_millis(300)).unwrap_err().to_string();
+        assert!(message.contains("was killed") && message.ends_with("before"), "{message}");
+        assert!(started.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_a_script_leaves_in_the_background_is_not_waited_for() {
+        let started = Instant::now();
+        run_text("sleep 20 &\n", LONG).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(15));
+    }
+}
