@@ -46,6 +46,15 @@ pub fn drain() {
     }
 }
 
+/// Collects our own children alone: for tests, whose process has others that std waits for.
+#[cfg(test)]
+pub fn drain_ours() {
+    table().retain(|pid, owner| match crate::sys::reap(*pid) {
+        Reaped::Child(_, status) => owner.send(status).is_err(),
+        Reaped::Nothing | Reaped::NoChildren => true,
+    });
+}
+
 /// A process of ours that may still run.
 pub struct Child {
     pid: i32,

@@ -103,7 +103,7 @@ mod tests {
             let (done, wait) = channel::<()>();
             scope.spawn(move || {
                 while wait.recv_timeout(Duration::from_millis(5)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                    reaper::drain();
+                    reaper::drain_ours();
                 }
             });
             let result = run(&path, &[("KIND_TEST", "passed on".to_string())], limit);

@@ -23,10 +23,15 @@ pub enum Reaped {
 
 /// Collects one ended child, without waiting.
 pub fn reap_one() -> Reaped {
+    reap(-1)
+}
+
+/// The same of one child alone, where `pid` is not -1 (waitpid(2)).
+pub fn reap(pid: i32) -> Reaped {
     let mut status = 0;
     loop {
         // SAFETY: `status` is a valid place for an int, and waitpid touches nothing else.
-        match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
+        match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
             0 => return Reaped::Nothing,
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
             -1 => return Reaped::NoChildren,
