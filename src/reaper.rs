@@ -176,11 +176,14 @@ fn cannot_run(command: &Command, cause: &io::Error) -> Error {
 }
 
 /// As shells have it: not found, or found and not executable.
+pub const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
 pub fn code_of_failed_exec(cause: &io::Error) -> u8 {
     if cause.kind() == io::ErrorKind::NotFound {
-        127
+        NOT_FOUND
     } else {
-        126
+        NOT_EXECUTABLE
     }
 }
 

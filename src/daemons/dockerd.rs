@@ -93,7 +93,8 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
     stale::remove_all(config);
     if !is_on_path(DOCKERD) {
         return Err(Error::new("this image has neither a cluster nor dockerd: there is nothing to start")
-            .advise("Bake an image with build.sh, or make `kind run` the entrypoint of an image of docker's, such as docker:29-dind"));
+            .advise("Bake an image with build.sh, or make `kind run` the entrypoint of an image of docker's, such as docker:29-dind")
+            .with_status(reaper::NOT_FOUND));
     }
     iptables::choose(config)?;
     let port = Port::open(&line)?;
