@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cluster::{monitor, postmortem, Cluster};
-use crate::config::{API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR, POD_LOG_DIR};
+use crate::config::{
+    subnet_contains, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, DOCKER_SOCKET, LOG_DIR, POD_LOG_DIR, POD_SUBNET, SERVICE_SUBNET,
+};
 use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -40,6 +42,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, flags: Vec<String>) -> 
     refuse_taken_port()?;
     let registries = Registries::from_env(|name| std::env::var(name).ok())?;
     let network = prepare_node(cluster.static_ip)?;
+    warn_of_shared_subnets(cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
     let flags = [registries.dockerd_flags(Path::new("/")), flags].concat();
     let dockerd = dockerd::spec_for_cluster(flags, init.config.path(DOCKER_SOCKET), network)?;
@@ -93,6 +96,15 @@ fn refuse_another_static_ip(init: &Init, cluster: &Cluster) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// In a pod of a cluster with kubeadm's or flannel's default, our own address is one of our pods' too.
+fn warn_of_shared_subnets(static_ip: Ipv4Addr) -> Result<()> {
+    let own = network::own_address(static_ip)?;
+    for subnet in [POD_SUBNET, SERVICE_SUBNET].into_iter().filter(|subnet| subnet_contains(subnet, own)) {
+        log::warn!(target: "network", "this container's address {own} lies in {subnet}, which the cluster inside uses itself: its pods may not be reachable");
+    }
+    Ok(())
 }
 
 /// The API server runs in a pod and would only say so in its log.

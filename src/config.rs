@@ -155,7 +155,7 @@ fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
     Ok(ip)
 }
 
-fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
+pub fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
     let Some((network, bits)) = subnet.split_once('/') else { return false };
     match (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) {
         (Ok(network), Ok(bits)) => same_subnet(network, ip, u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
