@@ -24,7 +24,7 @@ kubectls=("${TMPDIR:-/tmp}/$label-kubectl")
 kubectls+=($(type -p kubectl) ${KUBECTLS:-})
 for kubectl in "${kubectls[@]}"; do
   "$kubectl" --kubeconfig "$kubeconfig" get nodes --no-headers
-  "$kubectl" --kubeconfig "$kubeconfig" version 2>/dev/null | head -n 1
+  "$kubectl" --kubeconfig "$kubeconfig" version 2>/dev/null | sed -n 1p
 done
 python clients.py 127.0.0.1 "$files" "$api" "$engine"
 # By the container's own address, and its own ports.
