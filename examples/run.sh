@@ -17,6 +17,7 @@ limit=300
 clean_up() {
   docker ps --all --quiet --filter "label=$name" | xargs -r docker rm --force --volumes >/dev/null
   docker network ls --quiet --filter "label=$name" | xargs -r docker network rm >/dev/null
+  docker image rm --force "$name-job" >/dev/null 2>&1 || true
   rm -rf "$work"
 }
 trap clean_up EXIT
@@ -45,6 +46,18 @@ SCRIPT
   chmod +x "$1/test.sh"
 }
 
+# A job's image that is not kind's: leaves its name as $plain.
+make_plain_image() {
+  local from=$name-tools
+  plain=$name-job
+  mkdir "$work/job"
+  docker create --label "$name" --name "$from" "$image" >/dev/null
+  docker cp "$from:/usr/local/bin/kubectl" "$work/job/" >/dev/null
+  cp ../wait-for-kind.sh "$work/job/"
+  printf '%s\n' 'FROM kind-lab/docker:trixie-dind' 'COPY kubectl wait-for-kind.sh /usr/local/bin/' >"$work/job/Dockerfile"
+  DOCKER_BUILDKIT=0 docker build --quiet --tag "$plain" "$work/job" >/dev/null 2>&1 || die "the plain image cannot be built"
+}
+
 gitlab() {
   local directory=$work/gitlab
   gitlab_ci_local
@@ -59,6 +72,9 @@ gitlab() {
       --variable "KIND_IMAGE=$image" --variable "JOB_IMAGE=$1" integration-test) >"$work/log" 2>&1
   }
   job "$image" || { cat "$work/log"; die "gitlab-ci.yml fails"; }
+  grep "the app works" "$work/log"
+  make_plain_image
+  job "$plain" || { cat "$work/log"; die "gitlab-ci.yml fails in another image than kind's"; }
   grep "the app works" "$work/log"
   # The control: an app that does not work fails the job.
   sed -i 's/it works/it does not/' "$directory/Dockerfile"
