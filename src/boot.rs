@@ -69,6 +69,9 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         init.readiness.milestone("certificates");
     }
     daemons::supervise(init, dockerd)?;
+    if let Err(error) = iptables::lead_to_api_server(cluster.static_ip) {
+        log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
+    }
     image_names::keep(init)?;
     give_up_in_time(init)?;
     monitor::run(init, cluster)

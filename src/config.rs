@@ -49,6 +49,8 @@ pub const NODE_NAME: &str = "kind";
 pub const NAMESPACE: &str = "k8s.io";
 /// kubeadm's defaults: services, kube-dns and pods.
 pub const SERVICE_SUBNET: &str = "10.96.0.0/12";
+/// The first of them is the API server's.
+pub const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub const POD_SUBNET: &str = "10.244.0.0/16";
 /// Where pods get their addresses when the container itself is in one of the others: in a pod of a
 /// cluster that has the same default.

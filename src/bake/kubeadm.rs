@@ -155,6 +155,9 @@ evictionHard:
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: iptables
+iptables:
+  # The default of a second is for clusters with thousands of Services, and keeps a new one waiting.
+  minSyncPeriod: 100ms
 conntrack:
   maxPerCore: 0
 "
@@ -189,8 +192,9 @@ fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
 /// What is added to a static pod's command line.
 fn flags(name: &str) -> &'static [&'static str] {
     match name {
-        // Every start throws the data away: nothing is gained by waiting for a disk.
-        "etcd" => &["--unsafe-no-fsync=true"],
+        // Every start throws the data away: nothing is gained by waiting for a disk. And it is alone: at a
+        // start it only waits for one heartbeat or two before it elects itself (milliseconds).
+        "etcd" => &["--unsafe-no-fsync=true", "--heartbeat-interval=25", "--election-timeout=250"],
         // The pods' addresses are the CNI's to give; the controller that gives nodes a part of them holds
         // the others up for 10 s (in 1.20), and with them the DNS where its pod has another address now.
         "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true", "--allocate-node-cidrs=false"],

@@ -1,27 +1,65 @@
 //! Whether the cluster's DNS answers, asked over UDP (RFC 1035).
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 const PORT: u16 = 53;
 /// Every cluster has this Service.
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 const HEADER: usize = 12;
+/// How often a question is asked again, and how many of them an answer is still waited for: two
+/// seconds' worth, which a starved machine may need.
+const INTERVAL: Duration = Duration::from_millis(50);
+const OUTSTANDING: usize = 40;
+/// How often the sockets are looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
-/// Asks once for the address of the API server's Service, and waits no longer than `limit`.
-pub fn answers(server: Ipv4Addr, limit: Duration) -> bool {
-    let ask = || {
-        // A new socket for each question: conntrack would keep an old one on the way without kube-proxy.
+/// Questions for the address of the API server's Service. Until kube-proxy has made its rules they are
+/// lost, and with them whatever waits for an answer: so each is soon followed by another.
+pub struct Questions {
+    server: Ipv4Addr,
+    sockets: VecDeque<UdpSocket>,
+}
+
+impl Questions {
+    pub fn new(server: Ipv4Addr) -> Questions {
+        Questions { server, sockets: VecDeque::new() }
+    }
+
+    /// Asks once more, and waits for a moment for an answer to this question or an earlier one.
+    pub fn ask(&mut self) -> bool {
+        if let Ok(socket) = self.send() {
+            self.sockets.push_back(socket);
+        }
+        if self.sockets.len() > OUTSTANDING {
+            self.sockets.pop_front();
+        }
+        let end = Instant::now() + INTERVAL;
+        while Instant::now() < end {
+            let mut reply = [0; 512];
+            let mut answered = |socket: &UdpSocket| socket.recv(&mut reply).is_ok_and(|length| has_answer(id(), &reply[..length]));
+            if self.sockets.iter().any(&mut answered) {
+                return true;
+            }
+            thread::sleep(LOOK);
+        }
+        false
+    }
+
+    /// Each from a socket of its own: conntrack would keep an old one on the way without kube-proxy.
+    fn send(&self) -> std::io::Result<UdpSocket> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(limit))?;
-        socket.connect((server, PORT))?;
-        let id = std::process::id() as u16;
-        socket.send(&question(id, NAME))?;
-        let mut reply = [0; 512];
-        let length = socket.recv(&mut reply)?;
-        std::io::Result::Ok(has_answer(id, &reply[..length]))
-    };
-    ask().unwrap_or(false)
+        socket.set_nonblocking(true)?;
+        socket.connect((self.server, PORT))?;
+        socket.send(&question(id(), NAME))?;
+        Ok(socket)
+    }
+}
+
+fn id() -> u16 {
+    std::process::id() as u16
 }
 
 /// A query for the A record of `name`, recursion desired.

@@ -18,10 +18,6 @@ use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 
 /// A refused connection costs nothing; an API server that starts is asked often to be caught at once.
 const POLL: Duration = Duration::from_millis(50);
-/// How long one question to the DNS is waited for, at first and in the end: until kube-proxy is
-/// there, questions are lost.
-const FIRST_ANSWER: Duration = Duration::from_millis(100);
-const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
@@ -111,14 +107,11 @@ fn judge(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>)
             return init.readiness.update(|conditions| (conditions.pods, conditions.dns) = (true, true));
         };
         init.set_waiting(vec![format!("the DNS at {server}: no answer yet")]);
-        // An answer takes a millisecond, and seconds on a starved machine.
-        let mut patience = FIRST_ANSWER;
-        while !dns::answers(server, patience) {
+        let mut questions = dns::Questions::new(server);
+        while !questions.ask() {
             if init.stopping() {
                 return;
             }
-            patience = (patience * 2).min(LAST_ANSWER);
-            init.pause(POLL);
         }
         init.set_waiting(vec![]);
         init.readiness.milestone("dns");

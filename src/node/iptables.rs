@@ -2,12 +2,13 @@
 //! namespace must use the same one, which is chosen as docker:dind chooses it.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::config::{Config, RUN_DIR};
+use crate::config::{Config, API_PORT, API_SERVICE_IP, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::reaper;
@@ -56,6 +57,26 @@ pub fn choose_for(command: &mut Command) {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", directory.display()));
     }
+}
+
+/// Leads the API server's Service to the API server until kube-proxy does. A pod that asks it before that,
+/// as the DNS does first of all, would lose its first packet, and TCP sends another only after a second.
+pub fn lead_to_api_server(static_ip: Ipv4Addr) -> Result<()> {
+    let to = format!("{static_ip}:{API_PORT}");
+    let service = API_SERVICE_IP.to_string();
+    for chain in ["PREROUTING", "OUTPUT"] {
+        let rule = [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
+        let run = |verb: &str| {
+            let mut command = Command::new("iptables");
+            choose_for(&mut command);
+            reaper::run(command.args(["--wait", "-t", "nat", verb]).args(rule))
+        };
+        // In a pod's network namespace, an earlier start of the container may have left it.
+        if run("--check").is_err() {
+            run("--append")?;
+        }
+    }
+    Ok(())
 }
 
 /// Why it has to be the legacy kind, if it has to.

@@ -19,6 +19,10 @@ pub fn new_key() -> String {
 /// Runs a script in a container of the image in which nothing else runs; `$@` are files that match a pattern.
 fn with_files(pattern: &str, script: &str) -> String {
     let container = Container::idle(&[], &["sleep", "infinity"]);
+    // What a start begins with lies in archives.
+    container
+        .exec(&["sh", "-c", "for seed in /kind/seed/*.tar; do mkdir \"${seed%.tar}\" && tar -x -f \"$seed\" -C \"${seed%.tar}\"; done"])
+        .ok();
     let find = format!(
         r#"find {FOLDERS} \( {LEFT_OUT} \) -prune -o -type f -size -4096k -exec grep -IlE -e '{pattern}' {{}} + 2>/dev/null | sort | while read -r file; do
 {script}
