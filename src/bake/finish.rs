@@ -11,11 +11,11 @@ use crate::bake::bundle::BIN_DIR;
 use crate::bake::{hooks, images, wait};
 use crate::cluster::api::Api;
 use crate::cluster::{pods, Cluster, Pod};
-use crate::config::{CLUSTER_FILE, ETCD_DIR, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
+use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
 use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::node::{cgroup, scratch, store};
+use crate::node::{cgroup, scratch};
 use crate::readiness::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 use crate::{reaper, stop};
 
@@ -23,8 +23,6 @@ use crate::{reaper, stop};
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// How long a container of the control plane may take to end by itself.
 const END_LIMIT: Duration = Duration::from_secs(15);
-/// The unit (bytes) in which etcd writes its log.
-const ETCD_PAGE: usize = 4096;
 /// What a new holder of a lease would have to wait for.
 const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 
@@ -110,23 +108,8 @@ pub fn collect_garbage() -> Result<()> {
     }
 }
 
-/// Cuts off what etcd has reserved of its log and not written: it would read all 64 MB of it at a start.
-fn trim_etcd_log() -> Result<()> {
-    let directory = Path::new(ETCD_DIR).join("member/wal");
-    for path in store::read_dir(&directory)?.into_iter().filter(|path| path.extension().is_some_and(|name| name == "wal")) {
-        let log = fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
-        let written = log.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        // A record may end in zeros, and is a multiple of 8 bytes.
-        let length = written.next_multiple_of(ETCD_PAGE).min(log.len());
-        let file = fs::OpenOptions::new().write(true).open(&path);
-        file.and_then(|file| file.set_len(length as u64)).map_err(|cause| Error::io("shorten", &path, cause))?;
-    }
-    Ok(())
-}
-
 /// Removes what must not be in the image: the hooks, their logins, and traces of the bake.
 pub fn clean_up(init: &Init) -> Result<()> {
-    trim_etcd_log()?;
     scratch::save_seeds()?;
     init.readiness.clear()?;
     for path in [

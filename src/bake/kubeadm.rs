@@ -192,9 +192,8 @@ fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
 /// What is added to a static pod's command line.
 fn flags(name: &str) -> &'static [&'static str] {
     match name {
-        // Every start throws the data away: nothing is gained by waiting for a disk. And it is alone: at a
-        // start it only waits for one heartbeat or two before it elects itself (milliseconds).
-        "etcd" => &["--unsafe-no-fsync=true", "--heartbeat-interval=25", "--election-timeout=250"],
+        // Every start throws the data away: nothing is gained by waiting for a disk.
+        "etcd" => &["--unsafe-no-fsync=true"],
         // The pods' addresses are the CNI's to give; the controller that gives nodes a part of them holds
         // the others up for 10 s (in 1.20), and with them the DNS where its pod has another address now.
         "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true", "--allocate-node-cidrs=false"],

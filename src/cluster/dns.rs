@@ -1,7 +1,7 @@
 //! Whether the cluster's DNS answers, asked over UDP (RFC 1035).
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Questions for the address of the API server's Service. Until kube-proxy has made its rules they are
 /// lost, and with them whatever waits for an answer: so each is soon followed by another.
 pub struct Questions {
-    server: Ipv4Addr,
+    server: SocketAddr,
     sockets: VecDeque<UdpSocket>,
 }
 
 impl Questions {
     pub fn new(server: Ipv4Addr) -> Questions {
-        Questions { server, sockets: VecDeque::new() }
+        Questions { server: (server, PORT).into(), sockets: VecDeque::new() }
     }
 
     /// Asks once more, and waits for a moment for an answer to this question or an earlier one.
@@ -52,7 +52,7 @@ impl Questions {
     fn send(&self) -> std::io::Result<UdpSocket> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_nonblocking(true)?;
-        socket.connect((self.server, PORT))?;
+        socket.connect(self.server)?;
         socket.send(&question(id(), NAME))?;
         Ok(socket)
     }
@@ -92,6 +92,20 @@ mod tests {
     fn a_question_is_laid_out_as_the_rfc_has_it() {
         let message = question(0x1234, "a.bc");
         assert_eq!(message, [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_question_that_is_lost_is_followed_by_another_and_a_late_answer_counts() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut questions = Questions { server: server.local_addr().unwrap(), sockets: VecDeque::new() };
+        assert!(!questions.ask(), "nobody has answered");
+        assert!(!questions.ask(), "nobody has answered");
+        let mut message = [0; 512];
+        // The first is answered when the third is asked.
+        let (length, asker) = server.recv_from(&mut message).unwrap();
+        (message[2], message[7]) = (0x84, 1);
+        server.send_to(&message[..length], asker).unwrap();
+        assert!(questions.ask());
     }
 
     #[test]
