@@ -163,7 +163,7 @@ fn an_image_without_dockerd_is_one_clear_error() {
     let Some(container) = Container::new() else { return };
     std::fs::remove_file(container.root.join("bin/dockerd")).unwrap();
     let mut kind = container.start(&["run"]);
-    assert_eq!(kind.wait(LIMIT), 1);
+    assert_eq!(kind.wait(LIMIT), 127);
     let errors: Vec<String> = kind.stderr().lines().filter(|line| line.starts_with("ERROR")).map(str::to_string).collect();
     assert!(errors.len() == 1 && errors[0].contains("neither a cluster nor dockerd"), "{errors:?}");
 }
