@@ -13,11 +13,12 @@ export DOCKER_HOST=unix://$work/docker.sock work
 
 # Runs in the namespace, where the engine is a child that ends with it.
 inside() {
-  local engine status=0
+  local status=0
   ip link set lo up
   [ -z "$(ip route show)" ] || die "there is a route out: $(ip route show)"
   dockerd --host "$DOCKER_HOST" --data-root "$work/data" --exec-root "$work/run" --pidfile "$work/pid" "$@" >"$work/log" 2>&1 &
   engine=$!
+  trap 'kill "$engine"; wait "$engine" || true' EXIT
   for _ in $(seq 300); do
     ! docker version >/dev/null 2>&1 || break
     [ -d "/proc/$engine" ] || break
@@ -25,9 +26,8 @@ inside() {
   done
   docker version >/dev/null 2>&1 || { tail -n 20 "$work/log" >&2; die "the engine without a network does not answer; its last words are above"; }
   "${command[@]}" || status=$?
-  docker ps --all --quiet | xargs -r docker rm --force --volumes >/dev/null
-  kill "$engine"
-  wait "$engine" || true
+  # What the command has started itself may be removing the same.
+  docker ps --all --quiet | xargs -r docker rm --force --volumes >/dev/null 2>&1 || true
   exit "$status"
 }
 
