@@ -57,9 +57,15 @@ SH
 [ "$minor" -ge 31 ] || touch /old
 [ -e /usr/local/bin/crictl ] || printf '#!/bin/sh\n' >/usr/local/bin/crictl
 chmod +x /usr/local/bin/systemctl /usr/local/bin/crictl
-kubeadm init --apiserver-advertise-address 172.99.99.1 --apiserver-bind-port 8443 --kubernetes-version "$version" --node-name kind \
-  --pod-network-cidr 10.244.0.0/16 --cri-socket unix:///run/containerd/containerd.sock --ignore-preflight-errors all \
-  --skip-phases preflight >/var/log/kubeadm.log 2>&1 || { tail -n 20 /var/log/kubeadm.log /var/log/kubelet.log; exit 1; }
+# A kube-proxy that may not set the machine's limits would not start.
+kubeadm config print init-defaults --component-configs KubeProxyConfiguration | sed \
+  -e "s/advertiseAddress: .*/advertiseAddress: 172.99.99.1/; s/bindPort: 6443/bindPort: 8443/; s/^  name: .*/  name: kind/" \
+  -e "s|criSocket: .*|criSocket: unix:///run/containerd/containerd.sock|; s/^kubernetesVersion: .*/kubernetesVersion: $version/" \
+  -e "s/^\( *\)serviceSubnet: .*/&\n\1podSubnet: 10.244.0.0\/16/; s/maxPerCore: .*/maxPerCore: 0/" >/kubeadm.yaml
+kubeadm init --config /kubeadm.yaml --ignore-preflight-errors all --skip-phases preflight >/var/log/kubeadm.log 2>&1 || {
+  tail -n 20 /var/log/kubeadm.log /var/log/kubelet.log
+  exit 1
+}
 
 # Ready, all of them: etcd, three of the control plane, kube-proxy, and CoreDNS twice.
 ready() {
