@@ -7,8 +7,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cluster::{monitor, postmortem, Cluster};
-use crate::config::{Config, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR};
+use crate::cluster::{control_plane, monitor, postmortem, Cluster};
+use crate::config::{Config, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
@@ -63,6 +63,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         let removed = containerd::remove_pod_containers()?;
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
+    control_plane::hold_back(Path::new(STATIC_POD_DIR))?;
     daemons::supervise(init, kubelet::spec(cluster.static_ip, Capacity::prepare()?, init.config.kubelet_arguments.clone()))?;
     if let Some(certificates) = certificates {
         certificates.finish()?;

@@ -38,6 +38,8 @@ pub const ETCD_DIR: &str = "/var/lib/etcd";
 pub const HOSTPATH_DIR: &str = "/tmp/hostpath_pv";
 pub const POD_LOG_DIR: &str = "/var/log/pods";
 pub const KUBERNETES_DIR: &str = "/etc/kubernetes";
+/// Where kubelet finds the control plane.
+pub const STATIC_POD_DIR: &str = "/etc/kubernetes/manifests";
 pub const ADMIN_KUBECONFIG: &str = "/etc/kubernetes/admin.conf";
 pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
 pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
@@ -67,8 +69,9 @@ pub const KUBELET_HEALTH_PORT: u16 = 10248;
 // Time limits.
 /// How often a socket or a file that is about to appear is looked for.
 pub const POLL: Duration = Duration::from_millis(20);
-/// A daemon that has not answered after this long will not (a cold disk needs several seconds).
-pub const DAEMON_LIMIT: Duration = Duration::from_secs(60);
+/// A daemon that has not answered after this long hangs. A cold disk needs several seconds, a starved
+/// machine (a VM under emulation) more than a minute; half of what the cluster has.
+pub const DAEMON_LIMIT: Duration = Duration::from_secs(150);
 /// The API server comes up in seconds; a starved machine may need minutes.
 pub const CLUSTER_LIMIT: Duration = Duration::from_secs(300);
 /// The user's manifests and scripts may pull images and wait for things.

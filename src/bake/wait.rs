@@ -1,14 +1,13 @@
 //! Waiting, in the bake, for what the run will find.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::cluster::api::Api;
 use crate::cluster::pods;
-use crate::config::{CLUSTER_LIMIT, KUBERNETES_DIR, NODE_NAME};
+use crate::config::{CLUSTER_LIMIT, NODE_NAME, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::readiness::FAILED;
@@ -82,8 +81,7 @@ pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
 
 /// `namespace/name` of the pods that kubeadm wrote manifests for.
 fn static_pods() -> Result<Vec<String>> {
-    let directory = Path::new(KUBERNETES_DIR).join("manifests");
-    let entries = std::fs::read_dir(&directory).map_err(|cause| Error::io("list", &directory, cause))?;
+    let entries = std::fs::read_dir(STATIC_POD_DIR).map_err(|cause| Error::io("list", STATIC_POD_DIR, cause))?;
     let name = |path: std::path::PathBuf| Some(format!("kube-system/{}-{NODE_NAME}", path.file_stem()?.to_str()?));
     Ok(entries.flatten().filter_map(|entry| name(entry.path())).collect())
 }

@@ -35,7 +35,12 @@ impl Api {
 
     /// Whether the server says that it can be used.
     pub fn is_ready(&self) -> bool {
-        matches!(self.request("GET", "/readyz"), Ok((200, _)))
+        self.readiness() == Some(200)
+    }
+
+    /// The status with which the server says whether it can be used, when it says anything.
+    pub fn readiness(&self) -> Option<u16> {
+        self.request("GET", "/readyz").ok().map(|(status, _)| status)
     }
 
     pub fn get(&self, path: &str) -> Result<Value> {

@@ -1,6 +1,7 @@
 //! The baked cluster: what the bake wrote down of it, and what its API server says now.
 
 pub mod api;
+pub mod control_plane;
 pub mod dns;
 pub mod etcd;
 pub mod kubeconfig;

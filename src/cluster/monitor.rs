@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::boot::extensions;
 use crate::cluster::api::Api;
-use crate::cluster::{dns, etcd, load_balancer, pods, Cluster};
-use crate::config::CREDENTIALS_DIR;
+use crate::cluster::{control_plane, dns, etcd, load_balancer, pods, Cluster};
+use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
@@ -23,10 +23,15 @@ pub fn run(init: &Arc<Init>, cluster: &Cluster) -> Result<()> {
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
     load_balancer::start(init, api.clone(), cluster.static_ip)?;
     extensions::start(init, api.clone(), cluster)?;
-    let mut served = false;
+    let (mut served, mut held_back) = (false, true);
     init.set_waiting(vec!["the API server: no answer yet".into()]);
     while !init.stopping() {
-        if !api.is_ready() {
+        let answer = api.readiness();
+        if held_back && answer.is_some() {
+            control_plane::let_go(Path::new(STATIC_POD_DIR))?;
+            held_back = false;
+        }
+        if answer != Some(200) {
             init.readiness.update(|conditions| (conditions.api_server, conditions.dns) = (false, false));
             init.pause(POLL);
             continue;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
 use crate::daemons::{answers_ok, without_proxy, Spec};
 use crate::error::Error;
+use crate::node::can_lower_oom_score;
 use crate::node::capacity::Capacity;
 
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
@@ -26,6 +27,10 @@ pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, more: Vec<String>) -> Spec {
             command.args(kubeadm_flags(&text));
             // The container's name and first address change with every start; the node's do not.
             command.args([format!("--hostname-override={NODE_NAME}"), format!("--node-ip={node_ip}")]);
+            // kubelet spends 0.2 s on a score that it may not have.
+            if let Some(score) = own_oom_score().filter(|_| !can_lower_oom_score()) {
+                command.arg(format!("--oom-score-adj={score}"));
+            }
             command.args(&more);
             without_proxy(&mut command);
             Ok(command)
@@ -33,6 +38,10 @@ pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, more: Vec<String>) -> Spec {
         answers: Box::new(is_healthy),
         condition: |conditions| &mut conditions.kubelet,
     }
+}
+
+fn own_oom_score() -> Option<i32> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
 /// The flags in kubeadm's `KUBELET_KUBEADM_ARGS="…"`, which a shell would split at spaces.
