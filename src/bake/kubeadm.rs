@@ -164,30 +164,34 @@ conntrack:
     )
 }
 
-/// kubeadm's static pods probe every 10 s after a delay of 10 s, for 4 minutes (starved machines need
-/// more, and lose what they had when kubelet then starts them anew), and wait for leases that the bake
-/// left behind: patched, each is Ready as soon as it is.
+/// kubeadm's static pods first pass a startup probe every 10 s and then, some of them, a readiness probe, and
+/// wait for leases that the bake left behind. Patched, the readiness probe begins at once, so that each is
+/// Ready within a second of being so, and the liveness probe after as long as the startup probe would take.
 fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
-    let mut patches = vec![];
-    for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
-        let probe = format!("{{name: {name}, startupProbe: {{initialDelaySeconds: 0, periodSeconds: 1, failureThreshold: 600}}}}");
-        patches.push((format!("{name}0+strategic.yaml"), format!("spec: {{containers: [{probe}]}}\n")));
-        let mut operations: Vec<String> = flags(name).iter().map(|flag| add("/spec/containers/0/command/-", flag)).collect();
+    let patch = |name: &str| {
+        let container = |path: &str| format!("/spec/containers/0/{path}");
+        let mut operations: Vec<String> = flags(name).iter().map(|flag| add(&container("command/-"), flag)).collect();
         if name == "kube-controller-manager" {
             operations
                 .push(add("/spec/volumes/-", &format!("{{name: hostpath, hostPath: {{path: {HOSTPATH_DIR}, type: DirectoryOrCreate}}}}")));
-            operations.push(add("/spec/containers/0/volumeMounts/-", &format!("{{name: hostpath, mountPath: {HOSTPATH_DIR}}}")));
+            operations.push(add(&container("volumeMounts/-"), &format!("{{name: hostpath, mountPath: {HOSTPATH_DIR}}}")));
         }
-        // The API server has a readiness probe in every version.
-        if name != "kube-apiserver" && !dialect.startup_makes_ready {
-            operations.push("- {op: move, from: /spec/containers/0/startupProbe, path: /spec/containers/0/readinessProbe}\n".into());
+        let (startup, readiness) = (container("startupProbe"), container("readinessProbe"));
+        operations.push(match dialect.readiness_probes.contains(&name) {
+            true => format!("- {{op: remove, path: {startup}}}\n"),
+            false => format!("- {{op: move, from: {startup}, path: {readiness}}}\n"),
+        });
+        for (field, value) in [("initialDelaySeconds", "0"), ("periodSeconds", "1"), ("failureThreshold", "3")] {
+            operations.push(add(&format!("{readiness}/{field}"), value));
         }
-        if !operations.is_empty() {
-            patches.push((format!("{name}1+json.yaml"), operations.concat()));
-        }
-    }
-    patches
+        operations.push(add(&container("livenessProbe/initialDelaySeconds"), LIVENESS_DELAY));
+        (format!("{name}0+json.yaml"), operations.concat())
+    };
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"].map(patch).into()
 }
+
+/// Seconds: as long as kubeadm's startup probes have patience.
+const LIVENESS_DELAY: &str = "240";
 
 /// What is added to a static pod's command line.
 fn flags(name: &str) -> &'static [&'static str] {
@@ -234,6 +238,16 @@ mod tests {
         );
         for text in [old, new] {
             assert!(text.contains("advertiseAddress: 172.99.99.1\n  bindPort: 8443"), "{text}");
+        }
+    }
+    #[test]
+    fn each_static_pod_has_one_probe_that_makes_it_ready() {
+        for (version, with_their_own) in [("v1.20.2", 1), ("v1.31.14", 2), ("v1.36.2", 3)] {
+            let patches = static_pod_patches(dialect(version).unwrap());
+            let with = |text: &str| patches.iter().filter(|(_, patch)| patch.contains(text)).count();
+            assert_eq!(with("op: remove, path: /spec/containers/0/startupProbe"), with_their_own, "{version}");
+            assert_eq!(with("op: move, from: /spec/containers/0/startupProbe"), 4 - with_their_own, "{version}");
+            assert_eq!(with("path: /spec/containers/0/readinessProbe/periodSeconds, value: 1}"), 4, "{version}");
         }
     }
 }

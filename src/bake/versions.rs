@@ -14,9 +14,8 @@ pub struct Dialect {
     pub ecdsa: &'static str,
     /// Whether KubeletConfiguration knows `failCgroupV1` (from 1.31; 1.35 and later refuse v1 without it).
     pub fail_cgroup_v1: bool,
-    /// Whether kubelet makes a pod Ready when its startup probe has succeeded. 1.20 notices at the
-    /// pod's next routine look only, which is a minute or more away.
-    pub startup_makes_ready: bool,
+    /// The static pods for which kubeadm writes a readiness probe.
+    pub readiness_probes: &'static [&'static str],
 }
 
 /// Where kubeadm takes the directory of patches for static pods.
@@ -26,23 +25,26 @@ pub enum Patches {
     Config,
 }
 
-const TABLE: [Dialect; 2] = [
+const V1_31: Dialect = Dialect {
+    minors: (31, 31),
+    api: "kubeadm.k8s.io/v1beta4",
+    patches: Patches::Config,
+    ecdsa: "encryptionAlgorithm: ECDSA-P256",
+    fail_cgroup_v1: true,
+    readiness_probes: &["etcd", "kube-apiserver"],
+};
+
+const TABLE: [Dialect; 3] = [
     Dialect {
         minors: (20, 20),
         api: "kubeadm.k8s.io/v1beta2",
         patches: Patches::Flag("--experimental-patches"),
         ecdsa: "featureGates: {PublicKeysECDSA: true}",
         fail_cgroup_v1: false,
-        startup_makes_ready: false,
+        readiness_probes: &["kube-apiserver"],
     },
-    Dialect {
-        minors: (31, 36),
-        api: "kubeadm.k8s.io/v1beta4",
-        patches: Patches::Config,
-        ecdsa: "encryptionAlgorithm: ECDSA-P256",
-        fail_cgroup_v1: true,
-        startup_makes_ready: true,
-    },
+    V1_31,
+    Dialect { minors: (32, 36), readiness_probes: &["etcd", "kube-apiserver", "kube-scheduler"], ..V1_31 },
 ];
 
 /// The row for a version such as `v1.36.2`.
