@@ -13,6 +13,11 @@ use crate::config::{API_PORT, REQUEST_LIMIT};
 use crate::error::{Error, Result};
 use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY};
 
+/// Bytes, for each connection: of ureq's own 128 KiB the init's connections took 1.5 MB together. The first
+/// must hold an answer's whole head.
+const INPUT_BUFFER: usize = 16 << 10;
+const OUTPUT_BUFFER: usize = 8 << 10;
+
 pub struct Api {
     agent: Agent,
     base: String,
@@ -29,7 +34,8 @@ impl Api {
             .client_cert(Some(ClientCert::new_with_certs(&[certificate(CLIENT_CERT)?], key)))
             .build();
         // The environment's proxy is for the user's pulls, not for a server on our own address.
-        let config = Agent::config_builder().tls_config(tls).proxy(None).http_status_as_error(false).build();
+        let config = Agent::config_builder().tls_config(tls).proxy(None).http_status_as_error(false);
+        let config = config.input_buffer_size(INPUT_BUFFER).output_buffer_size(OUTPUT_BUFFER).build();
         Ok(Api { agent: config.into(), base: format!("https://{address}:{API_PORT}") })
     }
 

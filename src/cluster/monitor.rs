@@ -65,12 +65,8 @@ fn serve_credentials(init: &Init) -> Result<()> {
 }
 
 fn follow(init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
-    let list = api.get("/api/v1/pods")?;
-    let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or("0");
     let mut states = BTreeMap::new();
-    for pod in list.get("items").and_then(Value::as_array).into_iter().flatten() {
-        note(&mut states, cluster, pod, false);
-    }
+    let version = list(api, cluster, &mut states)?;
     judge(init, cluster, &states);
     for line in api.watch(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
         let line = line.map_err(|cause| Error::new(format!("the watch on pods ended: {cause}")))?;
@@ -84,6 +80,16 @@ fn follow(init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
         judge(init, cluster, &states);
     }
     Ok(())
+}
+
+/// Notes every pod. Returns the version of the list, for a watch to go on from; the list itself, half
+/// a megabyte with a few pods, is not kept.
+fn list(api: &Api, cluster: &Cluster, states: &mut BTreeMap<String, pods::State>) -> Result<String> {
+    let list = api.get("/api/v1/pods")?;
+    for pod in list.get("items").and_then(Value::as_array).into_iter().flatten() {
+        note(states, cluster, pod, false);
+    }
+    Ok(list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or("0").to_string())
 }
 
 /// Keeps the state of a baked pod; the user's own are none of our business.
