@@ -206,8 +206,10 @@ mod tests {
     #[test]
     fn queries_are_forwarded_over_udp_and_tcp() {
         use std::io::{Read, Write};
-        let upstream_udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let upstream_tcp = TcpListener::bind(upstream_udp.local_addr().unwrap()).unwrap();
+        // A port that is free for UDP may be taken for TCP.
+        let (upstream_udp, upstream_tcp) = std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap())
+            .find_map(|udp| TcpListener::bind(udp.local_addr().unwrap()).ok().map(|tcp| (udp, tcp)))
+            .unwrap();
         let upstream = Upstream { address: upstream_udp.local_addr().unwrap(), is_shadowed: false };
         thread::spawn(move || {
             let mut buffer = [0; 64];
