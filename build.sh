@@ -83,7 +83,8 @@ arch=$(docker version --format '{{.Server.Arch}}' 2>"$work/engine") || die "no D
 engine=1
 case $arch in amd64 | arm64) ;; *) die "the engine runs on $arch; there are builds for amd64 and arm64 only" ;; esac
 for name in ${names[@]+"${names[@]}"}; do
-  ! docker image inspect "$name" 2>&1 >/dev/null | grep -q 'invalid reference' || die "$name is no name for an image: it takes lower-case letters, digits and .-_/ and a :tag"
+  # It fails for a name that is free, too.
+  ! { docker image inspect "$name" 2>&1 >/dev/null || true; } | grep -q 'invalid reference' || die "$name is no name for an image: it takes lower-case letters, digits and .-_/ and a :tag"
 done
 choose_version
 choose_images

@@ -59,9 +59,13 @@ unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
   fetch() { curl --silent --fail --max-time 5 "$url/$1"; }
 elif command -v wget >/dev/null; then
+  # GNU's tries twenty times by itself.
+  once=
+  ! wget --version >/dev/null 2>&1 || once='--tries=1'
   fetch() {
     status=0
-    { wget -q -T 5 -O - "$url/$1" || status=$?; } 2>/dev/null
+    # shellcheck disable=SC2086
+    { wget -q $once -T 5 -O - "$url/$1" || status=$?; } 2>/dev/null
     # Some builds of busybox 1.35 crash on -T.
     [ "$status" -lt 128 ] || { status=0 && wget -q -O - "$url/$1" 2>/dev/null || status=1; }
     return "$status"

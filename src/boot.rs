@@ -63,7 +63,10 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         let removed = containerd::remove_pod_containers()?;
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
-    control_plane::hold_back(Path::new(STATIC_POD_DIR))?;
+    if let Err(error) = control_plane::hold_back(Path::new(STATIC_POD_DIR)) {
+        // A manifest that the user has mounted, for example.
+        log::warn!(target: "boot", "the whole control plane starts at once: {error}");
+    }
     daemons::supervise(init, kubelet::spec(cluster.static_ip, Capacity::prepare()?, init.config.kubelet_arguments.clone()))?;
     if let Some(certificates) = certificates {
         certificates.finish()?;

@@ -26,10 +26,11 @@ fn hidden(manifests: &Path, name: &str) -> PathBuf {
 
 /// One that is not there is there under the other name, or a user's hook has taken it away.
 fn rename(from: PathBuf, to: PathBuf) -> Result<()> {
-    match fs::rename(&from, to) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::io("rename", from, cause)),
-        _ => Ok(()),
+    // Asked first: on a file system that is read-only, the error would be another one.
+    if !from.exists() {
+        return Ok(());
     }
+    fs::rename(&from, to).map_err(|cause| Error::io("rename", from, cause))
 }
 
 #[cfg(test)]

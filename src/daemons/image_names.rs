@@ -40,10 +40,16 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
     let baked = Index::read(Path::new(BAKED_IMAGES))?;
     let init = init.clone();
     let body = move || {
+        let mut told = String::new();
         while !init.stopping() {
             if init.readiness.has_reached(KUBERNETES_READY) {
                 if let Err(error) = follow(&baked) {
-                    log::debug!(target: "images", "{error}");
+                    // Once, and not every second.
+                    let error = error.to_string();
+                    if error != told {
+                        log::warn!(target: "images", "baked images may lose their names: {error}");
+                        told = error;
+                    }
                 }
             }
             init.pause(RETRY);
@@ -85,6 +91,15 @@ fn follow(baked: &Index) -> Result<()> {
     let child = reaper::spawn(command.stdout(OwnedFd::from(theirs)).stderr(Stdio::null()))?;
     // It holds our copy of the other end, and the stream would never end.
     drop(command);
+    let followed = put_back_after_events(&stream, baked);
+    child.handle().kill_group();
+    child.wait();
+    followed
+}
+
+/// Until the stream ends.
+fn put_back_after_events(stream: &UnixStream, baked: &Index) -> Result<()> {
+    let fail = |cause: std::io::Error| Error::new(format!("cannot follow containerd's events: {cause}"));
     let mut lines = BufReader::new(stream.try_clone().map_err(fail)?);
     // As after an event: something may have happened while nobody listened.
     stream.set_read_timeout(Some(QUIET)).map_err(fail)?;
@@ -92,10 +107,7 @@ fn follow(baked: &Index) -> Result<()> {
     loop {
         line.clear();
         match lines.read_line(&mut line) {
-            Ok(0) => {
-                child.wait();
-                return Ok(());
-            }
+            Ok(0) => return Ok(()),
             Ok(_) => stream.set_read_timeout(Some(QUIET)).map_err(fail)?,
             Err(cause) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&cause.kind()) => {
                 stream.set_read_timeout(None).map_err(fail)?;
