@@ -48,9 +48,13 @@ clean_up() {
   trap - EXIT
   trap '' INT TERM HUP
   set +e
+  # The signal may have come between the start of the command and the note of its number.
+  [ -n "$child" ] || child=$(jobs -p)
   if [ -n "$child" ]; then
-    [ -z "$ends" ] || kill "$child" 2>/dev/null
-    wait "$child" 2>/dev/null
+    # shellcheck disable=SC2086
+    [ -z "$ends" ] || kill $child 2>/dev/null
+    # shellcheck disable=SC2086
+    wait $child 2>/dev/null
   fi
   if [ -n "$engine" ]; then
     containers=$(docker ps --all --quiet --filter "label=kind.build=$id")
