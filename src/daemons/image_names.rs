@@ -84,7 +84,6 @@ impl Index {
 
 /// Puts names back until the stream of events ends, as it does with containerd.
 fn follow(baked: &Index) -> Result<()> {
-    let fail = |cause: std::io::Error| Error::new(format!("cannot follow containerd's events: {cause}"));
     let (stream, theirs) = UnixStream::pair().map_err(fail)?;
     let mut command = Command::new("ctr");
     command.args(["--address", CONTAINERD_SOCKET, "--namespace", NAMESPACE, "events", EVENTS]);
@@ -97,9 +96,12 @@ fn follow(baked: &Index) -> Result<()> {
     followed
 }
 
+fn fail(cause: std::io::Error) -> Error {
+    Error::new(format!("cannot follow containerd's events: {cause}"))
+}
+
 /// Until the stream ends.
 fn put_back_after_events(stream: &UnixStream, baked: &Index) -> Result<()> {
-    let fail = |cause: std::io::Error| Error::new(format!("cannot follow containerd's events: {cause}"));
     let mut lines = BufReader::new(stream.try_clone().map_err(fail)?);
     // As after an event: something may have happened while nobody listened.
     stream.set_read_timeout(Some(QUIET)).map_err(fail)?;
