@@ -1,10 +1,9 @@
 //! The command line.
 
-use std::path::PathBuf;
-
+use crate::bake::Bake;
+use crate::config::{EXEC_WITH_CAPACITY, EXEC_WITH_SOCKET};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
-use crate::{EXEC_WITH_CAPACITY, EXEC_WITH_SOCKET};
 
 pub const HELP: &str = "\
 kind: the init of a container that holds Docker and a whole Kubernetes cluster
@@ -50,14 +49,6 @@ pub enum Invocation {
     ExecWithCapacity(Vec<String>),
     Help,
     Version,
-}
-
-/// What follows `bake`.
-#[derive(Debug, PartialEq)]
-pub struct Bake {
-    pub bundle: PathBuf,
-    /// Bake to see which images the scripts get, save them here, and go no further.
-    pub save_images: Option<PathBuf>,
 }
 
 /// What follows `run`, read as docker:dind's entrypoint reads it.

@@ -58,6 +58,12 @@ pub const POD_SUBNET: &str = "10.244.0.0/16";
 /// cluster that has the same default.
 pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16", "10.247.0.0/16"];
 
+// Hidden subcommands of our own, which run between fork and exec of a daemon.
+/// Hands a listening socket on to dockerd.
+pub const EXEC_WITH_SOCKET: &str = "exec-with-socket";
+/// Shows kubelet the container's limits.
+pub const EXEC_WITH_CAPACITY: &str = "exec-with-capacity";
+
 // Ports.
 pub const API_PORT: u16 = 8443;
 pub const DOCKER_PORT: u16 = 2375;

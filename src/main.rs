@@ -8,23 +8,17 @@
 mod bake;
 mod boot;
 mod cli;
+mod clock;
 mod cluster;
 mod config;
 mod daemons;
-mod docker_command;
 mod error;
-mod files;
-mod gate;
-mod init;
 mod logger;
 mod node;
 mod openssl;
 mod readiness;
-mod reaper;
-mod scripts;
-mod signals;
 mod status;
-mod stop;
+mod supervisor;
 mod sys;
 
 use std::process::{Command, ExitCode};
@@ -33,18 +27,16 @@ use std::thread;
 
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Bake, Invocation, Run};
-use crate::cluster::Cluster;
+use crate::bake::Bake;
+use crate::cli::{Invocation, Run};
+use crate::cluster::{kubeconfig, Cluster};
 use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
+use crate::daemons::docker_command;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::readiness::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
-
-/// Our own hidden subcommand, which hands a listening socket on to a daemon.
-const EXEC_WITH_SOCKET: &str = "exec-with-socket";
-/// Another, which shows kubelet the container's limits.
-const EXEC_WITH_CAPACITY: &str = "exec-with-capacity";
+use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
+use crate::readiness::server;
+use crate::supervisor::{reaper, signals, stop, Init};
 
 fn main() -> ExitCode {
     // First of all: as PID 1, a signal that nobody has asked for is lost.
@@ -57,12 +49,14 @@ fn main() -> ExitCode {
         Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(argv, signals)),
         Ok(Invocation::Run(Run::Docker(line))) => signals.and_then(|signals| run_node(line, signals)),
         Ok(Invocation::Bake(bake)) => signals.and_then(|signals| bake_image(bake, signals)),
-        Ok(Invocation::Status) => status::print(),
-        Ok(Invocation::Healthcheck) => status::healthcheck(),
+        Ok(Invocation::Status) => status::text().map(|text| say(&text)),
+        Ok(Invocation::Healthcheck) => {
+            status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
         Ok(Invocation::ExecWithCapacity(argv)) => Err(node::capacity::exec(&argv)),
-        Ok(Invocation::Help) => say(cli::HELP),
-        Ok(Invocation::Version) => say(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Invocation::Help) => Ok(say(cli::HELP)),
+        Ok(Invocation::Version) => Ok(say(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n"))),
         Err(error) => {
             log::error!(target: "kind", "{error}");
             return ExitCode::from(2);
@@ -74,11 +68,11 @@ fn main() -> ExitCode {
     })
 }
 
-pub fn say(text: &str) -> Result<ExitCode> {
+fn say(text: &str) -> ExitCode {
     use std::io::Write;
     // A reader that went away is no error.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
@@ -87,14 +81,15 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let line = line.after(init.config.dockerd_arguments.clone());
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
-    init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT)?;
+    init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
-    files::serve(&init.config, init.config.path(STATE_DIR), names)?;
+    let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &names);
+    server::serve(&init.config, init.config.path(STATE_DIR), Box::new(rewrite))?;
     in_boot_thread(&init, move |init| match &cluster {
         Some(cluster) => boot::with_cluster(init, cluster, line),
         None => boot::docker_alone(init, line),
     })?;
-    signals::serve(signals, &init);
+    signals::serve(signals, &init, &boot::SIGNALS);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -105,7 +100,7 @@ fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
         bake::bake(init, &bake)?;
         std::process::exit(0);
     })?;
-    signals::serve(signals, &init);
+    signals::serve(signals, &init, &boot::SIGNALS);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -114,12 +109,12 @@ fn node_init() -> Result<Arc<Init>> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     node::require_privileges()?;
     node::cgroup::enter_own_namespace()?;
-    take_pid_1s_part();
+    become_subreaper();
     Ok(Arc::new(Init::new(config)))
 }
 
 /// What a process owes its children, whoever started it.
-fn take_pid_1s_part() {
+fn become_subreaper() {
     sys::close_descriptors_on_exec();
     if std::process::id() == 1 {
         return;
@@ -136,12 +131,12 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
     let boot = move || {
         let error = match body(&init) {
             Ok(()) => return,
-            Err(_) if init.stop_requested() => return,
+            Err(_) if init.shutdown.requested() => return,
             Err(error) => error,
         };
-        init.fail(&error, error.status());
-        stop::everything(&init);
-        std::process::exit(init.status().into());
+        init.fail(&error);
+        let status = stop::everything(&init, &boot::STOP_ORDER);
+        std::process::exit(status.into());
     };
     let started = thread::Builder::new().name("boot".into()).spawn(boot);
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the boot thread: {cause}")))
@@ -149,7 +144,7 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
 
 /// Any other command in place of the daemons, as dind's entrypoint allows, under an init.
 fn run_command(argv: Vec<String>, signals: Signals) -> Result<ExitCode> {
-    take_pid_1s_part();
+    become_subreaper();
     let (argv, environment) = docker_command::complete(argv);
     let (program, arguments) = argv.split_first().ok_or_else(|| Error::new("no command"))?;
     let mut command = Command::new(program);

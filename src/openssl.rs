@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::reaper;
+use crate::supervisor::reaper;
 
 /// Where openssl writes first: what is not whole never has the final name.
 fn temporary(path: &Path) -> PathBuf {

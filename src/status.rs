@@ -1,19 +1,16 @@
 //! `kind status` and `kind healthcheck`: what the files under `/var/kind` say.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-
-use crate::bake::wait;
 use crate::cluster::api::Api;
+use crate::cluster::wait;
 use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, CREDENTIALS_DIR, STATE_DIR};
 use crate::error::Result;
-use crate::readiness::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
-use crate::say;
+use crate::readiness::files::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
+use std::fs;
+use std::path::{Path, PathBuf};
 
-/// Shows the states and the timeline.
-pub fn print() -> Result<ExitCode> {
+/// The states and the timeline, for people.
+pub fn text() -> Result<String> {
     let states = States::read()?;
     let yes_no = |name| if states.exists(name) { "yes" } else { "no" };
     let mut text = format!("docker-ready      {}\nkubernetes-ready  {}\n", yes_no(DOCKER_READY), yes_no(KUBERNETES_READY));
@@ -32,14 +29,14 @@ pub fn print() -> Result<ExitCode> {
         let lines = timeline.lines().filter_map(|line| line.split_once(' '));
         text.extend(lines.map(|(seconds, name)| format!("{seconds:>7}  {name}\n")));
     }
-    say(&text)
+    Ok(text)
 }
 
-/// 0 when everything that the image holds is ready, as Docker's HEALTHCHECK wants it.
-pub fn healthcheck() -> Result<ExitCode> {
+/// Whether everything that the image holds is ready.
+pub fn is_healthy() -> Result<bool> {
     let states = States::read()?;
     let wanted = if states.has_cluster { KUBERNETES_READY } else { DOCKER_READY };
-    Ok(if states.exists(wanted) && !states.exists(FAILED) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(states.exists(wanted) && !states.exists(FAILED))
 }
 
 struct States {

@@ -11,7 +11,7 @@ use crate::config::CNI_BIN_DIR;
 use crate::daemons::containerd;
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 pub const BIN_DIR: &str = "/usr/local/bin";
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];

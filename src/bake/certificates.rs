@@ -15,8 +15,8 @@ use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::openssl::{self, Keys};
-use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
-use crate::reaper;
+use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
+use crate::supervisor::reaper;
 
 /// A hundred years.
 const DAYS: &str = "36500";

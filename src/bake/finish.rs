@@ -8,16 +8,18 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bake::bundle::BIN_DIR;
-use crate::bake::{hooks, images, wait};
+use crate::bake::{hooks, images};
+use crate::boot::STOP_ORDER;
 use crate::cluster::api::Api;
-use crate::cluster::{pods, Cluster, Pod};
-use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR, STOP_KUBELET};
+use crate::cluster::{pods, wait, Cluster, Pod};
+use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
 use crate::daemons::containerd::{self, ctr};
+use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
-use crate::init::Init;
 use crate::node::{cgroup, scratch};
-use crate::readiness::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
-use crate::{reaper, stop};
+use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
+use crate::supervisor::Init;
+use crate::supervisor::{reaper, stop};
 
 /// kubelet's label on the containers that it asks for.
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
@@ -49,8 +51,8 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, name
 /// server can still hear of it, then kubelet, the API server, and etcd last.
 pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     // Before anything that kubelet would start again.
-    init.begin_stop_quietly();
-    stop::stop_daemon(init, "kubelet", STOP_KUBELET);
+    init.shutdown.begin();
+    STOP_ORDER.iter().filter(|step| step.daemon == KUBELET).for_each(|step| stop::stop_daemon(init, step));
     for name in ["kube-scheduler", "kube-controller-manager"] {
         end_container(name)?;
     }
@@ -65,11 +67,11 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     for id in docker.lines() {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
     }
-    collect_garbage()?;
+    containerd::collect_garbage()?;
     images::flatten()?;
     images::keep()?;
     images::save_names()?;
-    stop::everything(init);
+    stop::everything(init, &STOP_ORDER);
     match cgroup::processes_of_pods().as_slice() {
         [] => Ok(()),
         left => Err(Error::new(format!("processes of pods are left: {left:?}"))),
@@ -95,17 +97,6 @@ fn running(name: &str) -> Result<Vec<String>> {
     let tasks = ctr(&["tasks", "ls"])?;
     let is_running = |id: &String| tasks.lines().any(|line| line.starts_with(id.as_str()) && line.contains("RUNNING"));
     Ok(ids.into_iter().filter(is_running).collect())
-}
-
-/// Makes containerd delete the layers of removed containers, which it would do some time later.
-pub fn collect_garbage() -> Result<()> {
-    let lease = ctr(&["leases", "create"])?;
-    ctr(&["leases", "delete", "--sync", lease.trim()])?;
-    let snapshots = ctr(&["snapshots", "ls"])?;
-    match snapshots.lines().find(|line| line.split_whitespace().last() == Some("Active")) {
-        Some(left) => Err(Error::new(format!("containerd keeps the layer of a removed container: {left}"))),
-        None => Ok(()),
-    }
 }
 
 /// Removes what must not be in the image: the hooks, their logins, and traces of the bake.

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::boot::scripts;
 use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::{reaper, scripts};
+use crate::supervisor::reaper;
 
 /// The hooks folder's script, and the one that lay beside build.sh, as in the first kind.
 pub const BEFORE_CLUSTER: &[&str] = &["/hooks/before-cluster.sh", "/hooks/root-before-cluster.sh"];

@@ -9,14 +9,14 @@ use std::process::Command;
 
 use serde_json::{json, Value};
 
-use crate::bake::finish::collect_garbage;
 use crate::config::{BAKED_IMAGES, CONTAINERD_ROOT, RUN_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::daemons::image_names::{IMAGE_NAME, INDEX};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::node::store::{self, BLOBS, SNAPSHOTS};
-use crate::{reaper, sys};
+use crate::supervisor::reaper;
+use crate::sys;
 
 /// overlayfs: a directory that hides what lies below it.
 const OPAQUE: &std::ffi::CStr = c"trusted.overlay.opaque";
@@ -45,7 +45,7 @@ pub fn flatten() -> Result<()> {
     }
     replace(&flat)?;
     log::info!(target: "store", "{} images with layers that delete files of the layers below are one layer each now", flat.len());
-    collect_garbage()
+    containerd::collect_garbage()
 }
 
 /// Copies what is seen of an image into a snapshot without a parent, where its layers hide something.

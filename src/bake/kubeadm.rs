@@ -13,7 +13,7 @@ use crate::config::{
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 const IMAGE_REPOSITORY: &str = "registry.k8s.io";
 const COREDNS: &str = "/coredns";

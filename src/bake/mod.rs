@@ -10,10 +10,9 @@ mod images;
 mod kubeadm;
 mod pack;
 mod versions;
-pub mod wait;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,20 +21,27 @@ use crate::bake::bundle::Bundle;
 use crate::bake::hooks::Hooks;
 use crate::bake::kubeadm::Kubeadm;
 use crate::boot;
-use crate::cli::Bake;
 use crate::cluster::api::Api;
-use crate::cluster::load_balancer;
+use crate::cluster::{load_balancer, wait};
 use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::{self, containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
-use crate::init::Init;
 use crate::node::capacity::Capacity;
-use crate::reaper;
+use crate::supervisor::reaper;
+use crate::supervisor::Init;
 
 /// Names under which CI systems reach the container, beside its static address and `KIND_SANS`.
 const CERTIFICATE_NAMES: [&str; 5] = ["localhost", "127.0.0.1", "kind", "docker", "kubernetes"];
+
+/// What follows `kind bake`.
+#[derive(Debug, PartialEq)]
+pub struct Bake {
+    pub bundle: PathBuf,
+    /// Bake to see which images the scripts get, save them here, and go no further.
+    pub save_images: Option<PathBuf>,
+}
 
 pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let bundle = Bundle::open(&wanted.bundle)?;
@@ -48,8 +54,8 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
     let pause = kubeadm.pause_image()?;
 
-    let containerd = boot::start_containerd(init, &pause)?;
-    let dockerd = daemons::supervise(init, dockerd::spec_for_cluster(CommandLine::default(), &init.config, network, Port::plain()?)?)?;
+    let containerd = boot::start_containerd(init, &pause, &network.iptables)?;
+    let dockerd = init.supervise(dockerd::spec_for_cluster(CommandLine::default(), &init.config, network.clone(), Port::plain()?)?)?;
     if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
         // The daemon's own failure was logged with the end of its log.
         return Err(Error::new("Docker did not start"));
@@ -66,11 +72,11 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         kubeadm.write_node()?;
         certificates::make_ours(static_ip)
     })?;
-    let kubelet = daemons::supervise(init, kubelet::spec(static_ip, Capacity::default(), vec![]))?;
+    let kubelet = init.supervise(kubelet::spec(static_ip, Capacity::default(), network.iptables.clone(), vec![]))?;
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), static_ip)?);
     step("API server up", || wait::for_api_server(init, &api))?;
     // A hook may wait for what it has installed, such as an ingress controller's Service.
-    init.readiness.update(|conditions| conditions.api_server = true);
+    init.readiness.update(|state| state.api_server = true);
     load_balancer::start(init, api.clone(), static_ip)?;
     // It found no API server to tell of its static pods, and would try again only after a minute or more.
     kubelet.restart();

@@ -9,7 +9,7 @@ use crate::config::{CONTAINERD_ROOT, STORE_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::node::store::{self, BLOBS, DATABASES, SNAPSHOTS};
-use crate::reaper;
+use crate::supervisor::reaper;
 
 pub fn pack() -> Result<()> {
     let (root, store) = (Path::new(CONTAINERD_ROOT), Path::new(STORE_DIR));

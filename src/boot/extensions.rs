@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::bake::wait;
+use crate::boot::scripts;
 use crate::cluster::api::Api;
+use crate::cluster::wait;
 use crate::cluster::Cluster;
 use crate::config::{ADMIN_KUBECONFIG, EXTENSIONS_LIMIT, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
 use crate::daemons;
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::{reaper, scripts};
+use crate::readiness::{Extensions, State};
+use crate::supervisor::reaper;
+use crate::supervisor::Init;
 
 /// The milestone from which on it is the user's own work that readiness waits for.
 pub const CLUSTER_UP: &str = "cluster";
@@ -29,43 +31,40 @@ const PASSING: [&str; 5] =
 
 /// What there is to do, in order.
 #[derive(Debug, Default, PartialEq)]
-struct Extensions {
+struct Work {
     manifests: Vec<PathBuf>,
     scripts: Vec<PathBuf>,
 }
 
 /// Does all of it as soon as the cluster is up, in a thread of its own; where there is nothing, at no cost.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
-    let extensions = Extensions::find(Path::new("/"))?;
-    if extensions == Extensions::default() {
-        init.readiness.update(|conditions| conditions.extensions = true);
+    let work = Work::find(Path::new("/"))?;
+    if work == Work::default() {
+        init.readiness.update(|state| state.extensions = Extensions::Done);
         return Ok(());
     }
     let (init, cluster) = (init.clone(), cluster.clone());
     let body = move || {
-        if !init.readiness.wait_until(|conditions| conditions.cluster()) {
+        if !init.readiness.wait_until(State::cluster_up) {
             return;
         }
         init.readiness.milestone(CLUSTER_UP);
-        match extensions.run(&init, &api, &cluster) {
-            Ok(()) => {
-                init.readiness.update(|conditions| conditions.extensions = true);
-                init.forget_failure_when_ready();
-            }
-            Err(_) if init.stopping() => {}
-            Err(error) => init.fail(&error, 1),
+        match work.run(&init, &api, &cluster) {
+            Ok(()) => init.readiness.update(|state| state.extensions = Extensions::Done),
+            Err(_) if init.shutdown.stopping() => {}
+            Err(error) => init.fail(&error),
         }
     };
     let started = thread::Builder::new().name("extensions".into()).spawn(body);
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for {READY_SCRIPT}: {cause}")))
 }
 
-impl Extensions {
-    fn find(root: &Path) -> Result<Extensions> {
+impl Work {
+    fn find(root: &Path) -> Result<Work> {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
         let mut scripts: Vec<PathBuf> = Some(below(READY_SCRIPT)).into_iter().filter(|path| path.is_file()).collect();
         scripts.extend(files(&below(READY_SCRIPTS_DIR), &["sh"])?);
-        Ok(Extensions { manifests: files(&below(MANIFESTS_DIR), &["yaml", "yml", "json"])?, scripts })
+        Ok(Work { manifests: files(&below(MANIFESTS_DIR), &["yaml", "yml", "json"])?, scripts })
     }
 
     fn run(&self, init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
@@ -135,12 +134,12 @@ fn apply(path: &Path, limit: Duration) -> Result<()> {
 fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duration) -> Result<()> {
     let mut waiting = vec![];
     let ready = reaper::poll(WAIT_POLL, limit, || {
-        if init.stopping() {
+        if init.shutdown.stopping() {
             return Some(false);
         }
         let now = wait::unready(api, &cluster.containers).unwrap_or_else(|error| vec![error.to_string()]);
         if now != waiting {
-            init.set_waiting(now.clone());
+            init.readiness.update(|state| state.extensions = Extensions::Waiting(now.clone()));
             waiting = now;
         }
         waiting.is_empty().then_some(true)
@@ -164,7 +163,7 @@ mod tests {
     fn what_there_is_to_do_is_found_in_order() {
         let root = std::env::temp_dir().join(format!("kind-extensions-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
-        assert_eq!(Extensions::find(&root).unwrap(), Extensions::default());
+        assert_eq!(Work::find(&root).unwrap(), Work::default());
         let file = |name: &str| {
             let path = root.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -181,7 +180,7 @@ mod tests {
         // A ConfigMap's own folder, and what is neither.
         ["kind/manifests/..data/c.yaml", "kind/manifests/notes.txt", "kubernetes-ready.d/readme"].iter().for_each(|name| file(name));
         std::os::unix::fs::symlink(root.join("kind/manifests/..data/c.yaml"), root.join("kind/manifests/c.yaml")).unwrap();
-        let found = Extensions::find(&root).unwrap();
+        let found = Work::find(&root).unwrap();
         let names = |paths: &[PathBuf]| {
             paths.iter().map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
         };

@@ -11,7 +11,7 @@ use ureq::Agent;
 
 use crate::config::{API_PORT, REQUEST_LIMIT};
 use crate::error::{Error, Result};
-use crate::readiness::{CA_CERT, CLIENT_CERT, CLIENT_KEY};
+use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY};
 
 /// Bytes, for each connection: of ureq's own 128 KiB the init's connections took 1.5 MB together. The first
 /// must hold an answer's whole head.

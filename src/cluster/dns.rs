@@ -2,8 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::readiness::{Pods, Readiness};
 
 const PORT: u16 = 53;
 /// Every cluster has this Service.
@@ -15,6 +19,34 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const OUTSTANDING: usize = 40;
 /// How often the sockets are looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// Asks in a thread of its own whenever the pods have become ready, until there is an answer. So whoever
+/// follows the pods is never kept from seeing one of them die meanwhile.
+pub fn follow(readiness: &Arc<Readiness>, server: Ipv4Addr) -> Result<()> {
+    let readiness = readiness.clone();
+    let body = move || {
+        while readiness.wait_until(|state| state.pods == Pods::Ready && !state.dns) {
+            ask_until_answered(&readiness, server);
+        }
+    };
+    let started = thread::Builder::new().name("dns".into()).spawn(body);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that asks the DNS: {cause}")))
+}
+
+/// Returns when there is an answer, or no need for one any more.
+fn ask_until_answered(readiness: &Readiness, server: Ipv4Addr) {
+    let outages = readiness.state().outages;
+    let mut questions = Questions::new(server);
+    while !questions.ask() {
+        let state = readiness.state();
+        if state.ending || state.outages != outages {
+            return;
+        }
+    }
+    readiness.milestone("dns");
+    // An answer from before an outage says nothing of what came after it.
+    readiness.update(|state| state.dns |= state.pods == Pods::Ready && state.outages == outages);
+}
 
 /// Questions for the address of the API server's Service. Until kube-proxy has made its rules they are
 /// lost, and with them whatever waits for an answer: so each is soon followed by another.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::cluster::api::Api;
 use crate::error::{Error, Result};
-use crate::init::Init;
+use crate::supervisor::Init;
 
 /// kubeadm's `--listen-metrics-urls`, of every version; its probes ask there too.
 const METRICS_PORT: u16 = 2381;
@@ -21,12 +21,12 @@ const POLL: Duration = Duration::from_millis(50);
 pub fn follow(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
     let init = init.clone();
     let follow = move || {
-        while !init.stopping() {
+        while !init.shutdown.stopping() {
             match TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS_PORT)) {
                 Ok(connection) => hold(&init, &api, connection),
-                Err(_) => init.readiness.update(|conditions| conditions.etcd = false),
+                Err(_) => init.readiness.update(|state| state.etcd = false),
             }
-            init.pause(POLL);
+            init.shutdown.pause(POLL);
         }
     };
     let started = thread::Builder::new().name("etcd".into()).spawn(follow);
@@ -36,16 +36,15 @@ pub fn follow(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
 /// Returns when the connection is closed. That alone says nothing: a server may close an idle one. But
 /// of a process that ended, the listening socket was closed before.
 fn hold(init: &Init, api: &Api, mut connection: TcpStream) {
-    if !init.readiness.conditions().etcd {
+    if !init.readiness.state().etcd {
         // It counts when the API server has found it, which says so in its own readiness.
         while !api.is_ready() {
-            if init.stopping() {
+            if init.shutdown.stopping() {
                 return;
             }
-            init.pause(POLL);
+            init.shutdown.pause(POLL);
         }
-        init.readiness.update(|conditions| conditions.etcd = true);
-        init.forget_failure_when_ready();
+        init.readiness.update(|state| state.etcd = true);
     }
     let _ = connection.read(&mut [0]);
 }

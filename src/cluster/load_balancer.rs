@@ -13,8 +13,8 @@ use serde_json::{json, Value};
 use crate::cluster::api::Api;
 use crate::config::{API_PORT, DOCKER_PORT};
 use crate::error::{Error, Result};
-use crate::init::Init;
 use crate::node::network;
+use crate::supervisor::Init;
 
 const SERVICES: &str = "/api/v1/services";
 /// After an error, doubled up to the last: the API server may be down for a moment, or for good.
@@ -31,12 +31,12 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()>
     let body = move || {
         let taken = taken_ports(init.config.files_address.port());
         let mut pause = FIRST_PAUSE;
-        while !init.stopping() && init.readiness.wait_until(|conditions| conditions.api_server) {
+        while !init.shutdown.stopping() && init.readiness.wait_until(|state| state.api_server) {
             match follow(&init, &api, address, &taken) {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(error) => {
                     log::debug!(target: "services", "{error}");
-                    init.pause(pause);
+                    init.shutdown.pause(pause);
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
@@ -54,8 +54,8 @@ fn taken_ports(files: u16) -> Vec<Port> {
 /// Looks at every Service now, and again whenever one changes, until the watch ends.
 fn follow(init: &Init, api: &Api, address: Ipv4Addr, taken: &[Port]) -> Result<()> {
     let mut told = vec![];
-    let mut version = settle(api, address, taken, &mut told)?;
-    init.readiness.update(|conditions| conditions.services = true);
+    let mut version = assign_addresses(api, address, taken, &mut told)?;
+    init.readiness.update(|state| state.services = true);
     // Without bookmarks, which would wake us every minute.
     for line in api.watch(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
         let line = line.map_err(|cause| Error::new(format!("the watch on services ended: {cause}")))?;
@@ -65,14 +65,14 @@ fn follow(init: &Init, api: &Api, address: Ipv4Addr, taken: &[Port]) -> Result<(
         };
         // Events up to what was listed last are old news. Versions of one etcd are numbers that grow.
         if is_balanced(service) && number(resource_version(service)) > number(&version) {
-            version = settle(api, address, taken, &mut told)?;
+            version = assign_addresses(api, address, taken, &mut told)?;
         }
     }
     Ok(())
 }
 
 /// Gives every Service what it is due; returns the version of the list.
-fn settle(api: &Api, address: Ipv4Addr, taken: &[Port], told: &mut Vec<String>) -> Result<String> {
+fn assign_addresses(api: &Api, address: Ipv4Addr, taken: &[Port], told: &mut Vec<String>) -> Result<String> {
     let list = api.get(SERVICES)?;
     let services: Vec<&Value> = list.get("items").and_then(Value::as_array).into_iter().flatten().collect();
     let decisions = decide(&services, taken);

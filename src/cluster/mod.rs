@@ -9,6 +9,7 @@ pub mod load_balancer;
 pub mod monitor;
 pub mod pods;
 pub mod postmortem;
+pub mod wait;
 
 use std::collections::BTreeSet;
 use std::fs;

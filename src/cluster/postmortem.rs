@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::reaper;
+use crate::supervisor::reaper;
 
 /// Lines of each log.
 const LINES: usize = 6;

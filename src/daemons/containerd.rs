@@ -7,20 +7,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
 use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
-use crate::daemons::{answers_ok, Spec};
+use crate::daemons::{answers_ok, prepare};
 use crate::error::{Error, Result};
+use crate::node::iptables::Iptables;
 use crate::node::registry::CERTS_DIR;
 use crate::node::{can_lower_oom_score, mounts};
-use crate::reaper;
+use crate::supervisor::daemon::Spec;
+use crate::supervisor::reaper;
+
+pub const CONTAINERD: &str = "containerd";
 
 /// Marks what the CRI plugin made, in contrast to what dockerd made in the same namespace.
 const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
 
-pub fn spec(pause_image: String) -> Spec {
+pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
     let starts = Arc::new(AtomicU32::new(0));
     let count = starts.clone();
     Spec {
-        name: "containerd",
+        name: CONTAINERD,
         command: Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let path = Path::new(RUN_DIR).join("containerd.toml");
@@ -28,6 +32,7 @@ pub fn spec(pause_image: String) -> Spec {
             let configuration = configuration(&pause_image, !can_lower_oom_score());
             std::fs::write(&path, configuration).map_err(|cause| Error::io("write", &path, cause))?;
             let mut command = Command::new("containerd");
+            prepare(&mut command, &iptables);
             command.arg("--config").arg(path).args(["--log-level", "warn"]);
             Ok(command)
         }),
@@ -36,7 +41,8 @@ pub fn spec(pause_image: String) -> Spec {
             let first = starts.load(Ordering::Relaxed) == 1;
             UnixStream::connect(CONTAINERD_SOCKET).is_ok() && (first || dockerd_reaches_it())
         }),
-        condition: |conditions| &mut conditions.containerd,
+        before_reload: None,
+        condition: |state| &mut state.containerd,
     }
 }
 
@@ -114,4 +120,15 @@ pub fn remove_pod_containers() -> Result<usize> {
         ctr(&[&["sandboxes", "rm", "--force"], sandboxes.as_slice()].concat())?;
     }
     Ok(ids.len())
+}
+
+/// Makes containerd delete the layers of removed containers, which it would do some time later.
+pub fn collect_garbage() -> Result<()> {
+    let lease = ctr(&["leases", "create"])?;
+    ctr(&["leases", "delete", "--sync", lease.trim()])?;
+    let snapshots = ctr(&["snapshots", "ls"])?;
+    match snapshots.lines().find(|line| line.split_whitespace().last() == Some("Active")) {
+        Some(left) => Err(Error::new(format!("containerd keeps the layer of a removed container: {left}"))),
+        None => Ok(()),
+    }
 }

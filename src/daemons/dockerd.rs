@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{json, Map, Value};
@@ -13,17 +13,16 @@ use serde_json::{json, Map, Value};
 use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, RUN_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::{self, CommandLine};
-use crate::daemons::{answers_ok, is_on_path, stale, tls, Spec};
+use crate::daemons::{answers_ok, is_on_path, prepare, stale, tls};
 use crate::error::{Error, Result};
 use crate::node::{iptables, mounts, network::Network};
-use crate::reaper;
+use crate::supervisor::daemon::Spec;
+use crate::supervisor::reaper;
 
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
 /// Where we ask when the user's flags say where dockerd listens.
 const PING_SOCKET: &str = "/run/kind/docker.sock";
-const DOCKERD: &str = "dockerd";
-/// Writes the settings anew, where they are ours to write.
-static REREAD: OnceLock<Box<dyn Fn() -> Result<()> + Send + Sync>> = OnceLock::new();
+pub const DOCKERD: &str = "dockerd";
 /// The first in which the image store of containerd is not called experimental.
 const OLDEST_DOCKER: u32 = 25;
 const PING_LIMIT: Duration = Duration::from_secs(2);
@@ -50,11 +49,9 @@ pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, po
     settings::warn_of_client_variables();
     let (hosts, ping_socket) = sockets(&line, config)?;
     let (pid_file, files) = (stale::pid_file(config), port.tls().cloned());
-    let write_settings = Arc::new(move || write_settings(&line, network, files.as_ref()));
-    let _ = REREAD.set(Box::new({
-        let write_settings = write_settings.clone();
-        move || write_settings().map(drop)
-    }));
+    let iptables = network.iptables.clone();
+    let write_settings = Arc::new(move || write_settings(&line, &network, files.as_ref()));
+    let again = write_settings.clone();
     let command = move || {
         let (path, flags, users_hosts) = write_settings()?;
         stale::remove(&pid_file);
@@ -62,13 +59,16 @@ pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, po
         command.arg("--config-file").arg(path);
         command.args(["--containerd", CONTAINERD_SOCKET, "--containerd-namespace", NAMESPACE]).args(&flags);
         settings::remove_client_variables(&mut command, true);
+        prepare(&mut command, &iptables);
         Ok(command)
     };
-    Ok(spec(Box::new(command), ping_socket))
+    // The user has changed the file that they come from.
+    let before_reload = move || again().map(drop);
+    Ok(Spec { before_reload: Some(Box::new(before_reload)), ..spec(Box::new(command), ping_socket) })
 }
 
 /// Writes dockerd's own daemon.json. Returns its path, and the flags and the user's hosts that go with it.
-fn write_settings(line: &CommandLine, network: Network, files: Option<&tls::Files>) -> Result<(PathBuf, Vec<String>, Vec<String>)> {
+fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Files>) -> Result<(PathBuf, Vec<String>, Vec<String>)> {
     let (mut flags, file) = line.for_cluster();
     let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
     let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
@@ -80,13 +80,6 @@ fn write_settings(line: &CommandLine, network: Network, files: Option<&tls::File
     Ok((path, flags, users_hosts))
 }
 
-/// Before dockerd is told to read its settings again (SIGHUP): the user has changed the file that they come from.
-pub fn reread_settings() {
-    if let Some(Err(error)) = REREAD.get().map(|reread| reread()) {
-        log::error!(target: "dockerd", "its settings stay as they are: {error}");
-    }
-}
-
 /// Docker alone, as docker:dind's own entrypoint starts it, but for the 16 s that dockerd sleeps after that
 /// where there is no TLS, and the seconds that its keys take where there is.
 pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
@@ -96,7 +89,7 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
             .advise("Bake an image with build.sh, or make `kind run` the entrypoint of an image of docker's, such as docker:29-dind")
             .with_status(reaper::NOT_FOUND));
     }
-    iptables::choose(config)?;
+    let iptables = iptables::choose(config)?;
     let port = Port::open(&line)?;
     if let Some(certificates) = port.make_certificates()? {
         certificates.finish()?;
@@ -114,13 +107,14 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
         }
         command.args(&line.flags);
         settings::remove_client_variables(&mut command, false);
+        prepare(&mut command, &iptables);
         Ok(command)
     };
     Ok(spec(Box::new(command), ping_socket))
 }
 
-fn spec(command: Box<dyn Fn() -> Result<Command> + Send>, socket: PathBuf) -> Spec {
-    Spec { name: "dockerd", command, answers: Box::new(move || ping(&socket)), condition: |conditions| &mut conditions.docker }
+fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf) -> Spec {
+    Spec { name: DOCKERD, command, answers: Box::new(move || ping(&socket)), before_reload: None, condition: |state| &mut state.docker }
 }
 
 /// The sockets that dockerd is to listen on, and the one on which we ask. Where the user's flags say which,
@@ -151,7 +145,7 @@ fn read_user_configuration(file: &str) -> Result<String> {
 
 /// The user's daemon.json with what the cluster rests on, and its hosts: dockerd refuses a file and
 /// flags that both name hosts.
-fn merge(file: &str, user: &str, network: Network) -> Result<(Map<String, Value>, Vec<String>)> {
+fn merge(file: &str, user: &str, network: &Network) -> Result<(Map<String, Value>, Vec<String>)> {
     let mut settings: Map<String, Value> = serde_json::from_str(user)
         .map_err(|cause| Error::new(format!("{file} is not a JSON object: {cause}")).advise("Mend it or leave it out"))?;
     let hosts = settings.remove("hosts");
@@ -205,7 +199,9 @@ pub fn exec_with_socket(argv: &[String]) -> Error {
 mod tests {
     use super::*;
 
-    const NETWORK: Network = Network { mtu: 1400, dns: Some(std::net::Ipv4Addr::new(172, 99, 99, 1)) };
+    fn network() -> Network {
+        Network { mtu: 1400, dns: Some(std::net::Ipv4Addr::new(172, 99, 99, 1)), iptables: Default::default() }
+    }
 
     #[test]
     fn the_users_settings_are_merged_and_not_overwritten() {
@@ -215,7 +211,7 @@ mod tests {
         let mut file = user;
         file["hosts"] = json!(["tcp://1.2.3.4:1"]);
         assert_eq!(
-            merge("f", &file.to_string(), NETWORK).unwrap(),
+            merge("f", &file.to_string(), &network()).unwrap(),
             (expected.as_object().unwrap().clone(), vec!["tcp://1.2.3.4:1".to_string()])
         );
     }
@@ -223,7 +219,7 @@ mod tests {
     #[test]
     fn the_image_store_is_pinned_and_packets_fit() {
         let user = r#"{"storage-driver": "overlay2", "containerd": "/x", "features": {"containerd-snapshotter": false}}"#;
-        let (merged, _) = merge("f", user, NETWORK).unwrap();
+        let (merged, _) = merge("f", user, &network()).unwrap();
         let expected = json!({"features": {"containerd-snapshotter": true}, "mtu": 1400, "dns": ["172.99.99.1"]});
         assert_eq!(Value::Object(merged), expected);
     }
@@ -246,7 +242,7 @@ mod tests {
     #[test]
     fn a_broken_file_is_named() {
         for text in ["", "[]", "{"] {
-            let message = merge(USER_CONFIGURATION, text, NETWORK).unwrap_err().to_string();
+            let message = merge(USER_CONFIGURATION, text, &network()).unwrap_err().to_string();
             assert!(message.contains("/etc/docker/daemon.json is not a JSON object"), "{message}");
         }
     }

@@ -17,10 +17,10 @@ use serde_json::Value;
 use crate::config::{BAKED_IMAGES, CONTAINERD_SOCKET, NAMESPACE, RUN_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
-use crate::init::Init;
 use crate::node::mounts;
-use crate::readiness::KUBERNETES_READY;
-use crate::reaper;
+use crate::readiness::files::KUBERNETES_READY;
+use crate::supervisor::reaper;
+use crate::supervisor::Init;
 
 /// Of the layout's index, by which containerd names what it imports.
 pub const INDEX: &str = "index.json";
@@ -41,7 +41,7 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
     let init = init.clone();
     let body = move || {
         let mut told = String::new();
-        while !init.stopping() {
+        while !init.shutdown.stopping() {
             if init.readiness.has_reached(KUBERNETES_READY) {
                 if let Err(error) = follow(&baked) {
                     // Once, and not every second.
@@ -52,7 +52,7 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
                     }
                 }
             }
-            init.pause(RETRY);
+            init.shutdown.pause(RETRY);
         }
     };
     let started = thread::Builder::new().name("images".into()).spawn(body);

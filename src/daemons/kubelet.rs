@@ -6,22 +6,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
-use crate::daemons::{answers_ok, without_proxy, Spec};
+use crate::daemons::{answers_ok, prepare, without_proxy};
 use crate::error::Error;
 use crate::node::can_lower_oom_score;
 use crate::node::capacity::Capacity;
+use crate::node::iptables::Iptables;
+use crate::supervisor::daemon::Spec;
 
+pub const KUBELET: &str = "kubelet";
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// `more` are the user's own flags: kubelet takes the last of several, and flags before its file.
-pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, more: Vec<String>) -> Spec {
+pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, iptables: Iptables, more: Vec<String>) -> Spec {
     Spec {
-        name: "kubelet",
+        name: KUBELET,
         command: Box::new(move || {
             let directory = Path::new(KUBELET_DIR);
             let flags = directory.join("kubeadm-flags.env");
             let text = fs::read_to_string(&flags).map_err(|cause| Error::io("read", &flags, cause))?;
             let mut command = capacity.kubelet();
+            prepare(&mut command, &iptables);
             command.arg(format!("--kubeconfig={KUBERNETES_DIR}/kubelet.conf"));
             command.arg(format!("--config={}", directory.join("config.yaml").display()));
             command.args(kubeadm_flags(&text));
@@ -36,7 +40,8 @@ pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, more: Vec<String>) -> Spec {
             Ok(command)
         }),
         answers: Box::new(is_healthy),
-        condition: |conditions| &mut conditions.kubelet,
+        before_reload: None,
+        condition: |state| &mut state.kubelet,
     }
 }
 

@@ -5,12 +5,12 @@ use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use crate::config::{DOCKER_PORT, DOCKER_TLS_PORT};
+use crate::config::{DOCKER_PORT, DOCKER_TLS_PORT, EXEC_WITH_SOCKET};
 use crate::daemons::is_on_path;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::tls::{self, Making};
 use crate::error::{Error, Result};
-use crate::{sys, EXEC_WITH_SOCKET};
+use crate::sys;
 
 pub enum Port {
     /// The user's own flags say where dockerd listens.

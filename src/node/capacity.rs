@@ -14,10 +14,9 @@ use std::process::Command;
 use nix::mount::{mount, MsFlags};
 use nix::sched::{unshare, CloneFlags};
 
-use crate::config::RUN_DIR;
+use crate::config::{EXEC_WITH_CAPACITY, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
-use crate::EXEC_WITH_CAPACITY;
 
 const VARIABLE: &str = "ENFORCE_CAPACITY";
 const MEMINFO: &str = "/proc/meminfo";

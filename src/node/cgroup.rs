@@ -11,7 +11,7 @@ use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sched::{unshare, CloneFlags};
 
 use crate::error::{Error, Result};
-use crate::reaper;
+use crate::supervisor::reaper;
 
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
 /// kubelet's `cgroupRoot`.

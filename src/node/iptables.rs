@@ -1,31 +1,34 @@
-//! iptables(8) comes in two kinds that do not see each other's rules: all the daemons of one network
-//! namespace must use the same one, which is chosen as docker:dind chooses it.
+//! iptables(8) has two backends, nft and legacy, that do not see each other's rules: all daemons in one
+//! network namespace must use the same one, which is chosen as docker:dind chooses it.
 
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use crate::config::{Config, API_PORT, API_SERVICE_IP, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 /// Not empty: legacy. Empty: the image's own, which is nft. Not set: what works.
 const VARIABLE: &str = "DOCKER_IPTABLES_LEGACY";
 /// Where docker:dind has links with the usual names to the legacy programs.
 const DIND_DIR: &str = "/usr/local/sbin/.iptables-legacy";
 const PROGRAMS: [&str; 6] = ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
-/// Tables of the legacy kind that somebody has made in this network namespace.
+/// Tables of the legacy backend that somebody has made in this network namespace.
 const LEGACY_TABLES: [&str; 3] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names", "/proc/net/arp_tables_names"];
 
-/// The directory that goes first on the daemons' PATH.
-static LEGACY: OnceLock<PathBuf> = OnceLock::new();
+/// The backend that the daemons use.
+#[derive(Clone, Debug, Default)]
+pub struct Iptables {
+    /// Goes first on the daemons' PATH, where it has to be the legacy one.
+    legacy: Option<PathBuf>,
+}
 
-/// Decides which kind the daemons use.
-pub fn choose(config: &Config) -> Result<()> {
+/// Decides which backend the daemons use.
+pub fn choose(config: &Config) -> Result<Iptables> {
     let wanted = std::env::var(VARIABLE).ok();
     let tables = LEGACY_TABLES.iter().any(|path| fs::read_to_string(path).is_ok_and(|names| !names.trim().is_empty()));
     let works = |program: &str| reaper::run(Command::new(program).arg("-nL")).is_ok();
@@ -39,36 +42,36 @@ pub fn choose(config: &Config) -> Result<()> {
         load(&["ip_tables", "ip6_tables"]);
         find("iptables-legacy").is_some_and(|program| works(&program.to_string_lossy()))
     };
-    let Some(why) = legacy(wanted.as_deref(), tables, nft_works, legacy_works) else { return Ok(()) };
+    let Some(why) = legacy(wanted.as_deref(), tables, nft_works, legacy_works) else { return Ok(Iptables::default()) };
     load(&["ip_tables", "ip6_tables"]);
-    match legacy_directory(&config.path(RUN_DIR))? {
-        Some(directory) => {
-            log::info!(target: "network", "iptables-legacy is used: {why}");
-            let _ = LEGACY.set(directory);
-        }
+    let legacy = legacy_directory(&config.path(RUN_DIR))?;
+    match legacy {
+        Some(_) => log::info!(target: "network", "iptables-legacy is used: {why}"),
         None => log::warn!(target: "network", "{why}, but this image has no iptables-legacy: its iptables is used"),
     }
-    Ok(())
+    Ok(Iptables { legacy })
 }
 
-/// Lets the daemon, and what it starts, find the chosen kind.
-pub fn choose_for(command: &mut Command) {
-    if let Some(directory) = LEGACY.get() {
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{}:{path}", directory.display()));
+impl Iptables {
+    /// Lets a command, and what it starts, find the chosen backend.
+    pub fn put_on_path_of(&self, command: &mut Command) {
+        if let Some(directory) = &self.legacy {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{path}", directory.display()));
+        }
     }
 }
 
 /// Leads the API server's Service to the API server until kube-proxy does. A pod that asks it before that,
 /// as the DNS does first of all, would lose its first packet, and TCP sends another only after a second.
-pub fn lead_to_api_server(static_ip: Ipv4Addr) -> Result<()> {
+pub fn lead_to_api_server(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()> {
     let to = format!("{static_ip}:{API_PORT}");
     let service = API_SERVICE_IP.to_string();
     for chain in ["PREROUTING", "OUTPUT"] {
         let rule = [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
         let run = |verb: &str| {
             let mut command = Command::new("iptables");
-            choose_for(&mut command);
+            iptables.put_on_path_of(&mut command);
             reaper::run(command.args(["--wait", "-t", "nat", verb]).args(rule))
         };
         // In a pod's network namespace, an earlier start of the container may have left it.
@@ -79,7 +82,7 @@ pub fn lead_to_api_server(static_ip: Ipv4Addr) -> Result<()> {
     Ok(())
 }
 
-/// Why it has to be the legacy kind, if it has to.
+/// Why it has to be the legacy backend, if it has to.
 fn legacy(
     wanted: Option<&str>,
     tables: bool,
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kind_is_chosen_as_dind_chooses_it() {
+    fn the_backend_is_chosen_as_dind_chooses_it() {
         for (wanted, tables, nft, legacy_works, expected) in [
             (Some("1"), false, true, true, true),
             (Some("0"), false, true, true, true),

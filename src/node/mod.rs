@@ -3,13 +3,14 @@
 pub mod capacity;
 pub mod cgroup;
 pub mod cni;
+pub mod dns_forwarder;
 pub mod hostpath;
 pub mod iptables;
 pub mod limits;
 pub mod mounts;
 pub mod network;
 pub mod registry;
-pub mod resolver;
+
 pub mod scratch;
 pub mod store;
 

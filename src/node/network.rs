@@ -14,7 +14,9 @@ use nix::net::if_::InterfaceFlags;
 use crate::config::{same_subnet, subnets_overlap, POD_SUBNET, POD_SUBNETS, POLL, SERVICE_SUBNET};
 use crate::error::{Error, Result};
 use crate::node::cni::BRIDGE;
-use crate::{reaper, sys};
+use crate::node::iptables::Iptables;
+use crate::supervisor::reaper;
+use crate::sys;
 
 /// How long a neighbour may take to answer ARP before the address counts as free.
 const ARP_LIMIT: Duration = Duration::from_millis(300);
@@ -29,12 +31,13 @@ struct Address {
 }
 
 /// What the daemons must know of the container's network.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 pub struct Network {
     /// Largest packet (bytes) that the container's own interface takes.
     pub mtu: u32,
     /// Where containers have to ask for names, when the container's own resolver is out of their reach.
     pub dns: Option<Ipv4Addr>,
+    pub iptables: Iptables,
 }
 
 /// Puts `ip` on the interface of the default route, or does nothing when it is there already.

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::config::{ETCD_DIR, HOSTPATH_DIR, KUBELET_DIR, POD_LOG_DIR, SEED_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 struct Scratch {
     name: &'static str,

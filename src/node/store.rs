@@ -17,7 +17,7 @@ use nix::sys::statvfs::statvfs;
 use crate::config::{CONTAINERD_ROOT, DOCKER_DIR, STORE_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 /// containerd's root, as far as the image carries it.
 pub const DATABASES: [&str; 2] = ["io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"];

@@ -13,11 +13,12 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+use crate::clock::Stopwatch;
 use crate::error::{Error, Result};
 use crate::sys::{reap_one, send_signal, Reaped};
 
@@ -249,11 +250,11 @@ pub fn kill_everyone() {
 
 /// Calls `check` every `interval` until it gives a value or `limit` has passed.
 pub fn poll<T>(interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + limit;
+    let mut waited = Stopwatch::start();
     loop {
         match check() {
             Some(value) => return Some(value),
-            None if Instant::now() >= end => return None,
+            None if waited.elapsed() >= limit => return None,
             None => thread::sleep(interval),
         }
     }
@@ -290,7 +291,7 @@ mod tests {
     /// Runs one of the tests below as a process of its own, since a reaper takes every child's status.
     fn in_a_process(test: &str) -> String {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([&format!("reaper::tests::{test}"), "--exact", "--ignored", "--nocapture"]).env("TEST_REAPER", test);
+        command.args([&format!("supervisor::reaper::tests::{test}"), "--exact", "--ignored", "--nocapture"]).env("TEST_REAPER", test);
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "{said}");
@@ -301,7 +302,7 @@ mod tests {
     fn reap_a_storm() -> Option<Child> {
         std::env::var_os("TEST_REAPER")?;
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        let mut signals = crate::signals::register().unwrap();
+        let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGCHLD]).unwrap();
         thread::spawn(move || signals.forever().for_each(|_| drain()));
         Some(spawn(Command::new("sh").args(["-c", "while kill -0 $PPID; do (true & true &) ; done"])).unwrap())
     }

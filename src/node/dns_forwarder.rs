@@ -25,7 +25,7 @@ use nix::sys::time::TimeVal;
 use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET};
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 const PORT: u16 = 53;
 const SYSTEM_RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -1,4 +1,4 @@
-//! The door of the file server: bounds what a client can do before tiny_http sees it.
+//! What a client of the file server can do at most, enforced before tiny_http sees it.
 //!
 //! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new ones queue
 //! behind silent ones, and stops accepting for good on an error. So it listens on an abstract
@@ -36,10 +36,10 @@ const MAX_HEAD: usize = 8 * 1024;
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// After an error such as EMFILE: until then some connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Headers that are the gate's to decide: one request for each connection, and no body.
+/// Headers that are decided here: one request for each connection, and no body.
 const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
 
-/// Listens on `address`; returns the listener that the file server behind the gate is to use.
+/// Listens on `address`; returns the listener that the file server itself is to use.
 pub fn open(address: SocketAddr) -> Result<UnixListener> {
     let public = TcpListener::bind(address).map_err(|cause| {
         Error::new(format!("the file server cannot listen on {address}: {cause}"))
@@ -48,8 +48,8 @@ pub fn open(address: SocketAddr) -> Result<UnixListener> {
     let fail = |cause: io::Error| Error::new(format!("cannot open the file server's inner socket: {cause}"));
     let inner = UnixAddr::from_abstract_name(format!("kind-files-{address}")).map_err(fail)?;
     let listener = UnixListener::bind_addr(&inner).map_err(fail)?;
-    let started = thread::Builder::new().name("gate".into()).spawn(move || accept(&public, &inner));
-    started.map_err(|cause| Error::new(format!("cannot start the file server's gate: {cause}")))?;
+    let started = thread::Builder::new().name("clients".into()).spawn(move || accept(&public, &inner));
+    started.map_err(|cause| Error::new(format!("cannot start the thread of the file server's clients: {cause}")))?;
     Ok(listener)
 }
 

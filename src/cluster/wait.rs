@@ -1,4 +1,5 @@
-//! Waiting, in the bake, for what the run will find.
+//! Waiting until everything in the cluster is Ready: for the bake, for the manifests of a boot, and for
+//! `kind status`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,9 +10,8 @@ use crate::cluster::api::Api;
 use crate::cluster::pods;
 use crate::config::{CLUSTER_LIMIT, NODE_NAME, STATIC_POD_DIR};
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::readiness::FAILED;
-use crate::reaper;
+use crate::supervisor::reaper;
+use crate::supervisor::Init;
 
 const POLL: Duration = Duration::from_millis(250);
 
@@ -28,7 +28,7 @@ fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
     let mut last = vec![];
     let ready = reaper::poll(POLL, CLUSTER_LIMIT, || {
         // A daemon that was given up ends the wait; its failure was logged.
-        if init.stopping() || init.readiness.exists(FAILED) {
+        if init.shutdown.stopping() || init.readiness.state().failure.is_some() {
             return Some(false);
         }
         last = unready();

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::config::{DOCKER_PORT, DOCKER_SOCKET, DOCKER_TLS_PORT};
 use crate::daemons::settings::{CERT_PATH, HOST, TLS_VERIFY};
 use crate::daemons::tls;
-use crate::reaper;
+use crate::supervisor::reaper;
 
 /// The command as it is to be run, and what is added to its environment.
 pub fn complete(argv: Vec<String>) -> (Vec<String>, Vec<(&'static str, String)>) {

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 
 use crate::config::{ADMIN_KUBECONFIG, NODE_NAME, POD_SUBNET, SERVICE_SUBNET};
 use crate::error::{Error, Result};
-use crate::reaper;
+use crate::supervisor::reaper;
 
 /// Lines of a failed script's output that its error carries.
 const TAIL_LINES: usize = 15;

@@ -1,5 +1,5 @@
-//! The file server on port 10080: serves the files under `/var/kind` from disk and knows nothing
-//! else, but for the address in `/config`, which is the one that the client used.
+//! The file server on port 10080: serves the files under `/var/kind` from disk and knows nothing else.
+//! Only `/config` is rewritten on its way, by a function that the caller hands over.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -9,26 +9,34 @@ use std::thread;
 
 use tiny_http::{Header, Method, Request, Response, Server};
 
-use crate::cluster::kubeconfig;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::gate;
-use crate::readiness::{CONFIG, FILES};
+use crate::readiness::client_limits;
+use crate::readiness::files::{CONFIG, FILES};
 
 type Answer = Response<std::io::Cursor<Vec<u8>>>;
 
+/// Makes the kubeconfig for a client out of the file, the Host header that the client sent, and the port
+/// on which the API server is published. `None` when the header is neither a host name nor an address.
+pub type Rewrite = Box<dyn Fn(&str, Option<&str>, u16) -> Option<String> + Send>;
+
+/// What a request is answered from.
+struct Files {
+    dir: PathBuf,
+    api_port: u16,
+    rewrite: Rewrite,
+}
+
 /// Listens at once, so that a CI runner's port check passes from the first moment, and serves for ever.
-///
-/// `certificate_names` are those that the API server's certificate holds.
-pub fn serve(config: &Config, dir: PathBuf, certificate_names: Vec<String>) -> Result<()> {
-    let listener = gate::open(config.files_address)?;
+pub fn serve(config: &Config, dir: PathBuf, rewrite: Rewrite) -> Result<()> {
+    let listener = client_limits::open(config.files_address)?;
     let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
-    let api_port = config.api_port;
+    let files = Files { dir, api_port: config.api_port, rewrite };
     let serve = move || {
-        // Only the gate connects, with whole requests: an error here is one of this connection.
+        // Only `client_limits` connects, with whole requests: an error here is one of this connection.
         loop {
             match server.recv() {
-                Ok(request) => answer(request, &dir, api_port, &certificate_names),
+                Ok(request) => answer(request, &files),
                 Err(cause) => {
                     log::error!(target: "files", "the file server has ended: {cause}");
                     std::process::exit(1);
@@ -40,9 +48,9 @@ pub fn serve(config: &Config, dir: PathBuf, certificate_names: Vec<String>) -> R
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the file server's thread: {cause}")))
 }
 
-fn answer(request: Request, dir: &Path, api_port: u16, certificate_names: &[String]) {
+fn answer(request: Request, files: &Files) {
     let host = header(&request, "Host");
-    let response = respond(request.method(), request.url(), host.as_deref(), dir, api_port, certificate_names);
+    let response = files.respond(request.method(), request.url(), host.as_deref());
     // A client that went away needs no answer.
     let _ = request.respond(response);
 }
@@ -51,19 +59,23 @@ fn header(request: &Request, name: &'static str) -> Option<String> {
     request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.to_string())
 }
 
-fn respond(method: &Method, target: &str, host: Option<&str>, dir: &Path, api_port: u16, certificate_names: &[String]) -> Answer {
-    if ![Method::Get, Method::Head].contains(method) {
-        return text(405, "only GET and HEAD\n").with_header(field("Allow", "GET, HEAD"));
-    }
-    let Some(name) = file_name(target) else { return text(404, "no such file\n") };
-    let Some(contents) = read_regular(&dir.join(name)) else { return text(404, "not yet\n") };
-    if name != CONFIG {
-        return Response::from_data(contents).with_header(field("Content-Type", "text/plain"));
-    }
-    let Some(port) = asked_port(target, api_port) else { return text(400, "port is no port; an example: /config?port=18443\n") };
-    match kubeconfig::as_asked_for(&String::from_utf8_lossy(&contents), host, port, certificate_names) {
-        Some(config) => Response::from_string(config).with_header(field("Content-Type", "application/yaml")),
-        None => text(400, "the Host header is neither a host name nor an address\n"),
+impl Files {
+    fn respond(&self, method: &Method, target: &str, host: Option<&str>) -> Answer {
+        if ![Method::Get, Method::Head].contains(method) {
+            return text(405, "only GET and HEAD\n").with_header(field("Allow", "GET, HEAD"));
+        }
+        let Some(name) = file_name(target) else { return text(404, "no such file\n") };
+        let Some(contents) = read_regular(&self.dir.join(name)) else { return text(404, "not yet\n") };
+        if name != CONFIG {
+            return Response::from_data(contents).with_header(field("Content-Type", "text/plain"));
+        }
+        let Some(port) = asked_port(target, self.api_port) else {
+            return text(400, "port is not a port number; an example: /config?port=18443\n");
+        };
+        match (self.rewrite)(&String::from_utf8_lossy(&contents), host, port) {
+            Some(config) => Response::from_string(config).with_header(field("Content-Type", "application/yaml")),
+            None => text(400, "the Host header is neither a host name nor an address\n"),
+        }
     }
 }
 
@@ -217,9 +229,10 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.join("failed")).unwrap();
         std::fs::write(dir.join("timeline"), "0.1 boot\n").unwrap();
-        let status = |target| respond(&Method::Get, target, None, &dir, 8443, &[]).status_code().0;
+        let files = Files { dir: dir.clone(), api_port: 8443, rewrite: Box::new(|_, _, _| None) };
+        let status = |target| files.respond(&Method::Get, target, None).status_code().0;
         assert_eq!((status("/failed"), status("/timeline"), status("/docker-ready")), (404, 200, 404));
-        assert_eq!(respond(&Method::Post, "/timeline", None, &dir, 8443, &[]).status_code().0, 405);
+        assert_eq!(files.respond(&Method::Post, "/timeline", None).status_code().0, 405);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -4,8 +4,7 @@
 //! |---|---|---|
 //! | CHLD | reap | reap |
 //! | TERM, INT, QUIT, PWR, RTMIN+3 | stop in order; when stopping already, hurry | to the command |
-//! | HUP | to dockerd, which reads its configuration again; kubelet would die of it | to the command |
-//! | USR1 | to dockerd, which writes its stacks | to the command |
+//! | HUP, USR1 | to the daemon that the boot names for it | to the command |
 //! | TSTP, TTIN, TTOU | nothing: job control must not stop a container | nothing: whoever holds the terminal gets them |
 //! | PIPE | ignored by std: writing where nobody reads is an error | the same; forwarded, our own would kill the command |
 //! | ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS | the kernel's default: they tell of a fault of our own | the same |
@@ -23,11 +22,10 @@ use nix::sys::signal::Signal;
 use signal_hook::consts::*;
 use signal_hook::iterator::Signals;
 
-use crate::daemons::dockerd;
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::reaper::{self, Handle};
-use crate::stop;
+use crate::supervisor::reaper::{self, Handle};
+use crate::supervisor::stop::{self, Step};
+use crate::supervisor::Init;
 
 const SIGPWR: i32 = libc::SIGPWR;
 /// glibc keeps the first two real-time signals for itself, so that this is RTMIN.
@@ -40,8 +38,7 @@ const HALT: i32 = FIRST_REAL_TIME + 3;
 enum Action {
     Reap,
     Stop,
-    /// SIGHUP reloads dockerd's configuration, SIGUSR1 writes its stacks.
-    ToDockerd(Signal),
+    ToDaemon(Signal),
     ToCommand,
     Nothing,
     /// No handler is there.
@@ -53,8 +50,8 @@ fn of_node(signal: i32) -> Action {
     match signal {
         SIGCHLD => Action::Reap,
         SIGTERM | SIGINT | SIGQUIT | SIGPWR | HALT => Action::Stop,
-        SIGHUP => Action::ToDockerd(Signal::SIGHUP),
-        SIGUSR1 => Action::ToDockerd(Signal::SIGUSR1),
+        SIGHUP => Action::ToDaemon(Signal::SIGHUP),
+        SIGUSR1 => Action::ToDaemon(Signal::SIGUSR1),
         SIGKILL | SIGSTOP | SIGPIPE => Action::Uncaught,
         SIGILL | SIGTRAP | SIGABRT | SIGBUS | SIGFPE | SIGSEGV | SIGSYS => Action::Uncaught,
         1..=31 | FIRST_REAL_TIME..=LAST_SIGNAL => Action::Nothing,
@@ -77,22 +74,37 @@ pub fn register() -> Result<Signals> {
     Signals::new(caught).map_err(|cause| Error::new(format!("cannot catch signals: {cause}")))
 }
 
+/// What a node makes of the signals that ask for something.
+pub struct Plan {
+    pub stop: &'static [Step],
+    /// The daemon that SIGHUP tells to read its configuration again.
+    pub reload: &'static str,
+    /// The daemon that SIGUSR1 is handed on to.
+    pub user_signal: &'static str,
+}
+
 /// The main thread of a node: reaps and acts, for ever. The stop ends the process.
-pub fn serve(mut signals: Signals, init: &Arc<Init>) {
+pub fn serve(mut signals: Signals, init: &Arc<Init>, plan: &Plan) {
     // Children that ended before the handler was there.
     reaper::drain();
     for signal in signals.forever() {
         match of_node(signal) {
             Action::Reap => reaper::drain(),
-            Action::Stop => stop::request(init, signal),
-            Action::ToDockerd(signal) => {
-                if signal == Signal::SIGHUP {
-                    dockerd::reread_settings();
-                }
-                stop::signal_daemon(init, "dockerd", signal)
-            }
+            Action::Stop => stop::request(init, signal, plan.stop),
+            Action::ToDaemon(signal) => hand_on(init, plan, signal),
             Action::ToCommand | Action::Nothing | Action::Uncaught => {}
         }
+    }
+}
+
+fn hand_on(init: &Init, plan: &Plan, signal: Signal) {
+    let name = if signal == Signal::SIGHUP { plan.reload } else { plan.user_signal };
+    let Some(daemon) = init.daemon(name) else { return };
+    log::info!(target: "signals", "{signal} handed on to {name}");
+    if signal == Signal::SIGHUP {
+        daemon.reload();
+    } else {
+        daemon.signal(signal);
     }
 }
 
@@ -118,8 +130,8 @@ mod tests {
         let table = [
             (&[SIGCHLD][..], Reap, Reap),
             (&[SIGTERM, SIGINT, SIGQUIT, SIGPWR, 37], Stop, ToCommand),
-            (&[SIGHUP], ToDockerd(Signal::SIGHUP), ToCommand),
-            (&[SIGUSR1], ToDockerd(Signal::SIGUSR1), ToCommand),
+            (&[SIGHUP], ToDaemon(Signal::SIGHUP), ToCommand),
+            (&[SIGUSR1], ToDaemon(Signal::SIGUSR1), ToCommand),
             (&[SIGTSTP, SIGTTIN, SIGTTOU], Nothing, Nothing),
             (&[SIGPIPE], Uncaught, Uncaught),
             (&[SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS], Uncaught, Uncaught),

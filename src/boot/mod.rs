@@ -2,24 +2,55 @@
 //! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
 
 pub mod extensions;
+pub mod scripts;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
+
+use crate::cluster::api::Api;
 use crate::cluster::{control_plane, monitor, postmortem, Cluster};
-use crate::config::{Config, API_PORT, CLUSTER_LIMIT, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR};
+use crate::config::{
+    Config, API_PORT, CLUSTER_LIMIT, CREDENTIALS_DIR, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD, STOP_CONTAINERS,
+    STOP_DOCKERD, STOP_KUBELET,
+};
+use crate::daemons::containerd::{self, CONTAINERD};
+use crate::daemons::dockerd::{self, DOCKERD};
+use crate::daemons::image_names;
+use crate::daemons::kubelet::{self, KUBELET};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
-use crate::daemons::{self, containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
-use crate::init::Init;
 use crate::node::capacity::Capacity;
+use crate::node::iptables::Iptables;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cni, hostpath, iptables, limits, mounts, network, resolver, scratch};
-use crate::readiness::FAILED;
+use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, scratch};
+use crate::readiness::{Failure, State};
+use crate::supervisor::signals::Plan;
+use crate::supervisor::stop::Step;
+use crate::supervisor::{reaper, Init};
+
+/// The stop, in order: kubelet and its pods, dockerd and its containers, containerd.
+pub const STOP_ORDER: [Step; 3] = [
+    Step { daemon: KUBELET, before: None, nudge: None, limit: STOP_KUBELET },
+    Step {
+        daemon: DOCKERD,
+        // Pods have the time that dockerd and containerd take to end.
+        before: Some(|| reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGTERM)),
+        // dockerd gives each container that ignores SIGTERM 10 s, whatever its own settings say: those are
+        // killed, so that dockerd itself can end in order.
+        nudge: Some((STOP_CONTAINERS, || reaper::signal_all(&cgroup::processes_of_docker(), Signal::SIGKILL))),
+        limit: STOP_DOCKERD,
+    },
+    Step { daemon: CONTAINERD, before: None, nudge: None, limit: STOP_CONTAINERD },
+];
+
+/// kubelet would die of SIGHUP; dockerd reads its configuration again, and writes its stacks on SIGUSR1.
+pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD };
 
 /// Starts Docker alone, in an image that no cluster was baked into.
 pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
@@ -32,15 +63,18 @@ pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
     let line = line.after(registries.dockerd_flags(&init.config.path("/")));
     mounts::prepare()?;
     cgroup::prepare()?;
-    init.readiness.update(|conditions| conditions.containerd = true);
+    // It is dockerd's own business here.
+    init.readiness.update(|state| state.containerd = true);
     limits::raise(&init.config);
-    daemons::supervise(init, dockerd::spec_alone(line, &init.config)?)?;
+    init.supervise(dockerd::spec_alone(line, &init.config)?)?;
     Ok(())
 }
 
 /// Starts Docker and the baked cluster, and follows the cluster until the container stops.
 pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
+    init.readiness.update(|state| state.has_cluster = true);
+    give_up_in_time(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
     // Before the node's directories on it are made anew: a volume that is refused is left as it is.
@@ -49,6 +83,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
     let network = prepare_node(&init.config, cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
     let line = line.after(registries.dockerd_flags(Path::new("/")));
+    let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
     let dockerd = dockerd::spec_for_cluster(line, &init.config, network, port)?;
@@ -56,7 +91,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         store::make(&cluster.bake)?;
     }
     init.readiness.milestone("store");
-    if !start_containerd(init, &cluster.pause_image)? {
+    if !start_containerd(init, &cluster.pause_image, &iptables)? {
         return Ok(());
     }
     if volume == Volume::Returned {
@@ -67,18 +102,19 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         // A manifest that the user has mounted, for example.
         log::warn!(target: "boot", "the whole control plane starts at once: {error}");
     }
-    daemons::supervise(init, kubelet::spec(cluster.static_ip, Capacity::prepare()?, init.config.kubelet_arguments.clone()))?;
+    init.supervise(kubelet::spec(cluster.static_ip, Capacity::prepare()?, iptables.clone(), init.config.kubelet_arguments.clone()))?;
     if let Some(certificates) = certificates {
         certificates.finish()?;
         init.readiness.milestone("certificates");
     }
-    daemons::supervise(init, dockerd)?;
-    if let Err(error) = iptables::lead_to_api_server(cluster.static_ip) {
+    init.supervise(dockerd)?;
+    if let Err(error) = iptables::lead_to_api_server(&iptables, cluster.static_ip) {
         log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
     }
     image_names::keep(init)?;
-    give_up_in_time(init)?;
-    monitor::run(init, cluster)
+    let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
+    extensions::start(init, api.clone(), cluster)?;
+    monitor::run(init, &api, cluster)
 }
 
 /// What bake and run have in common before any daemon starts.
@@ -88,23 +124,23 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
     network::route_services(&interface)?;
     mounts::prepare()?;
     mounts::prepare_for_cluster()?;
-    iptables::choose(config)?;
+    let iptables = iptables::choose(config)?;
     limits::raise(config);
     cgroup::prepare()?;
     scratch::mount_all()?;
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
     cni::write(mtu, network::pod_subnet()?)?;
-    Ok(Network { mtu, dns: resolver::prepare(static_ip)? })
+    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip)?, iptables })
 }
 
 /// Whether containerd answers. When it does not, the boot has failed and says so.
-pub fn start_containerd(init: &Arc<Init>, pause_image: &str) -> Result<bool> {
-    let containerd = daemons::supervise(init, containerd::spec(pause_image.to_string()))?;
+pub fn start_containerd(init: &Init, pause_image: &str, iptables: &Iptables) -> Result<bool> {
+    let containerd = init.supervise(containerd::spec(pause_image.to_string(), iptables.clone()))?;
     let answers = containerd.wait_until_answers(2 * DAEMON_LIMIT);
     if !answers {
         // One that keeps dying was given up with the end of its log; this is one that hangs.
-        init.fail(&Error::new("containerd does not answer").advise(format!("Its log is {LOG_DIR}/containerd.log in the container")), 1);
+        init.fail(&Error::new("containerd does not answer").advise(format!("Its log is {LOG_DIR}/containerd.log in the container")));
     }
     Ok(answers)
 }
@@ -128,38 +164,11 @@ fn refuse_taken_port() -> Result<()> {
 }
 
 /// A client that waits must hear of a cluster that does not come up, or does not come back.
-fn give_up_in_time(init: &Arc<Init>) -> Result<()> {
-    let init = init.clone();
-    let watch = move || {
-        while !init.stopping() {
-            let unready = init.readiness.unready_for();
-            // What the user's own scripts wait for is theirs to limit.
-            let late = unready >= CLUSTER_LIMIT && !init.readiness.conditions().cluster();
-            if late && !init.readiness.exists(FAILED) {
-                postmortem::log_tails(&init.config.path(POD_LOG_DIR), &init.config.path(LOG_DIR));
-                let seconds = unready.as_secs();
-                init.fail(&Error::new(format!("the cluster has not been ready for {seconds} s, waiting for {}", missing(&init))), 1);
-            }
-            let left = CLUSTER_LIMIT.saturating_sub(unready);
-            // While it is ready, or given up, once in this long.
-            init.pause(if left.is_zero() { CLUSTER_LIMIT } else { left });
-        }
-    };
-    let started = std::thread::Builder::new().name("limit".into()).spawn(watch);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that watches the time: {cause}")))
-}
-
-/// What the cluster is not ready for want of.
-fn missing(init: &Init) -> String {
-    let conditions = init.readiness.conditions();
-    let first = [
-        (conditions.containerd, "containerd"),
-        (conditions.docker, "dockerd"),
-        (conditions.kubelet, "kubelet"),
-        (conditions.api_server, "the API server"),
-        (conditions.etcd, "etcd"),
-    ];
-    let first = first.into_iter().find(|(there, _)| !there).map(|(_, name)| name.to_string());
-    let pods = init.waiting();
-    first.unwrap_or_else(|| if pods.is_empty() { "the DNS".into() } else { pods.join(", ") })
+fn give_up_in_time(init: &Init) -> Result<()> {
+    let (pod_logs, logs) = (init.config.path(POD_LOG_DIR), init.config.path(LOG_DIR));
+    init.readiness.watch(CLUSTER_LIMIT, move |state: &State| {
+        postmortem::log_tails(&pod_logs, &logs);
+        let (seconds, waiting) = (CLUSTER_LIMIT.as_secs(), state.waiting().join(", "));
+        Failure::new(format!("the cluster has not been ready for {seconds} s, waiting for {waiting}"), 1)
+    })
 }

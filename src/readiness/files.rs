@@ -1,0 +1,103 @@
+//! The files under `/var/kind`: a state exists exactly when its file does.
+//!
+//! Each file is written whole to a temporary name and renamed, so a reader sees all of it or none.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+
+pub const DOCKER_READY: &str = "docker-ready";
+pub const KUBERNETES_READY: &str = "kubernetes-ready";
+pub const CONFIG: &str = "config";
+pub const CA_CERT: &str = "ca.crt";
+pub const CLIENT_CERT: &str = "client.crt";
+pub const CLIENT_KEY: &str = "client.key";
+/// Why the boot gave up.
+pub const FAILED: &str = "failed";
+/// One line for each milestone: seconds since the init started, and its name.
+pub const TIMELINE: &str = "timeline";
+/// One line for each thing that is waited for, and why.
+pub const WAITING: &str = "waiting";
+
+/// What a job waits with, for jobs whose image does not hold it.
+pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
+pub const WAIT_SCRIPT_TEXT: &[u8] = include_bytes!("../../wait-for-kind.sh");
+
+/// Everything that is served; nothing else is.
+pub const FILES: [&str; 10] =
+    [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT, WAITING];
+
+/// The directory that holds them.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new(path: PathBuf) -> Directory {
+        Directory(path)
+    }
+
+    #[cfg(test)]
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    /// Removes what an earlier start of this container left: it is not true any more.
+    pub fn clear(&self) -> Result<()> {
+        fs::create_dir_all(&self.0).map_err(|cause| Error::io("make the directory", &self.0, cause))?;
+        FILES.iter().try_for_each(|name| self.remove(name))
+    }
+
+    pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
+        let (path, temporary) = (self.0.join(name), self.0.join(format!(".{name}.new")));
+        // The kubeconfig holds the key too. Both are served on purpose, but not to every user of the node.
+        let mode = if [CLIENT_KEY, CONFIG].contains(&name) { 0o600 } else { 0o644 };
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+            file.set_permissions(Permissions::from_mode(mode))?;
+            file.write_all(contents)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|cause| Error::io("write", &path, cause))
+    }
+
+    /// Removes a file; one that is not there is fine.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let path = self.0.join(name);
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, cause)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(test: &str) -> Directory {
+        let directory = Directory::new(std::env::temp_dir().join(format!("kind-files-{}-{test}", std::process::id())));
+        directory.clear().unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_new_start_does_not_inherit_old_states() {
+        let directory = directory("clear");
+        FILES.iter().for_each(|name| directory.write(name, b"old").unwrap());
+        directory.clear().unwrap();
+        FILES.iter().for_each(|name| assert!(!directory.path().join(name).exists(), "{name}"));
+        fs::remove_dir_all(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn keys_are_for_root_alone() {
+        let directory = directory("mode");
+        for (name, mode) in [(CLIENT_KEY, 0o600), (CONFIG, 0o600), (CLIENT_CERT, 0o644), (DOCKER_READY, 0o644)] {
+            directory.write(name, b"x").unwrap();
+            assert_eq!(fs::metadata(directory.path().join(name)).unwrap().permissions().mode() & 0o777, mode, "{name}");
+        }
+        fs::remove_dir_all(directory.path()).unwrap();
+    }
+}

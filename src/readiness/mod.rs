@@ -1,0 +1,388 @@
+//! Whether the node is ready: one state behind one lock (`state`), changed by `Readiness::update` alone,
+//! and written to the files under `/var/kind` after each change (`files`). `server` serves those files.
+
+pub mod client_limits;
+pub mod files;
+pub mod server;
+mod state;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::clock::Stopwatch;
+use crate::error::{Error, Result};
+use crate::logger::since_start;
+use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
+pub use crate::readiness::state::{Extensions, Failure, Pods, State};
+use crate::sys;
+
+/// How often the time is looked at while the node is not ready, and how soon a file that could not be
+/// written is tried again.
+const TICK: Duration = Duration::from_secs(1);
+
+pub struct Readiness {
+    directory: Directory,
+    known: Mutex<Known>,
+    changed: Condvar,
+}
+
+/// All that there is to know, behind one lock.
+#[derive(Default)]
+struct Known {
+    state: State,
+    /// One line for each milestone.
+    timeline: String,
+    /// What is true from the moment in which it was published: the credentials, the script.
+    published: BTreeMap<&'static str, Vec<u8>>,
+    /// The files as they were written last.
+    written: BTreeMap<&'static str, Vec<u8>>,
+    /// The last errors of those that could not be.
+    unwritten: BTreeMap<&'static str, String>,
+}
+
+impl Readiness {
+    pub fn new(directory: PathBuf) -> Readiness {
+        Readiness { directory: Directory::new(directory), known: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes what an earlier start of this container left.
+    pub fn clear(&self) -> Result<()> {
+        self.known().written.clear();
+        self.directory.clear()
+    }
+
+    /// Changes what is known, and makes the files follow.
+    pub fn update(&self, change: impl FnOnce(&mut State)) {
+        let mut known = self.known();
+        if known.state.ending {
+            return;
+        }
+        let before = known.state.clone();
+        change(&mut known.state);
+        known.state.settle(&before);
+        if known.state != before {
+            known.report(&before);
+            known.write_files(&self.directory);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Gives up: the first failure is the one to show; what it drags along is for the log.
+    pub fn fail(&self, failure: Failure) {
+        let known = self.known();
+        if known.state.ending || known.state.failure.is_some() {
+            return log::error!(target: "boot", "also: {}", failure.why);
+        }
+        drop(known);
+        log::error!(target: "boot", "failed: {}", failure.why);
+        self.update(|state| state.failure = Some(failure));
+    }
+
+    /// Serves a file from now on.
+    pub fn publish(&self, name: &'static str, contents: &[u8]) {
+        let mut known = self.known();
+        known.published.insert(name, contents.to_vec());
+        known.write_files(&self.directory);
+        self.changed.notify_all();
+    }
+
+    /// Notes that something happened; what happens again is not noted again.
+    pub fn milestone(&self, name: &str) {
+        let mut known = self.known();
+        if known.note_milestone(name) {
+            known.write_files(&self.directory);
+        }
+    }
+
+    /// Whether something has happened in this start, whatever became of it since.
+    pub fn has_reached(&self, milestone: &str) -> bool {
+        reached(&self.known().timeline, milestone)
+    }
+
+    pub fn state(&self) -> State {
+        self.known().state.clone()
+    }
+
+    /// Sleeps until the state is as `wanted`, for ever if need be; returns false when the container stops.
+    pub fn wait_until(&self, wanted: impl Fn(&State) -> bool) -> bool {
+        let wait = self.changed.wait_while(self.known(), |known| !known.state.ending && !wanted(&known.state));
+        !wait.unwrap_or_else(PoisonError::into_inner).state.ending
+    }
+
+    /// Nothing is ready from here on: the container is stopping. Returns the status that it ends with.
+    pub fn end(&self) -> u8 {
+        self.update(|state| state.ending = true);
+        self.known().state.failure.as_ref().map_or(0, |failure| failure.status)
+    }
+
+    /// Follows the state in a thread of its own: tries files again that could not be written, and calls
+    /// `late` when the cluster has not been up for `limit`, time in which nothing ran not counted. It
+    /// sleeps while there is nothing to do.
+    pub fn watch(self: &Arc<Self>, limit: Duration, late: impl Fn(&State) -> Failure + Send + 'static) -> Result<()> {
+        let readiness = self.clone();
+        let body = move || {
+            let mut waited = None;
+            while let Some(is_late) = readiness.tick(limit, &mut waited) {
+                if is_late {
+                    let failure = late(&readiness.state());
+                    readiness.fail(failure);
+                }
+            }
+        };
+        let started = thread::Builder::new().name("readiness".into()).spawn(body);
+        started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that follows the state: {cause}")))
+    }
+
+    /// Sleeps until there is something to do, and for a tick then; returns whether the cluster is late, and
+    /// `None` when the container stops.
+    fn tick(&self, limit: Duration, waited: &mut Option<Stopwatch>) -> Option<bool> {
+        let known = self.changed.wait_while(self.known(), |known| {
+            if !known.state.is_awaited() {
+                *waited = None;
+            }
+            known.is_idle()
+        });
+        let known = known.unwrap_or_else(PoisonError::into_inner);
+        if known.state.is_awaited() {
+            waited.get_or_insert_with(Stopwatch::start);
+        }
+        let tick = self.changed.wait_timeout_while(known, TICK, |known| !known.state.ending && !known.is_idle());
+        let (mut known, _) = tick.unwrap_or_else(PoisonError::into_inner);
+        if known.state.ending {
+            return None;
+        }
+        if !known.unwritten.is_empty() {
+            known.write_files(&self.directory);
+        }
+        let is_over = waited.as_mut().is_some_and(|waited| waited.elapsed() >= limit);
+        Some(is_over && known.state.is_awaited())
+    }
+}
+
+impl Known {
+    /// Whether nobody has to look at the time: no limit runs, and every file is written.
+    fn is_idle(&self) -> bool {
+        !self.state.ending && !self.state.is_awaited() && self.unwritten.is_empty()
+    }
+
+    /// The files as they have to be.
+    fn wanted(&self) -> BTreeMap<&'static str, Vec<u8>> {
+        let state = &self.state;
+        let mut files = self.published.clone();
+        let mut put = |name, text: Option<String>| files.extend(text.map(|text| (name, text.into_bytes())));
+        put(DOCKER_READY, state.docker_ready().then(|| "ready\n".into()));
+        put(KUBERNETES_READY, state.kubernetes_ready().then(|| "ready\n".into()));
+        put(FAILED, state.failure.as_ref().map(|failure| format!("{}\n", failure.why)));
+        let waiting = state.waiting();
+        put(WAITING, (!waiting.is_empty()).then(|| waiting.join("\n") + "\n"));
+        put(TIMELINE, (!self.timeline.is_empty()).then(|| self.timeline.clone()));
+        files
+    }
+
+    /// Makes the files follow what is known. What is not true any more goes first, so that no client ever
+    /// sees a file beside another that contradicts it.
+    fn write_files(&mut self, directory: &Directory) {
+        let wanted = self.wanted();
+        let untrue: Vec<&'static str> = self.written.keys().filter(|name| !wanted.contains_key(*name)).copied().collect();
+        for name in untrue {
+            if self.tried(name, directory.remove(name)) {
+                self.written.remove(name);
+            }
+        }
+        if self.written.keys().any(|name| !wanted.contains_key(name)) {
+            return;
+        }
+        for (name, contents) in wanted {
+            if self.written.get(name) != Some(&contents) && self.tried(name, directory.write(name, &contents)) {
+                self.written.insert(name, contents);
+            }
+        }
+    }
+
+    /// Says once what went wrong, and when it no longer does.
+    fn tried(&mut self, name: &'static str, result: Result<()>) -> bool {
+        match result {
+            Ok(()) => {
+                if self.unwritten.remove(name).is_some() {
+                    log::info!(target: "readiness", "{name} follows the state again");
+                }
+                true
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.unwritten.get(name) != Some(&error) {
+                    log::error!(target: "readiness", "{error}; trying again");
+                    self.unwritten.insert(name, error);
+                }
+                false
+            }
+        }
+    }
+
+    /// Logs what became ready, or is not any more, and notes it.
+    fn report(&mut self, before: &State) {
+        let now = &self.state;
+        if before.failure.is_some() && now.failure.is_none() {
+            log::info!(target: "boot", "ready after all");
+        }
+        let changes = [
+            (DOCKER_READY, before.docker_ready(), now.docker_ready()),
+            (KUBERNETES_READY, before.kubernetes_ready(), now.kubernetes_ready()),
+        ];
+        if before.waiting() != now.waiting() {
+            log::debug!(target: "readiness", "waiting for {:?}", now.waiting());
+        }
+        let is_ending = now.ending;
+        for (name, before, now) in changes {
+            if now && !before {
+                let is_first = self.note_milestone(name);
+                let stages = if is_first && name == KUBERNETES_READY { format!(": {}", self.stages()) } else { String::new() };
+                log::info!(target: "readiness", "{name}{stages}");
+                // The boot is over: what it read and parsed is not needed any more.
+                sys::give_memory_back();
+            } else if before && !now && !is_ending {
+                log::warn!(target: "readiness", "{name} no longer holds");
+            }
+        }
+    }
+
+    /// Returns whether it is the first time.
+    fn note_milestone(&mut self, name: &str) -> bool {
+        let is_first = !reached(&self.timeline, name);
+        if is_first {
+            self.timeline.push_str(&format!("{:.3} {name}\n", since_start().as_secs_f64()));
+        }
+        is_first
+    }
+
+    /// The milestones in one line: `store 0.041 s, containerd 0.105 s`.
+    fn stages(&self) -> String {
+        let stages = self.timeline.lines().filter_map(|line| line.split_once(' ')).filter(|(_, name)| !name.ends_with("-ready"));
+        stages.map(|(seconds, name)| format!("{name} {seconds} s")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn reached(timeline: &str, name: &str) -> bool {
+    timeline.lines().any(|line| line.split_once(' ').is_some_and(|(_, have)| have == name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::mpsc::channel;
+
+    use super::files::FILES;
+    use super::state::tests::ready;
+    use super::*;
+
+    fn readiness(test: &str) -> Arc<Readiness> {
+        let directory = std::env::temp_dir().join(format!("kind-readiness-{}-{test}", std::process::id()));
+        let readiness = Arc::new(Readiness::new(directory));
+        readiness.clear().unwrap();
+        readiness
+    }
+
+    fn files(readiness: &Readiness) -> Vec<&'static str> {
+        FILES.into_iter().filter(|name| *name != TIMELINE && readiness.directory.path().join(name).exists()).collect()
+    }
+
+    fn remove(readiness: &Readiness) {
+        readiness.end();
+        fs::remove_dir_all(readiness.directory.path()).unwrap();
+    }
+
+    #[test]
+    fn files_follow_the_state_both_ways() {
+        let readiness = readiness("follow");
+        readiness.update(|state| *state = ready());
+        assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
+        readiness.update(|state| state.dns = false);
+        assert_eq!(files(&readiness), [DOCKER_READY, WAITING]);
+        readiness.update(|state| (state.dns, state.containerd) = (true, false));
+        assert_eq!(files(&readiness), [WAITING]);
+        assert_eq!(readiness.end(), 0);
+        assert!(files(&readiness).is_empty());
+        readiness.update(|state| *state = ready());
+        assert!(files(&readiness).is_empty(), "nothing becomes true after the end");
+        remove(&readiness);
+    }
+
+    #[test]
+    fn a_failure_and_readiness_are_never_both_told() {
+        let readiness = readiness("failed");
+        readiness.update(|state| *state = State { docker: false, ..ready() });
+        readiness.fail(Failure::new("late", 3));
+        readiness.fail(Failure::new("dragged along", 4));
+        assert_eq!(files(&readiness), [FAILED, WAITING]);
+        assert_eq!(fs::read_to_string(readiness.directory.path().join(FAILED)).unwrap(), "late\n");
+        // dockerd is the last to come back.
+        readiness.update(|state| state.docker = true);
+        assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
+        readiness.update(|state| state.kubelet = false);
+        readiness.fail(Failure::new("late again", 5));
+        assert_eq!(readiness.end(), 5);
+        remove(&readiness);
+    }
+
+    #[test]
+    fn who_waits_for_a_state_hears_of_it_and_of_the_end() {
+        let readiness = readiness("wait");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| readiness.wait_until(|state| state.kubelet));
+            let in_vain = scope.spawn(|| readiness.wait_until(|state| state.dns));
+            readiness.update(|state| state.kubelet = true);
+            assert!(waiting.join().unwrap());
+            readiness.end();
+            assert!(!in_vain.join().unwrap());
+        });
+        remove(&readiness);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_later() {
+        let readiness = readiness("unwritten");
+        let path = readiness.directory.path().to_path_buf();
+        let aside = path.with_extension("aside");
+        readiness.watch(Duration::from_secs(3600), |_| Failure::new("late", 1)).unwrap();
+        // As a full disk does, and for root too.
+        fs::rename(&path, &aside).unwrap();
+        readiness.update(|state| *state = ready());
+        assert!(!readiness.known().unwritten.is_empty());
+        fs::rename(&aside, &path).unwrap();
+        while !readiness.known().unwritten.is_empty() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
+        assert_eq!(fs::metadata(path.join(TIMELINE)).unwrap().permissions().mode() & 0o777, 0o644);
+        remove(&readiness);
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_up_in_time_is_late_once() {
+        let readiness = readiness("late");
+        let (sender, late) = channel();
+        readiness.update(|state| *state = State { docker: false, ..ready() });
+        let tell = move |state: &State| {
+            sender.send(state.waiting()).unwrap();
+            Failure::new("late", 1)
+        };
+        readiness.watch(Duration::from_secs(1), tell).unwrap();
+        assert_eq!(late.recv_timeout(Duration::from_secs(30)).unwrap(), ["dockerd: no answer yet"]);
+        readiness.update(|state| state.docker = true);
+        assert!(readiness.state().kubernetes_ready());
+        // The limit begins again, and an image without a cluster has none.
+        readiness.update(|state| state.docker = false);
+        late.recv_timeout(Duration::from_secs(30)).unwrap();
+        readiness.update(|state| (state.has_cluster, state.failure) = (false, None));
+        assert!(late.recv_timeout(Duration::from_secs(3)).is_err());
+        remove(&readiness);
+    }
+}

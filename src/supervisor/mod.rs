@@ -1,0 +1,56 @@
+//! What PID 1 is for: it reaps, handles signals, keeps daemons running, and stops them in order. It knows
+//! no daemon by name: which there are, and in which order they stop, is the boot's to say.
+
+pub mod daemon;
+pub mod reaper;
+pub mod shutdown;
+pub mod signals;
+pub mod stop;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::{Config, LOG_DIR, STATE_DIR};
+use crate::error::{Error, Result};
+use crate::readiness::{Failure, Readiness};
+use crate::supervisor::daemon::{Daemon, Spec};
+use crate::supervisor::shutdown::Shutdown;
+
+/// What the threads share: the settings, what is ready, whether the init is stopping, and the daemons.
+pub struct Init {
+    pub config: Config,
+    pub readiness: Arc<Readiness>,
+    pub shutdown: Arc<Shutdown>,
+    daemons: Mutex<Vec<Arc<Daemon>>>,
+}
+
+impl Init {
+    pub fn new(config: Config) -> Init {
+        Init { readiness: Arc::new(Readiness::new(config.path(STATE_DIR))), shutdown: Arc::default(), config, daemons: Mutex::default() }
+    }
+
+    /// Starts a daemon and keeps it running.
+    pub fn supervise(&self, spec: Spec) -> Result<Arc<Daemon>> {
+        let daemon = Daemon::new(&self.config.path(LOG_DIR), spec)?;
+        // First of all, so that a stop finds it.
+        self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon.clone());
+        daemon::supervise(&daemon, &self.shutdown, &self.readiness)?;
+        Ok(daemon)
+    }
+
+    fn daemons(&self) -> Vec<Arc<Daemon>> {
+        self.daemons.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn daemon(&self, name: &str) -> Option<Arc<Daemon>> {
+        self.daemons().into_iter().find(|daemon| daemon.name == name)
+    }
+
+    /// Gives up: says why where a waiting client sees it, and goes on serving that. A failure that a
+    /// requested stop brings about is for the log alone.
+    pub fn fail(&self, error: &Error) {
+        if self.shutdown.requested() {
+            return log::error!(target: "boot", "also: {error}");
+        }
+        self.readiness.fail(Failure::new(error.to_string(), error.status()));
+    }
+}
