@@ -149,12 +149,34 @@ fn a_disk_that_fills_up_is_said_and_ends_nothing() {
     let filler = kind.path("var/kind/filler");
     assert!(fs::write(&filler, [0; 65536]).is_err(), "the disk is full");
     dockerd.mend(Fault::Held);
-    let line = kind.wait_for_line("docker-ready: No space left on device");
+    let line = kind.wait_for_line("timeline: No space left on device");
     assert!(line.starts_with("ERROR"), "{line}");
-    assert_eq!(container.get("docker-ready").0, 404);
     assert!(kind.still_runs());
-    // With room again, the next state is written.
     fs::remove_file(&filler).unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(children(kind.pid())[0].pid), Signal::SIGKILL).unwrap();
+    wait_for("the timeline is written", LIMIT, || container.get("timeline").1.contains("docker-ready").then_some(()));
+}
+
+#[test]
+fn a_disk_that_was_read_only_for_a_while_holds_the_true_states_afterwards() {
+    let Some(mut container) = Container::new() else { return };
+    let state = container.root.join("var/kind");
+    fs::create_dir_all(&state).unwrap();
+    container.before = format!("mount -t tmpfs tmpfs {};", state.display());
+    let dockerd = Dockerd::install(&container);
+    dockerd.tell(Fault::Held);
+    let kind = container.start(&["run"]);
+    kind.wait_for_line("starting Docker alone");
+    let remount = |how: &str| {
+        let mut command = std::process::Command::new("nsenter");
+        command.args(["--target", &kind.pid().to_string(), "--mount", "mount", "-o", &format!("remount,{how}")]).arg(&state);
+        assert!(command.status().unwrap().success());
+    };
+    wait_for("it tells what it waits for", LIMIT, || (container.get("waiting").0 == 200).then_some(()));
+    remount("ro");
+    dockerd.mend(Fault::Held);
+    kind.wait_for_line("Read-only file system");
+    assert_eq!((container.get("waiting").0, container.get("docker-ready").0), (200, 404), "nothing contradicts what cannot be changed");
+    remount("rw");
     container.wait_for_status("docker-ready", 200);
+    assert_eq!(container.get("waiting").0, 404);
 }

@@ -55,6 +55,7 @@ pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal
 /// Starts Docker alone, in an image that no cluster was baked into.
 pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
+    follow_readiness(init)?;
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
@@ -74,7 +75,7 @@ pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
 pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     init.readiness.update(|state| state.has_cluster = true);
-    give_up_in_time(init)?;
+    follow_readiness(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
     // Before the node's directories on it are made anew: a volume that is refused is left as it is.
@@ -164,7 +165,7 @@ fn refuse_taken_port() -> Result<()> {
 }
 
 /// A client that waits must hear of a cluster that does not come up, or does not come back.
-fn give_up_in_time(init: &Init) -> Result<()> {
+fn follow_readiness(init: &Init) -> Result<()> {
     let (pod_logs, logs) = (init.config.path(POD_LOG_DIR), init.config.path(LOG_DIR));
     init.readiness.watch(CLUSTER_LIMIT, move |state: &State| {
         postmortem::log_tails(&pod_logs, &logs);

@@ -41,6 +41,8 @@ struct Known {
     written: BTreeMap<&'static str, Vec<u8>>,
     /// The last errors of those that could not be.
     unwritten: BTreeMap<&'static str, String>,
+    /// Whether `kubernetes-ready` has been there in this start.
+    was_ready: bool,
 }
 
 impl Readiness {
@@ -68,7 +70,7 @@ impl Readiness {
         change(&mut known.state);
         known.state.settle(&before);
         if known.state != before {
-            known.report(&before);
+            known.note_change(&before);
             known.write_files(&self.directory);
             self.changed.notify_all();
         }
@@ -194,6 +196,9 @@ impl Known {
         for name in untrue {
             if self.tried(name, directory.remove(name)) {
                 self.written.remove(name);
+                if [DOCKER_READY, KUBERNETES_READY].contains(&name) && !self.state.ending {
+                    log::warn!(target: "readiness", "{name} no longer holds");
+                }
             }
         }
         if self.written.keys().any(|name| !wanted.contains_key(name)) {
@@ -202,6 +207,7 @@ impl Known {
         for (name, contents) in wanted {
             if self.written.get(name) != Some(&contents) && self.tried(name, directory.write(name, &contents)) {
                 self.written.insert(name, contents);
+                self.announce(name);
             }
         }
     }
@@ -226,31 +232,33 @@ impl Known {
         }
     }
 
-    /// Logs what became ready, or is not any more, and notes it.
-    fn report(&mut self, before: &State) {
-        let now = &self.state;
+    /// Notes what became ready.
+    fn note_change(&mut self, before: &State) {
+        let now = self.state.clone();
         if before.failure.is_some() && now.failure.is_none() {
             log::info!(target: "boot", "ready after all");
         }
-        let changes = [
-            (DOCKER_READY, before.docker_ready(), now.docker_ready()),
-            (KUBERNETES_READY, before.kubernetes_ready(), now.kubernetes_ready()),
-        ];
         if before.waiting() != now.waiting() {
             log::debug!(target: "readiness", "waiting for {:?}", now.waiting());
         }
-        let is_ending = now.ending;
-        for (name, before, now) in changes {
-            if now && !before {
-                let is_first = self.note_milestone(name);
-                let stages = if is_first && name == KUBERNETES_READY { format!(": {}", self.stages()) } else { String::new() };
-                log::info!(target: "readiness", "{name}{stages}");
-                // The boot is over: what it read and parsed is not needed any more.
-                sys::give_memory_back();
-            } else if before && !now && !is_ending {
-                log::warn!(target: "readiness", "{name} no longer holds");
-            }
+        if now.docker_ready() {
+            self.note_milestone(DOCKER_READY);
         }
+        if now.kubernetes_ready() {
+            self.note_milestone(KUBERNETES_READY);
+        }
+    }
+
+    /// Logs that clients can see a state.
+    fn announce(&mut self, name: &str) {
+        if ![DOCKER_READY, KUBERNETES_READY].contains(&name) {
+            return;
+        }
+        let is_first = name == KUBERNETES_READY && !std::mem::replace(&mut self.was_ready, true);
+        let stages = if is_first { format!(": {}", self.stages()) } else { String::new() };
+        log::info!(target: "readiness", "{name}{stages}");
+        // The boot is over: what it read and parsed is not needed any more.
+        sys::give_memory_back();
     }
 
     /// Returns whether it is the first time.

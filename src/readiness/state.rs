@@ -164,8 +164,10 @@ pub mod tests {
         }
     }
 
+    type Spoil = fn(&mut State);
+
     /// Everything that can be missing, and what is said of it.
-    const SPOILS: [(fn(&mut State), &str); 10] = [
+    const SPOILS: [(Spoil, &str); 10] = [
         (|state| state.containerd = false, "containerd: no answer yet"),
         (|state| state.docker = false, "dockerd: no answer yet"),
         (|state| state.kubelet = false, "kubelet: no answer yet"),
