@@ -10,7 +10,7 @@ use crate::process::run;
 
 /// Up to the first hook, with the node's image there or built.
 const LIMIT: Duration = Duration::from_secs(300);
-/// What stands in for Docker Hub where there is none (tests/lab).
+/// What stands in for Docker Hub where there is none (scripts/debian).
 const LAB: [(&str, &str); 3] =
     [("DEBIAN_IMAGE", "kind-lab/debian:trixie"), ("DOCKER_IMAGE", "kind-lab/docker:trixie-dind"), ("RUST_IMAGE", "kind-lab/rust:1")];
 

@@ -2,7 +2,7 @@
 # offline.sh COMMAND...: runs a command on a machine without a network: in a network namespace that has
 # nothing but loopback, with a Docker engine of its own in which there is no image yet.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../../scripts/debian/lib.sh"
 
 [ $# -gt 0 ] || die "usage: offline.sh COMMAND..."
 [ "$(id -u)" = 0 ] || die "a network namespace of its own needs root: sudo $0 $*"
