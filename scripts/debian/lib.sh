@@ -1,23 +1,24 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034
-# What every script of the lab shares: how it speaks, where it caches and how it installs.
+# Shared by every script that works with Debian packages: logging, the cache, installing packages.
 # Sourced, never run.
 
+# Named in debian.sh, whose contents are part of every image's stamp: a new name would rebuild them all.
 lab_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kind}
-# A user's PATH has no sbin on Debian, and dockerd and iptables live there.
+# On Debian a user's PATH has no sbin, where dockerd and iptables are.
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-# The buildx plugin is not everywhere, and the lab's few recipes do not need it.
+# The buildx plugin is not always installed, and these few recipes do not need it.
 export DOCKER_BUILDKIT=0
 
-log() { echo "lab: $*" >&2; }
+log() { echo "debian: $*" >&2; }
 die() { log "$*"; exit 1; }
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# need COMMAND:PACKAGE... installs the packages whose command (or file) is not there.
+# need COMMAND:PACKAGE... installs each package whose command (or file) is missing.
 need() {
   local pair output missing=()
   for pair; do
@@ -25,11 +26,11 @@ need() {
   done
   [ "${#missing[@]}" = 0 ] && return
   log "installing ${missing[*]}"
-  # The lists may be missing or stale: only then is an update worth its time.
+  # An update is worth its time only if the package lists are missing or stale.
   apt install "${missing[@]}" >/dev/null 2>&1 && return
   apt update >/dev/null || die "apt-get update failed: check this machine's apt sources"
   output=$(apt install "${missing[@]}" 2>&1) \
-    || { tail -n 20 <<<"$output" >&2; die "apt-get install ${missing[*]} failed: what it said is above"; }
+    || { tail -n 20 <<<"$output" >&2; die "apt-get install ${missing[*]} failed; its output is above"; }
 }
 
 apt() {
@@ -38,19 +39,19 @@ apt() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends "$verb" "$@"
 }
 
-# timed WHAT COMMAND... says that a long step began and how long it took.
+# timed WHAT COMMAND... logs the start of a long step, and how long it took.
 timed() {
   local what=$1 start=$SECONDS
   shift
-  log "$what: begun"
+  log "$what..."
   "$@"
   log "$what: done in $((SECONDS - start)) s"
 }
 
-# stamp FILE... is a short name for this exact state of the recipes.
+# stamp FILE... prints a short hash of the recipes' contents.
 stamp() { cat "$@" | sha256sum | cut -c1-16; }
 
-# made_of IMAGE RECIPE: whether the image is there, and of this state of its recipe.
+# made_of IMAGE RECIPE: succeeds if the image exists and was built from exactly this recipe.
 made_of() {
   [ "$(docker image inspect --format '{{index .Config.Labels "kind-lab.recipe"}}' "$1" 2>/dev/null)" = "$2" ]
 }
@@ -61,9 +62,9 @@ build_image() {
   shift 3
   recipe=$(stamp "$lab_dir/debian.sh" "$context"/*)
   made_of "$image" "$recipe" && return
-  log "$image: begun"
+  log "$image..."
   output=$(docker build --tag "$image" --file "$dockerfile" --label "kind-lab.recipe=$recipe" "$@" "$context" 2>&1) \
-    || { tail -n 20 <<<"$output" >&2; die "building $image failed: its last words are above"; }
+    || { tail -n 20 <<<"$output" >&2; die "building $image failed; the end of its output is above"; }
   log "$image: done in $((SECONDS - start)) s"
 }
 
@@ -73,14 +74,14 @@ withholds_sys_resource() {
   (((0x$bounding >> 24 & 1) == 0))
 }
 
-# Leaves in $engine_flags what dockerd needs to run --privileged containers on this host.
+# Sets $engine_flags to what dockerd needs to run --privileged containers on this host.
 choose_engine_flags() {
   local runtime=$cache/engine/runc-without-sys-resource
   engine_flags=(--storage-driver overlay2)
   withholds_sys_resource || return 0
   log "this host withholds CAP_SYS_RESOURCE: containers will run without it"
   need jq:jq prlimit:util-linux
-  # A copy, because the engine outlives this checkout.
+  # A copy, because the engine may outlive this checkout.
   mkdir -p "$cache/engine"
   install -m 755 "$lab_dir/runc-without-sys-resource" "$runtime"
   engine_flags+=(--add-runtime "lab=$runtime" --default-runtime lab)

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# offline.sh COMMAND...: runs a command on a machine without a network: in a network namespace that has
-# nothing but loopback, with a Docker engine of its own in which there is no image yet.
+# offline.sh COMMAND...: runs a command as on a machine without a network: in a network namespace with
+# nothing but loopback, and with a Docker engine of its own that has no images yet.
 set -euo pipefail
 . "$(dirname "$0")/../../scripts/debian/lib.sh"
+log() { echo "offline: $*" >&2; }
 
 [ $# -gt 0 ] || die "usage: offline.sh COMMAND..."
-[ "$(id -u)" = 0 ] || die "a network namespace of its own needs root: sudo $0 $*"
+[ "$(id -u)" = 0 ] || die "creating a network namespace needs root: sudo $0 $*"
 need dockerd:docker.io docker:docker-cli iptables:iptables ip:iproute2 unshare:util-linux
 choose_engine_flags
 work=$(mktemp -d "$cache/offline.XXXXXX")
 export DOCKER_HOST=unix://$work/docker.sock work
 
-# Runs in the namespace, where the engine is a child that ends with it.
+# Runs inside the namespace; the engine is its child and ends with it.
 inside() {
   local status=0
   ip link set lo up
@@ -24,22 +25,22 @@ inside() {
     [ -d "/proc/$engine" ] || break
     sleep 0.1
   done
-  docker version >/dev/null 2>&1 || { tail -n 20 "$work/log" >&2; die "the engine without a network does not answer; its last words are above"; }
+  docker version >/dev/null 2>&1 || { tail -n 20 "$work/log" >&2; die "the engine without a network does not answer; the end of its log is above"; }
   "${command[@]}" || status=$?
-  # What the command has started itself may be removing the same.
+  # Something that the command started may be removing the same containers.
   docker ps --all --quiet | xargs -r docker rm --force --volumes >/dev/null 2>&1 || true
   exit "$status"
 }
 
 clean_up() {
-  # The engine's bundles of mounts end with it; what a killed one leaves is unmounted here.
+  # A killed engine leaves its mounts behind.
   sed -n "s|^[^ ]* \($work/[^ ]*\) .*|\1|p" /proc/mounts | sort -r | xargs -r umount --lazy
   rm -rf "$work"
 }
 trap clean_up EXIT
 
 command=("$@")
-# Functions and arrays do not pass through exec: they are written into the new shell's own text.
+# Functions and arrays do not survive exec, so they are written into the new shell's script.
 unshare --net --mount bash -c "$(declare -p lab_dir command; declare -f log die inside)
 set -euo pipefail
 inside \"\$@\"" inside "${engine_flags[@]}"
