@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Bakes an image with Docker and a bootstrapped Kubernetes cluster inside. `./build.sh --help` tells the rest.
+# Bakes an image with Docker and a bootstrapped Kubernetes cluster inside. See `./build.sh --help`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -8,22 +8,23 @@ usage() {
 Usage: ./build.sh [--run] [--env NAME]... [--bundle DIR | --debian] IMAGE [NAME...]
        ./build.sh --bundle-only [--bundle DIR] [--debian] [--env NAME]...
 
-Bakes IMAGE (name or name:tag) with a cluster inside, and gives it every further NAME.
-  --run          start the image when it is baked, and show how long it took to be ready
-  --env NAME     pass a variable of this environment on to images.sh and the hooks; may be repeated
-  --bundle DIR   take everything from a bundle, and nothing from the network
-  --bundle-only  make a bundle (in DIR, or in ./bundle) and no image
-  --debian       take everything from Debian packages, an engine included; only crates.io is reached besides
+Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each further NAME.
+  --run          start the image once it is baked, and show how long it takes to become ready
+  --env NAME     pass an environment variable on to images.sh and the hooks; may be repeated
+  --bundle DIR   build from a bundle, without using the network
+  --bundle-only  make a bundle (in DIR, or in ./bundle) instead of an image
+  --debian       build from Debian packages, the Docker engine included; otherwise only crates.io is used
 
-Settings, from the environment:
-  KUBERNETES_VERSION  such as 1.36 (its newest known patch) or v1.36.2; default the newest that is known
+Environment variables:
+  KUBERNETES_VERSION  such as 1.36 (its newest known patch release) or v1.36.2 (default the newest known)
   DOCKER_IMAGE        where Docker's binaries come from: a tag of docker, or an image (default 29-dind)
-  STATIC_IP           the node's address, in every start the same (default 172.99.99.1)
-  KIND_SANS           more names for the API server's certificate, separated by commas
-  KIND_IMAGES         the script that pulls images to bake in (default images.sh beside build.sh)
-  KIND_HOOKS          the folder of before-cluster.sh and after-cluster.sh (default hooks beside build.sh)
-Where things come from: KUBERNETES_URL, CNI_URL, CNI_VERSION, CRICTL_URL, CRICTL_VERSION, IMAGE_REGISTRY,
-DEBIAN_IMAGE, DEBIAN_MIRROR, RUST_IMAGE, CRATES_MIRROR, KIND_INIT, KIND_CACHE, KIND_STALL; see the README.
+  STATIC_IP           the node's address, the same at every start (default 172.99.99.1)
+  KIND_SANS           extra names for the API server's certificate, separated by commas
+  KIND_IMAGES         the script that pulls the images to bake in (default images.sh next to build.sh)
+  KIND_HOOKS          the directory of before-cluster.sh and after-cluster.sh (default hooks next to build.sh)
+Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, CRICTL_URL, CRICTL_VERSION, IMAGE_REGISTRY,
+DEBIAN_IMAGE, DEBIAN_MIRROR, RUST_IMAGE, CRATES_MIRROR, KIND_INIT, KIND_CACHE, KIND_STALL;
+see docs/settings.md.
 TEXT
 }
 
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --debian) debian=1 ;;
     --bundle)
-      [ -n "${2:-}" ] || die "--bundle needs a folder"
+      [ -n "${2:-}" ] || die "--bundle needs a directory"
       bundle=$2
       shift
       ;;
@@ -56,22 +57,22 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     -h | --help) usage; exit 0 ;;
-    -*) die "there is no option $1; --help lists them" ;;
+    -*) die "unknown option $1; --help lists the options" ;;
     *) names+=("$1") ;;
   esac
   shift
 done
 if [ -n "$bundle_only" ]; then
-  [ -z "$run${names[*]:-}" ] || die "--bundle-only makes no image: leave --run and ${names[*]:-names} out"
+  [ -z "$run${names[*]:-}" ] || die "--bundle-only makes no image: leave out --run and ${names[*]:-names}"
 elif [ ${#names[@]} = 0 ]; then
   usage >&2
   exit 2
 fi
 cache=${KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kind}
 hooks=${KIND_HOOKS:-$here/hooks} images=${KIND_IMAGES:-$here/images.sh}
-[ -z "${KIND_HOOKS:-}" ] || [ -d "$hooks" ] || die "KIND_HOOKS=$hooks is no folder"
-[ -z "${KIND_IMAGES:-}" ] || [ -f "$images" ] || die "KIND_IMAGES=$images is no file"
-[ -z "${MINIKUBE_VERSION:-}" ] || say "MINIKUBE_VERSION is not needed any more: kubeadm alone does what minikube did"
+[ -z "${KIND_HOOKS:-}" ] || [ -d "$hooks" ] || die "KIND_HOOKS=$hooks is not a directory"
+[ -z "${KIND_IMAGES:-}" ] || [ -f "$images" ] || die "KIND_IMAGES=$images is not a file"
+[ -z "${MINIKUBE_VERSION:-}" ] || say "MINIKUBE_VERSION is no longer needed: kubeadm alone does what minikube did"
 
 if [ -n "$debian" ]; then
   attend "$here/tests/lab/engine.sh"
@@ -81,10 +82,10 @@ fi
 command -v docker >/dev/null || die "there is no docker command. Install Docker, or use --debian on a Debian machine"
 arch=$(docker version --format '{{.Server.Arch}}' 2>"$work/engine") || die "no Docker engine answers: $(tail -n 1 "$work/engine")"
 engine=1
-case $arch in amd64 | arm64) ;; *) die "the engine runs on $arch; there are builds for amd64 and arm64 only" ;; esac
+case $arch in amd64 | arm64) ;; *) die "the engine runs on $arch; only amd64 and arm64 are supported" ;; esac
 for name in ${names[@]+"${names[@]}"}; do
-  # It fails for a name that is free, too.
-  ! { docker image inspect "$name" 2>&1 >/dev/null || true; } | grep -q 'invalid reference' || die "$name is no name for an image: it takes lower-case letters, digits and .-_/ and a :tag"
+  # This fails for a name that is not taken, too: only the message tells the two apart.
+  ! { docker image inspect "$name" 2>&1 >/dev/null || true; } | grep -q 'invalid reference' || die "$name is not a valid image name: use lower-case letters, digits and .-_/ and a :tag"
 done
 choose_version
 choose_images
@@ -93,13 +94,13 @@ inputs=$work/bundle
 if [ -n "$bundle_only" ]; then
   bundle=${bundle:-bundle}
   bundle=${bundle%/}
-  refuse_other_folder "$bundle"
-  temporary_folder=$bundle.$id inputs=$bundle.$id
+  refuse_other_directory "$bundle"
+  temporary_directory=$bundle.$id inputs=$bundle.$id
 elif [ -n "$bundle" ]; then
   check_bundle "$bundle"
   inputs=$bundle
 fi
-# What fails fast comes first.
+# Whatever fails fast comes first.
 if [ ! -f "$inputs/bundle.env" ] && [ -z "$debian" ]; then
   begin "downloading Kubernetes $version"
   download_programs "$inputs"
@@ -107,7 +108,7 @@ fi
 make_node "$inputs"
 make_init "$inputs"
 if [ ! -f "$inputs/bundle.env" ] && [ -n "$debian" ]; then
-  begin "making a bundle of Debian's Kubernetes"
+  begin "making a bundle from Debian's Kubernetes"
   attend "$here/tests/lab/kubernetes.sh" "$inputs"
   version=$(setting "$inputs" KUBERNETES_VERSION)
 elif [ ! -f "$inputs/bundle.env" ]; then

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The bundle: one folder with all that a build needs, for machines without a network.
-# Sourced by build.sh and the lab, never run.
+# The bundle: one directory with everything that a build needs, for machines without a network.
+# Sourced by build.sh, never run.
 
-# seal DIR: writes down what is in a bundle, so that a damaged copy of it is noticed.
+# seal DIR: writes the checksums of a bundle's files, so that a damaged copy is noticed.
 seal() {
   local name
   for name in $(list "$1"); do
@@ -11,42 +11,43 @@ seal() {
   mv "$1/SHA256SUMS.new" "$1/SHA256SUMS"
 }
 
-# The files of a bundle, whose names have no spaces: they come from kubeadm and from us.
+# list DIR: prints a bundle's files. Their names come from kubeadm and from us, and have no spaces.
 list() { (cd "$1" && find . -type f ! -name 'SHA256SUMS*' ! -name '.*' | sed 's|^\./||' | LC_ALL=C sort); }
 
-# check_bundle DIR: refuses what is no bundle, is damaged, or is for something else.
+# check_bundle DIR: fails if it is not a bundle, is damaged, or is for another version or architecture.
 check_bundle() {
   local directory=$1 damaged name have
-  [ -f "$directory/bundle.env" ] || die "$directory is no bundle, as it has no bundle.env: ./build.sh --bundle-only makes one"
-  [ -f "$directory/SHA256SUMS" ] || die "$directory has no SHA256SUMS: make it anew, or, if you put it together yourself: cd $directory && find . -type f ! -name SHA256SUMS | cut -c 3- | xargs sha256sum >SHA256SUMS"
+  [ -f "$directory/bundle.env" ] || die "$directory is not a bundle, because it has no bundle.env: ./build.sh --bundle-only makes one"
+  [ -f "$directory/SHA256SUMS" ] || die "$directory has no SHA256SUMS: recreate it, or, if you assembled it yourself: cd $directory && find . -type f ! -name SHA256SUMS | cut -c 3- | xargs sha256sum >SHA256SUMS"
   begin "checking $directory"
   (cd "$directory" && sha256 --check SHA256SUMS) >"$work/checked" 2>/dev/null || true
   damaged=$(sed -n 's/: FAILED.*//p' "$work/checked" | tr '\n' ' ')
   for name in $damaged; do
-    [ -f "$directory/$name" ] || die "the bundle $directory lacks $name: copy it again, or make it anew"
+    [ -f "$directory/$name" ] || die "the bundle $directory is missing $name: copy the bundle again, or recreate it"
   done
-  [ -z "$damaged" ] || die "the bundle $directory is damaged, these files are not what they were: ${damaged% }. Copy it again, or make it anew"
+  [ -z "$damaged" ] || die "the bundle $directory is damaged; these files have changed: ${damaged% }. Copy it again, or recreate it"
   for name in $(list "$directory"); do
     grep -q "^$name: OK\$" "$work/checked" || die "$name is in the bundle $directory, but not in its SHA256SUMS: add it with: cd $directory && sha256sum $name >>SHA256SUMS"
   done
   have=$(setting "$directory" ARCH)
-  [ "$have" = "$arch" ] || die "the bundle $directory is for $have, and the engine runs on $arch: make it on a machine like this one"
+  [ "$have" = "$arch" ] || die "the bundle $directory is for $have, but the engine runs on $arch: make the bundle on a machine like this one"
   have=$(setting "$directory" KUBERNETES_VERSION)
   [ -z "${KUBERNETES_VERSION:-}" ] || [ "$have" = "$version" ] \
-    || die "the bundle $directory holds Kubernetes $have, and KUBERNETES_VERSION asks for $version"
+    || die "the bundle $directory holds Kubernetes $have, but KUBERNETES_VERSION asks for $version"
   version=$have
 }
 
-# refuse_other_folder DIR: nothing but a bundle is replaced by a bundle.
-refuse_other_folder() {
+# refuse_other_directory DIR: only a bundle, or an empty directory, may be replaced by a bundle.
+refuse_other_directory() {
   [ ! -e "$1" ] || [ -f "$1/bundle.env" ] || [ -z "$(ls -A "$1" 2>&1)" ] \
-    || die "$1 has something else in it: name a folder that is empty or not there yet"
+    || die "$1 contains something else: choose a directory that is empty or does not exist yet"
 }
 
+# setting DIR NAME: prints a line's value from bundle.env.
 setting() { sed -n "s/^$2=//p" "$1/bundle.env"; }
 
-# complete_bundle DIR NODE_IMAGE INIT TARGET: makes TARGET of DIR, and adds what is not Kubernetes, so that no network is needed: the
-# node's image, the init, and, from a bake that is thrown away, every image that images.sh and the hooks got.
+# complete_bundle DIR NODE_IMAGE INIT TARGET: adds to DIR what is not Kubernetes, so that no network is needed, and moves it
+# to TARGET: the node's image, the init, and every image that images.sh and the hooks pulled, taken from a throw-away bake.
 complete_bundle() {
   local directory=$1 node=$2 init=$3 target=$4
   rm -f "$directory/.lab-recipe"
@@ -55,8 +56,8 @@ complete_bundle() {
   chmod 644 "$directory/node.tar"
   bake "$directory" "$node" "$init" --save-images /var/lib/docker/pulled.tar
   docker cp "$container:/var/lib/docker/pulled.tar" "$directory/images/pulled.tar" >/dev/null 2>&1 \
-    || say "images.sh and the hooks have pulled nothing"
-  # Another name for it may be in a cache.
+    || say "images.sh and the hooks pulled no images"
+  # A new file, because the old one may be a hard link into a cache.
   { cat "$directory/bundle.env" && echo COMPLETE=1; } >"$work/bundle.env"
   mv "$work/bundle.env" "$directory/bundle.env"
   begin "writing checksums"

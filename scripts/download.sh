@@ -1,24 +1,24 @@
 # shellcheck shell=bash
-# Downloads of a release of Kubernetes: programs with their checksums, images through the engine.
-# Sourced by build.sh, never run. What was downloaded once is kept under $cache.
+# Downloads a Kubernetes release: programs with their checksums, images through the engine.
+# Sourced by build.sh, never run. Downloads are kept under $cache.
 
 : "${KUBERNETES_URL:=https://dl.k8s.io/release}"
 : "${CNI_URL:=https://github.com/containernetworking/plugins/releases/download}"
 : "${CRICTL_URL:=https://github.com/kubernetes-sigs/cri-tools/releases/download}"
 : "${IMAGE_REGISTRY:=registry.k8s.io}"
-# Seconds without a kilobyte after which a transfer is begun again where it stopped.
+# A transfer slower than a kilobyte a second for this many seconds is restarted where it stopped.
 : "${KIND_STALL:=20}"
 tries=4
 
-# choose_version: what KUBERNETES_VERSION means, as $version, and what goes with it.
+# choose_version: sets $version from KUBERNETES_VERSION, and the versions that go with it.
 choose_version() {
   local wanted=${KUBERNETES_VERSION:-} row='' minor
   [ -n "$wanted" ] || wanted=$(awk '/^v/ { print $1; exit }' "$here/scripts/versions")
   wanted=${wanted#v}
-  [[ $wanted =~ ^(1\.[0-9]+)(\.[0-9]+)?$ ]] || die "KUBERNETES_VERSION=$KUBERNETES_VERSION is no version: give one such as 1.36 or v1.36.2"
+  [[ $wanted =~ ^(1\.[0-9]+)(\.[0-9]+)?$ ]] || die "KUBERNETES_VERSION=$KUBERNETES_VERSION is not a version: use one such as 1.36 or v1.36.2"
   minor=${BASH_REMATCH[1]}
   row=$(grep "^v${minor//./\\.}\." "$here/scripts/versions") \
-    || die "Kubernetes $wanted is not supported; these are: $(sed -n 's/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions" | tr '\n' ' ')"
+    || die "Kubernetes $wanted is not supported; supported versions: $(sed -n 's/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions" | tr '\n' ' ')"
   if [ "$wanted" = "$minor" ]; then version=${row% *}; else version=v$wanted; fi
   : "${CRICTL_VERSION:=${row#* }}" "${CNI_VERSION:=v1.9.0}"
 }
@@ -26,7 +26,7 @@ choose_version() {
 progress=(--silent --show-error)
 [ ! -t 2 ] || progress=(--progress-bar)
 
-# transfer URL FILE: goes on where an earlier transfer of FILE ended.
+# transfer URL FILE: continues where an earlier transfer of FILE stopped.
 transfer() {
   local url=$1 file=$2 try status code
   for ((try = 1; ; try++)); do
@@ -36,23 +36,23 @@ transfer() {
     code=$(cat "$work/code")
     case $status:$code in
       0:*) return ;;
-      # There is nothing after its end.
+      # Range not satisfiable: the file is already complete.
       22:416) [ ! -s "$file" ] || return 0 ;;
       22:408 | 22:429 | 22:5*) ;;
-      22:404) die "$url is not there: check the version, or the address if it is a mirror's" ;;
+      22:404) die "$url does not exist: check the version, or the address if it is a mirror" ;;
       22:*) die "$url: the server answered $code" ;;
-      # A server that cannot go on where it stopped.
+      # The server does not support ranges.
       33:*) rm -f "$file" ;;
-      23:*) die "$file cannot be written: is the disk full? KIND_CACHE names another folder" ;;
-      3:* | 35:* | 60:* | 77:*) die "$url cannot be asked; why is said above" ;;
+      23:*) die "$file cannot be written: is the disk full? KIND_CACHE chooses another directory" ;;
+      3:* | 35:* | 60:* | 77:*) die "$url cannot be fetched; the reason is above" ;;
     esac
-    [ "$try" -lt "$tries" ] || die "$url: given up after $tries tries; run the same command again to go on where it stopped"
+    [ "$try" -lt "$tries" ] || die "$url: gave up after $tries tries; run the same command again to continue where it stopped"
     say "trying again: $url"
     attend sleep "$try"
   done
 }
 
-# download URL: leaves it, checked, as $file.
+# download URL: downloads and verifies it, and sets $file to its path.
 download() {
   local url=$1 sum try
   file=$cache/downloads/${url#*://}
@@ -65,7 +65,7 @@ download() {
   rm -f "$file.sha256"
   transfer "$url.sha256" "$file.sha256"
   sum=$(checksum_in "$file.sha256")
-  [[ $sum =~ ^[0-9a-f]{64}$ ]] || die "$url.sha256 holds no SHA-256 checksum, but: $(head -c 60 "$file.sha256" | tr -dc '[:print:]')"
+  [[ $sum =~ ^[0-9a-f]{64}$ ]] || die "$url.sha256 does not contain a SHA-256 checksum, but: $(head -c 60 "$file.sha256" | tr -dc '[:print:]')"
   for try in 1 2; do
     [ ! -t 2 ] || say "${url##*/}"
     transfer "$url" "$file.part"
@@ -75,44 +75,44 @@ download() {
       mv "$file.part" "$file"
       return
     fi
-    # What was gone on with may have been another file.
-    [ "$try" = 2 ] || say "${url##*/} has a wrong checksum: downloading it again from the start"
+    # The first part may have been left by a transfer of another file.
+    [ "$try" = 2 ] || say "${url##*/} has the wrong checksum: downloading it again from the start"
     mv "$file.part" "$work/damaged"
   done
-  die "$url is damaged: its checksum is $(sha256 "$work/damaged" | cut -d ' ' -f 1), and $url.sha256 says $sum"
+  die "$url is damaged: its checksum is $(sha256 "$work/damaged" | cut -d ' ' -f 1), but $url.sha256 says $sum"
 }
 
 checksum_in() { awk 'NR == 1 { print $1 }' "$1"; }
 
 is_whole() { [ "$(sha256 "$1" | cut -d ' ' -f 1)" = "$(checksum_in "$1.sha256" 2>/dev/null)" ]; }
 
-# put MODE FILE TARGET: a second name for a file of the cache, or a copy of it.
+# put MODE FILE TARGET: hard-links a file from the cache, or copies it.
 put() {
   chmod "$1" "$2"
   ln -f "$2" "$3" 2>/dev/null || cp "$2" "$3"
 }
 
-# pull NAME TARGET: an image of the registry as an archive.
+# pull NAME TARGET: saves an image from the registry as an archive.
 pull() {
   local name=$1 from=$IMAGE_REGISTRY/${1#registry.k8s.io/} archive quiet=''
   archive=$cache/images/$arch/$from.tar
   if [ ! -f "$archive" ]; then
     mkdir -p "${archive%/*}"
     [ -t 2 ] || quiet=1
-    # What the user had is left to the user.
+    # Images that the user already had are kept.
     docker image inspect "$from" >/dev/null 2>&1 || temporary_images+=("$from")
     docker image inspect "$name" >/dev/null 2>&1 || temporary_images+=("$name")
-    attend docker pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; why is said above"
+    attend docker pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; the reason is above"
     [ "$from" = "$name" ] || docker tag "$from" "$name"
-    attend docker save --output "$work/image.tar" "$name" || die "$name cannot be saved; why is said above"
-    # In one step: what lies in the cache is whole.
+    attend docker save --output "$work/image.tar" "$name" || die "$name cannot be saved; the reason is above"
+    # Renamed in one step, so that the cache never holds half a file.
     mv "$work/image.tar" "$archive.$$"
     mv "$archive.$$" "$archive"
   fi
   put 644 "$archive" "$2"
 }
 
-# Builds at the same time would write into each other's transfers. Not every system has flock.
+# Concurrent builds would write into each other's transfers. Not every system has flock.
 lock() {
   command -v flock >/dev/null || return 0
   exec 9>"$cache/lock"
@@ -121,7 +121,7 @@ lock() {
 
 unlock() { exec 9>&-; }
 
-# download_programs DIR: the programs of $version for $arch, as a bundle has them.
+# download_programs DIR: puts the programs of $version for $arch where a bundle has them.
 download_programs() {
   local directory=$1 program
   command -v curl >/dev/null || die "there is no curl command: install it"
@@ -136,20 +136,20 @@ download_programs() {
   download "$CRICTL_URL/$CRICTL_VERSION/crictl-$CRICTL_VERSION-linux-$arch.tar.gz"
   tar -xzf "$file" -C "$work/unpacked"
   for program in bridge host-local portmap loopback; do
-    mv "$work/unpacked/$program" "$directory/cni/" || die "the CNI plugins $CNI_VERSION have no $program"
+    mv "$work/unpacked/$program" "$directory/cni/" || die "the CNI plugins $CNI_VERSION do not include $program"
   done
-  mv "$work/unpacked/crictl" "$directory/bin/" || die "crictl $CRICTL_VERSION has no crictl"
+  mv "$work/unpacked/crictl" "$directory/bin/" || die "the archive of crictl $CRICTL_VERSION does not contain crictl"
   unlock
 }
 
-# pull_images DIR NODE_IMAGE: what the kubeadm in DIR runs its cluster from.
+# pull_images DIR NODE_IMAGE: pulls the images that the kubeadm in DIR runs its cluster from.
 pull_images() {
   local directory=$1 node=$2 name names
-  # Only kubeadm knows which images its version wants; it runs where this machine may be no Linux.
+  # Only kubeadm knows which images its version needs. It runs in a container, because this machine may not be Linux.
   # shellcheck disable=SC2016
   attend docker run --rm --interactive --label "kind.build=$id" --entrypoint sh "$node" -c \
     'cat >/kubeadm && chmod +x /kubeadm && /kubeadm config images list --image-repository registry.k8s.io --kubernetes-version "$0"' \
-    "$version" <"$directory/bin/kubeadm" >"$work/names" || die "kubeadm does not name its images; why is said above"
+    "$version" <"$directory/bin/kubeadm" >"$work/names" || die "kubeadm cannot list its images; the reason is above"
   names=$(cat "$work/names")
   lock
   for name in $names; do

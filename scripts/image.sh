@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# The two images of the Dockerfile, and the container in which the bake runs. Sourced by build.sh, never run.
+# Builds the Dockerfile's two images, and runs the bake in a container. Sourced by build.sh, never run.
 
-# choose_images: what the Dockerfile is built from, as $docker_image and $build_args.
+# choose_images: sets $docker_image and $build_args, which say what the Dockerfile is built from.
 choose_images() {
   local name
   docker_image=${DOCKER_IMAGE:-29-dind}
@@ -13,9 +13,9 @@ choose_images() {
   for name in http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY; do
     case ${!name:-} in
       '') ;;
-      *localhost:* | *127.0.0.1:* | *'[::1]:'*) say "$name is left out: containers do not reach this machine's loopback" ;;
+      *localhost:* | *127.0.0.1:* | *'[::1]:'*) say "$name is ignored: containers cannot reach this machine's loopback" ;;
       *)
-        # By name, so that a password in it is in no process list.
+        # Passed by name, so that a password in it is in no process list.
         export "${name?}"
         build_args+=(--build-arg "$name")
         pass+=(--env "$name")
@@ -24,12 +24,12 @@ choose_images() {
   done
 }
 
-# build_stage STAGE TAG: one stage of the Dockerfile, from a context on standard input.
+# build_stage STAGE TAG: builds one stage of the Dockerfile, from a context on standard input.
 build_stage() {
   local stage=$1 tag=$2 began=$SECONDS
   temporary_images+=("$tag")
-  # Of this engine, wherever the user builds otherwise; and no list of attestations in place of an image.
-  # The legacy builder would leave the container of a step that fails.
+  # Built by this engine, even if the user has chosen another builder, and as an image rather than an index
+  # with attestations. The legacy builder would leave the container of a failed step behind.
   attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
     docker build "${build_args[@]}" --force-rm --target "$stage" --tag "$tag" - >"$work/log" 2>&1 || {
     cat "$work/log" >&2
@@ -38,12 +38,12 @@ build_stage() {
   say "$stage image built in $((SECONDS - began)) s"
 }
 
-# make_node BUNDLE: leaves the name of the node's image as $node.
+# make_node BUNDLE: sets $node to the name of the node's image.
 make_node() {
   local loaded
   if [ -f "$1/node.tar" ]; then
     begin "loading the node's image"
-    attend docker load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; why is said above"
+    attend docker load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; the reason is above"
     loaded=$(sed -n 's/^Loaded image: //p' "$work/loaded")
     node=kind-build:$id-node
     docker tag "$loaded" "$node"
@@ -55,7 +55,7 @@ make_node() {
   build_stage node "$node" <"$here/Dockerfile"
 }
 
-# make_init BUNDLE: leaves the path of the init's binary as $init. What was compiled once is kept.
+# make_init BUNDLE: sets $init to the path of the init's binary. Binaries are cached by their sources.
 make_init() {
   local tag=kind-build:$id-init context=$work/context name
   init=${KIND_INIT:-}
@@ -73,7 +73,7 @@ make_init() {
   fi
   init=$cache/init/$arch-$(cd "$context" && { echo "${RUST_IMAGE:-}"; find . -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat; } | sha256 | cut -c 1-16)
   [ ! -f "$init" ] || return 0
-  # The certificates of the machine that builds, for networks whose proxy has an authority of its own.
+  # The certificates of the build machine, for networks whose proxy has a CA of its own.
   cat /etc/ssl/certs/ca-certificates.crt >"$context/dependencies/ca.crt" 2>/dev/null || : >"$context/dependencies/ca.crt"
   begin "compiling the init"
   tar -c -C "$context" . >"$work/context.tar"
@@ -84,15 +84,15 @@ make_init() {
   mv "$work/kind" "$init"
 }
 
-# The container for a bake. The client adds its configured proxies to whatever it runs, and a commit
-# would keep them, with their passwords: they get in by exec instead.
+# Starts the container to bake in. The client adds its configured proxies to every container, and a commit
+# would keep them with their passwords: so they are passed to `docker exec` instead.
 start_container() {
   local node=$1 setting blank=(--label "kind.build=$id")
   container=$id
   run_container() {
-    # Should even this script be killed, the container ends by itself.
+    # The container ends by itself even if this script is killed.
     outlast docker run --detach --rm --init --privileged --name "$container" \
-      "${blank[@]}" --entrypoint sleep "$node" 10800 >/dev/null || die "the engine cannot run a privileged container; why is said above"
+      "${blank[@]}" --entrypoint sleep "$node" 10800 >/dev/null || die "the engine cannot run a privileged container; the reason is above"
   }
   run_container
   while IFS= read -r setting; do
@@ -105,7 +105,7 @@ start_container() {
   run_container
 }
 
-# bake BUNDLE NODE_IMAGE INIT [OPTION...]: leaves the container, with a cluster in it, as $container.
+# bake BUNDLE NODE_IMAGE INIT [OPTION...]: leaves a container with a cluster in it, named $container.
 bake() {
   local directory=$1 node=$2 init=$3 part hook
   shift 3
@@ -114,22 +114,22 @@ bake() {
   docker exec "$container" mkdir -p /hooks /var/lib/docker/bundle
   docker cp "$init" "$container:/usr/local/bin/kind" >/dev/null
   docker cp "$hooks/." "$container:/hooks" >/dev/null
-  # As in the seed: scripts beside build.sh, which others write into when they build.
+  # As with the first kind: scripts next to build.sh, which pipelines append to before they build.
   for hook in before-cluster.sh after-cluster.sh; do
     [ -n "${KIND_HOOKS:-}" ] || [ ! -f "$here/$hook" ] || docker cp "$here/$hook" "$container:/hooks/root-$hook" >/dev/null
   done
   [ ! -f "$images" ] || docker cp "$images" "$container:/images.sh" >/dev/null
   begin "copying the bundle into it"
-  # On the volume, which the commit leaves out.
+  # Copied onto the volume, which the commit leaves out.
   for part in bundle.env bin cni images manifests; do
     [ ! -e "$directory/$part" ] || attend docker cp "$directory/$part" "$container:/var/lib/docker/bundle/" >/dev/null
   done
   begin "baking Kubernetes $version"
   attend docker exec "${pass[@]}" "$container" \
-    kind bake --bundle /var/lib/docker/bundle "$@" || die "the bake failed; why is said above"
+    kind bake --bundle /var/lib/docker/bundle "$@" || die "the bake failed; the reason is above"
 }
 
-# commit NAME...: the baked container as an image, whose containers are none of this build's.
+# commit NAME...: commits the baked container as an image, without this build's labels.
 commit() {
   local name began=$SECONDS temporary=kind-build:$id
   begin "committing $1"

@@ -1,32 +1,32 @@
 # shellcheck shell=bash
-# What build.sh and its parts share: how they speak, how they wait, and how they clean up.
+# Shared by build.sh and its parts: messages, waiting for commands, and cleaning up.
 # Sourced, never run.
 
-# A trap speaks wherever the output of the interrupted command went: so this is kept apart.
+# A trap inherits the redirections of the command it interrupts, so messages have a descriptor of their own.
 exec 8>&2
 say() { printf 'build: %s\n' "$*" >&8; }
 die() { say "error: $*"; exit 1; }
 
-# Of this build alone: several may run at the same time.
+# Unique to this build: several may run at the same time.
 id=kind-build-$$-$RANDOM
 work=$(mktemp -d)
-doing=starting child='' ends='' temporary_images=("kind-build:$id") temporary_folder=''
+doing=starting child='' ends='' temporary_images=("kind-build:$id") temporary_directory=''
 
-# begin WHAT: the step that a failure or an interruption names.
+# begin WHAT: starts a step; an interruption names it.
 begin() {
   doing=$1
   say "$doing"
 }
 
-# Bash heeds a signal only between commands, or while it waits: so whatever takes long is waited for.
-# attend COMMAND...: an interruption ends the command. Only for programs, as functions have children.
+# Bash handles a signal only between commands or in `wait`, so slow commands run in the background.
+# attend COMMAND...: an interruption kills the command. For programs only: a function's children would live on.
 attend() {
   ends=1
   wait_for "$@"
 }
 
-# outlast COMMAND...: it ends by itself, soon, before anything is cleaned up. The engine would finish
-# what was asked of it all the same, and leave it behind.
+# outlast COMMAND...: an interruption waits for the command, which is short. If it were killed, the engine
+# would still finish what it was asked for, and leave that behind.
 outlast() {
   ends=''
   wait_for "$@"
@@ -36,19 +36,19 @@ wait_for() {
   local status=0
   "$@" <&0 8>&- &
   child=$!
-  # A trap may have waited for it already, which bash would complain of.
+  # If a trap has waited for it already, bash complains.
   wait "$child" 2>/dev/null || status=$?
   child=''
   return "$status"
 }
 
-# Nothing is left behind, whichever step fails or is interrupted.
+# Leaves nothing behind, whichever step fails or is interrupted.
 clean_up() {
   local status=$? name containers
   trap - EXIT
   trap '' INT TERM HUP
   set +e
-  # The signal may have come between the start of the command and the note of its number.
+  # The signal may have come after the command started but before its pid was stored.
   [ -n "$child" ] || child=$(jobs -p)
   if [ -n "$child" ]; then
     # shellcheck disable=SC2086
@@ -63,10 +63,10 @@ clean_up() {
     for name in "${temporary_images[@]}"; do
       docker image rm "$name" >/dev/null 2>&1
     done
-    # The legacy builder keeps the steps of a build that did not end, each as an image without a name.
+    # The legacy builder keeps each step of an unfinished build as an untagged image.
     [ "$status" = 0 ] || docker image prune --force --filter label=kind.stage=build >/dev/null 2>&1
   fi
-  rm -rf "$work" ${temporary_folder:+"$temporary_folder"}
+  rm -rf "$work" ${temporary_directory:+"$temporary_directory"}
   exit "$status"
 }
 

@@ -20,7 +20,7 @@ fn machine() -> (Machine, String) {
     (machine, bundle)
 }
 
-/// As the README says to.
+/// As docs/build.md and the error itself say to.
 fn seal(bundle: &str) {
     let line = "find . -type f ! -name SHA256SUMS | cut -c 3- | xargs sha256sum >../sums && mv ../sums SHA256SUMS";
     assert!(Command::new("sh").args(["-c", line]).current_dir(bundle).status().unwrap().success());
@@ -40,7 +40,7 @@ fn a_missing_a_corrupt_and_an_unknown_file_are_named() {
     machine.home.write("bundle/images/etcd.tar", "etcd was changed");
     build().failed_with(&[&bundle, "is damaged", "images/etcd.tar", "Copy it again"]);
     fs::remove_file(machine.home.join("bundle/images/etcd.tar")).unwrap();
-    build().failed_with(&[&bundle, "lacks images/etcd.tar"]);
+    build().failed_with(&[&bundle, "is missing images/etcd.tar"]);
     machine.home.write("bundle/images/etcd.tar", "images/etcd.tar");
     build().went_on();
     machine.home.write("bundle/images/mine.tar", "an image");
@@ -73,7 +73,7 @@ fn another_version_or_architecture_is_refused_by_name() {
 #[test]
 fn what_is_no_bundle_is_refused() {
     let (machine, bundle) = machine();
-    machine.build(&["--bundle", "/nowhere", "an-image"], &[]).failed_with(&["/nowhere is no bundle", "--bundle-only"]);
+    machine.build(&["--bundle", "/nowhere", "an-image"], &[]).failed_with(&["/nowhere is not a bundle", "--bundle-only"]);
     fs::remove_file(machine.home.join("bundle/SHA256SUMS")).unwrap();
     machine.build(&["--bundle", &bundle, "an-image"], &[]).failed_with(&["has no SHA256SUMS", "xargs sha256sum"]);
 }
@@ -83,7 +83,7 @@ fn nothing_but_a_bundle_is_replaced_by_one() {
     let (machine, _) = machine();
     let papers = machine.home.write("papers/thesis", "years of work");
     let folder = papers.parent().unwrap().to_string_lossy().into_owned();
-    machine.build(&["--bundle-only", "--bundle", &folder], &[]).failed_with(&[&folder, "something else in it"]);
+    machine.build(&["--bundle-only", "--bundle", &folder], &[]).failed_with(&[&folder, "contains something else"]);
     assert_eq!(machine.home.read("papers/thesis"), "years of work");
 }
 
@@ -92,7 +92,7 @@ fn a_command_line_that_makes_no_sense_is_refused() {
     let (machine, bundle) = machine();
     for (arguments, words) in [
         (&["--bundle-only", "an-image"][..], "--bundle-only makes no image"),
-        (&["--frobnicate", "an-image"], "there is no option --frobnicate; --help lists them"),
+        (&["--frobnicate", "an-image"], "unknown option --frobnicate; --help lists the options"),
         (&["--env", "NOT_SET", "an-image"], "--env NOT_SET: that variable is not set"),
         (&["--bundle", &bundle, "an-image", "--env"], "--env needs the name of a variable"),
     ] {
@@ -101,5 +101,5 @@ fn a_command_line_that_makes_no_sense_is_refused() {
     let build = machine.build(&[], &[]);
     assert!(build.said().starts_with("Usage: ./build.sh"), "{}", build.said());
     let build = machine.build(&["--bundle", &bundle, "an-image"], &[("HTTP_PROXY", "http://127.0.0.1:3128")]);
-    assert!(build.said().contains("HTTP_PROXY is left out"), "{}", build.said());
+    assert!(build.said().contains("HTTP_PROXY is ignored"), "{}", build.said());
 }

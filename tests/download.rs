@@ -125,7 +125,7 @@ fn a_server_that_stalls_for_ever_is_given_up_and_what_came_is_kept() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     server.spoil(&kubernetes("amd64", "kubelet"), &[Fault::Stall; 4]);
     let given_up = build(&machine, &server, &[]);
-    given_up.failed_with(&["bin/linux/amd64/kubelet", "given up after 4 tries", "run the same command again"]);
+    given_up.failed_with(&["bin/linux/amd64/kubelet", "gave up after 4 tries", "run the same command again"]);
     // Three quarters and more have come by then.
     assert_eq!(server.requests(&kubernetes("amd64", "kubelet")).len(), 4);
     build(&machine, &server, &[]).went_on();
@@ -156,7 +156,7 @@ fn a_wrong_checksum_is_refused_and_so_is_what_is_none() {
     server.state.lock().unwrap().files.insert(sum.clone(), wrong.clone().into_bytes());
     build(&machine, &server, &[]).failed_with(&["kubeadm", "damaged", &wrong]);
     server.state.lock().unwrap().files.insert(sum, b"<html>Please log in</html>".to_vec());
-    build(&machine, &server, &[]).failed_with(&["kubeadm.sha256", "no SHA-256 checksum", "Please log in"]);
+    build(&machine, &server, &[]).failed_with(&["kubeadm.sha256", "does not contain a SHA-256 checksum", "Please log in"]);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn what_is_not_there_is_named_at_once() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[("KUBERNETES_VERSION", "v1.36.99")]).failed_with(&[
         "v1.36.99/bin/linux/amd64/kubeadm",
-        "is not there",
+        "does not exist",
         "check the version",
     ]);
     assert_eq!(server.state.lock().unwrap().requests.len(), 1, "it asked again");
@@ -188,7 +188,7 @@ fn a_damaged_file_in_the_cache_is_noticed() {
 fn a_server_that_is_not_there_is_given_up() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    build(&machine, &server, &[("KUBERNETES_URL", &format!("http://{nobody}/release"))]).failed_with(&[&nobody.to_string(), "given up"]);
+    build(&machine, &server, &[("KUBERNETES_URL", &format!("http://{nobody}/release"))]).failed_with(&[&nobody.to_string(), "gave up"]);
 }
 
 #[test]
@@ -197,14 +197,14 @@ fn settings_that_make_no_sense_are_refused_before_anything_is_downloaded() {
     for (setting, words) in [
         (("KUBERNETES_VERSION", "latest"), ["KUBERNETES_VERSION=latest", "1.36 or v1.36.2"]),
         (("KUBERNETES_VERSION", "1.19"), ["Kubernetes 1.19 is not supported", "1.36 1.35"]),
-        (("KIND_HOOKS", "/nowhere"), ["KIND_HOOKS=/nowhere", "no folder"]),
-        (("KIND_IMAGES", "/nowhere"), ["KIND_IMAGES=/nowhere", "no file"]),
+        (("KIND_HOOKS", "/nowhere"), ["KIND_HOOKS=/nowhere", "is not a directory"]),
+        (("KIND_IMAGES", "/nowhere"), ["KIND_IMAGES=/nowhere", "is not a file"]),
     ] {
         build(&machine, &server, &[setting]).failed_with(&words);
     }
     assert_eq!(server.state.lock().unwrap().requests.len(), 0);
     let said = build(&machine, &server, &[("MINIKUBE_VERSION", "v0.28.0")]).said();
-    assert!(said.contains("MINIKUBE_VERSION is not needed any more"), "{said}");
+    assert!(said.contains("MINIKUBE_VERSION is no longer needed"), "{said}");
 }
 
 #[test]
