@@ -32,6 +32,8 @@ TEXT
 . "$here/scripts/lib.sh"
 # shellcheck source=scripts/download.sh
 . "$here/scripts/download.sh"
+# shellcheck source=scripts/pull.sh
+. "$here/scripts/pull.sh"
 # shellcheck source=scripts/bundle.sh
 . "$here/scripts/bundle.sh"
 # shellcheck source=scripts/image.sh

@@ -1,11 +1,10 @@
 # shellcheck shell=bash
-# Downloads a Kubernetes release: programs with their checksums, images through the engine.
+# Downloads the programs of a Kubernetes release and verifies their checksums.
 # Sourced by build.sh, never run. Downloads are kept under $cache.
 
 : "${KUBERNETES_URL:=https://dl.k8s.io/release}"
 : "${CNI_URL:=https://github.com/containernetworking/plugins/releases/download}"
 : "${CRICTL_URL:=https://github.com/kubernetes-sigs/cri-tools/releases/download}"
-: "${IMAGE_REGISTRY:=registry.k8s.io}"
 # A transfer slower than a kilobyte a second for this many seconds is restarted where it stopped.
 : "${KIND_STALL:=20}"
 tries=4
@@ -92,26 +91,6 @@ put() {
   ln -f "$2" "$3" 2>/dev/null || cp "$2" "$3"
 }
 
-# pull NAME TARGET: saves an image from the registry as an archive.
-pull() {
-  local name=$1 from=$IMAGE_REGISTRY/${1#registry.k8s.io/} archive quiet=''
-  archive=$cache/images/$arch/$from.tar
-  if [ ! -f "$archive" ]; then
-    mkdir -p "${archive%/*}"
-    [ -t 2 ] || quiet=1
-    # Images that the user already had are kept.
-    docker image inspect "$from" >/dev/null 2>&1 || temporary_images+=("$from")
-    docker image inspect "$name" >/dev/null 2>&1 || temporary_images+=("$name")
-    attend docker pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; the reason is above"
-    [ "$from" = "$name" ] || docker tag "$from" "$name"
-    attend docker save --output "$work/image.tar" "$name" || die "$name cannot be saved; the reason is above"
-    # Renamed in one step, so that the cache never holds half a file.
-    mv "$work/image.tar" "$archive.$$"
-    mv "$archive.$$" "$archive"
-  fi
-  put 644 "$archive" "$2"
-}
-
 # Concurrent builds would write into each other's transfers. Not every system has flock.
 lock() {
   command -v flock >/dev/null || return 0
@@ -140,21 +119,4 @@ download_programs() {
   done
   mv "$work/unpacked/crictl" "$directory/bin/" || die "the archive of crictl $CRICTL_VERSION does not contain crictl"
   unlock
-}
-
-# pull_images DIR NODE_IMAGE: pulls the images that the kubeadm in DIR runs its cluster from.
-pull_images() {
-  local directory=$1 node=$2 name names
-  # Only kubeadm knows which images its version needs. It runs in a container, because this machine may not be Linux.
-  # shellcheck disable=SC2016
-  attend docker run --rm --interactive --label "kind.build=$id" --entrypoint sh "$node" -c \
-    'cat >/kubeadm && chmod +x /kubeadm && /kubeadm config images list --image-repository registry.k8s.io --kubernetes-version "$0"' \
-    "$version" <"$directory/bin/kubeadm" >"$work/names" || die "kubeadm cannot list its images; the reason is above"
-  names=$(cat "$work/names")
-  lock
-  for name in $names; do
-    pull "$name" "$directory/images/$(tr -c '[:alnum:].\n' - <<<"${name#registry.k8s.io/}").tar"
-  done
-  unlock
-  printf 'KUBERNETES_VERSION=%s\nARCH=%s\n' "$version" "$arch" >"$directory/bundle.env"
 }
