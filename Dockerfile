@@ -1,4 +1,4 @@
-# Two images for build.sh: the node that a cluster is baked into, and the toolchain that makes the init.
+# Two images for build.sh: the node that a cluster is baked into, and the toolchain that compiles the init.
 ARG DOCKER_IMAGE=docker:29-dind
 ARG DEBIAN_IMAGE=debian:trixie-slim
 ARG RUST_IMAGE=rust:1-slim-trixie
@@ -7,7 +7,7 @@ FROM ${DOCKER_IMAGE} AS docker
 
 # Debian's userland, because official kubelet binaries are linked to glibc; Docker's own are static.
 FROM ${DEBIAN_IMAGE} AS node
-# Tells what the legacy builder leaves of a failed build from everything else; the finished image says otherwise.
+# Marks what the legacy builder leaves of a failed build, so that build.sh can remove it. Finished images say "image".
 LABEL kind.stage=build
 ARG DEBIAN_MIRROR
 RUN if [ -n "$DEBIAN_MIRROR" ]; then sed -i "s|http://deb.debian.org|$DEBIAN_MIRROR|" /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null; fi \
@@ -30,8 +30,8 @@ FROM ${RUST_IMAGE} AS init
 LABEL kind.stage=build
 WORKDIR /src
 ENV RUSTFLAGS="-C target-feature=+crt-static"
-# Cargo.toml, Cargo.lock, vendored crates where there are some, and the certificates of the machine that
-# builds, for networks whose proxy has an authority of its own.
+# Cargo.toml, Cargo.lock, vendored crates if there are any, and the certificates of the build machine, for
+# networks whose proxy has a CA of its own.
 COPY dependencies ./
 RUN echo 'export CARGO_HTTP_CAINFO=/src/ca.crt; [ -s /src/ca.crt ] || unset CARGO_HTTP_CAINFO; cargo build --release --locked --target "$(rustc -vV | sed -n "s/^host: //p")"' > /build \
  && mkdir src && echo 'fn main() {}' > src/main.rs && sh /build

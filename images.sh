@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Pulls the images to bake in, while the inner Docker runs and the cluster is up. For example:
+# Pulls the images to bake in. Runs when the inner Docker and the cluster are up. For example:
 #   docker pull postgres:17

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Starts a baked image as the container "kind", waits until its cluster is ready, and shows how long that took.
+# Starts a baked image as a container named kind, waits until its cluster is ready, and shows how long it took.
 set -euo pipefail
 image=${1:?usage: ./run.sh IMAGE}
 
 die() { printf 'run: error: %s\n' "$*" >&2; exit 1; }
 
-# The status with which the file server answers, asked with nothing but bash; empty when it does not.
+# ask FILE: prints the file server's HTTP status, or nothing if it does not answer. Needs nothing but bash.
 ask() {
   local status=''
   { exec 3<>/dev/tcp/127.0.0.1/10080; } 2>/dev/null || return 0
@@ -23,12 +23,12 @@ has_failed() {
   esac
 }
 
-! docker container inspect kind >/dev/null 2>&1 || die "there is a container named kind already: docker rm --force --volumes kind"
+! docker container inspect kind >/dev/null 2>&1 || die "a container named kind already exists; remove it with: docker rm --force --volumes kind"
 began=$(date +%s%N)
 started=$(docker run --detach --name kind --privileged \
   -p 127.0.0.1:8443:8443 -p 127.0.0.1:10080:10080 -p 127.0.0.1:2375:2375 "$image" 2>&1 >/dev/null) || {
   docker rm --force --volumes kind >/dev/null 2>&1 || true
-  die "$image cannot be started (it wants the ports 2375, 8443 and 10080): ${started%%$'\n'*}"
+  die "$image cannot be started (it needs the ports 2375, 8443 and 10080): ${started%%$'\n'*}"
 }
 for state in docker-ready kubernetes-ready; do
   until [ "$(ask "$state")" = 200 ]; do
@@ -36,9 +36,9 @@ for state in docker-ready kubernetes-ready; do
       docker logs kind >&2
       die "$image did not become ready; its log is above. Remove it with: docker rm --force --volumes kind"
     }
-    # The init gives up after 300 s by itself; past that, it is this script that does not reach it.
+    # The init itself gives up after 300 s. After that, the reason must be that this script cannot reach it.
     [ "$((($(date +%s%N) - began) / 1000000000))" -lt 330 ] \
-      || die "127.0.0.1:10080 does not tell of $state: is the engine on another machine? See: docker logs kind"
+      || die "127.0.0.1:10080 does not report $state: is the engine on another machine? See: docker logs kind"
     sleep 0.05
   done
   printf '%-16s after %5.1f s\n' "$state" "$((($(date +%s%N) - began) / 1000000))e-3"
@@ -48,5 +48,5 @@ cat <<'TEXT'
 The container is named kind. Try:
   docker exec kind kubectl get pods --all-namespaces
   curl -o kubeconfig http://localhost:10080/config
-Throw it away with: docker rm --force --volumes kind
+Remove it with: docker rm --force --volumes kind
 TEXT

@@ -1,25 +1,24 @@
 #!/bin/sh
-# Waits in a job until kind is ready. For any POSIX shell with wget or curl, busybox's included, or with bash alone.
+# Makes a job wait until kind is ready. Needs a POSIX shell with curl or wget (busybox will do), or bash alone.
 set -eu
 
 usage() {
   cat <<'TEXT'
 Usage: wait-for-kind.sh [docker|kubernetes] [--timeout SECONDS] [--kubeconfig FILE]
 
-Waits until Docker or Kubernetes (the default) is ready, and ends with 0; with 1 and the reason when
-kind has failed or the time is over.
-  --timeout SECONDS    how long to wait at most (default 300, or KIND_TIMEOUT)
+Waits until Docker or Kubernetes (the default) is ready, and exits with 0. If kind fails or the time runs
+out, exits with 1 and says why.
+  --timeout SECONDS    the longest time to wait (default 300, or KIND_TIMEOUT)
   --kubeconfig FILE    write a kubeconfig that works from here
 
-KIND_HOST names the host that kind runs on (default: the host in DOCKER_HOST, or localhost),
-KIND_PORT the port of its file server (default 10080), KIND_API_PORT the port as which 8443 is published
-when that is another one.
+KIND_HOST is the host that kind runs on (default: the host in DOCKER_HOST, or localhost), KIND_PORT the
+port of its file server (default 10080), KIND_API_PORT the port that 8443 is published as, if it differs.
 TEXT
 }
 
 say() { echo "wait-for-kind: $*" >&2; }
 die() { say "$*"; exit 1; }
-misused() { say "$*; --help tells more"; exit 2; }
+misused() { say "$*; see --help"; exit 2; }
 
 state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig=''
 while [ $# -gt 0 ]; do
@@ -39,11 +38,11 @@ while [ $# -gt 0 ]; do
       usage
       exit
       ;;
-    *) misused "it waits for docker or kubernetes, not for '$1'" ;;
+    *) misused "it can wait for docker or kubernetes, not for '$1'" ;;
   esac
   shift
 done
-case $limit in '' | *[!0-9]*) misused "the time limit is a whole number of seconds" ;; esac
+case $limit in '' | *[!0-9]*) misused "the timeout must be a whole number of seconds" ;; esac
 
 host=${KIND_HOST:-}
 if [ -z "$host" ]; then
@@ -54,12 +53,12 @@ if [ -z "$host" ]; then
 fi
 url=http://$host:${KIND_PORT:-10080}
 
-# A proxy of the job's has no way to a service of the job's.
+# The job's proxy cannot reach the job's service.
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
   fetch() { curl --silent --fail --max-time 5 "$url/$1"; }
 elif command -v wget >/dev/null; then
-  # GNU's tries twenty times by itself.
+  # GNU wget retries twenty times by default.
   once=
   ! wget --version >/dev/null 2>&1 || once='--tries=1'
   fetch() {
@@ -78,24 +77,24 @@ elif command -v bash >/dev/null; then
       - "$host" "${KIND_PORT:-10080}" "$1" "$(printf '\r')" 2>/dev/null
   }
 else
-  die "there is neither curl nor wget nor bash"
+  die "this needs curl, wget or bash"
 fi
 
 began=$(date +%s)
 
-# await FILE: prints it as soon as it is there.
+# await FILE: prints a file as soon as it is served.
 await() {
   until fetch "$1"; do
     ! reason=$(fetch failed) || die "kind has failed: $reason"
     if [ $(($(date +%s) - began)) -ge "$limit" ]; then
-      # The timeline is there from the start: without it, it is not kind that is late.
+      # The timeline is served from the start. If it is missing, kind is not late but unreachable.
       timeline=$(fetch timeline) || die "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
-      die "$1 is not there after $limit s. What is done so far, in seconds since the start of kind:
+      die "no $1 after $limit s. Done so far, in seconds since kind started:
 $timeline
-and what is waited for:
+Still waiting for:
 $(fetch waiting)"
     fi
-    # Not every sleep knows fractions.
+    # Not every sleep accepts fractions.
     sleep 0.2 2>/dev/null || sleep 1
   done
 }
@@ -103,7 +102,7 @@ $(fetch waiting)"
 await "$state-ready" >/dev/null
 say "$state is ready"
 [ -n "$kubeconfig" ] || exit 0
-# The API server answers some time after Docker does.
+# The API server answers some time after Docker.
 config=$(await "config${KIND_API_PORT:+?port=$KIND_API_PORT}")
 umask 077
 case $kubeconfig in */*) mkdir -p "${kubeconfig%/*}/" ;; esac

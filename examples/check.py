@@ -1,4 +1,4 @@
-"""check.py JENKINSFILE POD: whether the one is Groovy, and the other all that Kubernetes' API knows."""
+"""check.py JENKINSFILE POD: checks that the one parses as Groovy, and that Kubernetes' API knows every field of the other."""
 
 import sys
 
@@ -13,7 +13,7 @@ class Response:
 
 
 def unknown(given, known, path=""):
-    """Yields the fields that the API's model has dropped."""
+    """Yields the fields that the API's model dropped."""
     if isinstance(given, dict):
         for name, value in given.items():
             if not isinstance(known, dict) or name not in known:
@@ -33,4 +33,4 @@ with open(pod) as file:
 client = ApiClient()
 known = client.sanitize_for_serialization(client._ApiClient__deserialize(given, "V1Pod"))
 fields = list(unknown(given, known))
-sys.exit(f"{pod}: Kubernetes knows no {', '.join(fields)}" if fields else 0)
+sys.exit(f"{pod}: Kubernetes does not know {', '.join(fields)}" if fields else 0)

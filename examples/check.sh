@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks every example for what it can be checked for without its runner: the CI systems' own JSON schemas,
-# the Jenkinsfile's syntax, the pod against the API of Kubernetes.
+# Checks the examples as far as that is possible without their runners: against the CI systems' own JSON
+# schemas, the Jenkinsfile's syntax, and the Pod against the Kubernetes API.
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source=examples/tools.sh
@@ -12,9 +12,9 @@ schema() {
   shift
   check-jsonschema --builtin-schema "vendor.$name" "$@"
 }
-# The controls: what is no example must not pass.
+# The negative controls: a broken example must not pass.
 refused() {
-  ! "$@" >/dev/null 2>&1 || die "what is wrong passes: $*"
+  ! "$@" >/dev/null 2>&1 || die "a broken example passes: $*"
 }
 
 step "schemas"
@@ -32,4 +32,4 @@ refused python check.py Jenkinsfile "$work/pod.yaml"
 head -n 12 Jenkinsfile >"$work/Jenkinsfile"
 refused python check.py "$work/Jenkinsfile" pod.yaml
 python -c "compile(open(\"test_with_testcontainers.py\").read(), \"test\", \"exec\")"
-step "every example holds its schema"
+step "every example is valid"

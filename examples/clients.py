@@ -1,4 +1,4 @@
-"""clients.py HOST FILES_PORT API_PORT DOCKER_PORT: the official Python clients, with what port 10080 serves."""
+"""clients.py HOST FILES_PORT API_PORT DOCKER_PORT: checks that the official Python clients work with what port 10080 serves."""
 
 import sys
 import urllib.request

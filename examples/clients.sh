@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# clients.sh IMAGE LABEL: clients that are not ours, from this machine by published ports that differ, by the
-# container's own address, and from another container by its alias. run.sh removes what bears LABEL.
+# clients.sh IMAGE LABEL: runs other people's clients: from this machine through ports published under other
+# numbers and at the container's own address, and from another container by alias. run.sh removes everything
+# with the label LABEL.
 set -euo pipefail
 cd "$(dirname "$0")"
 image=$1 label=$2
@@ -17,7 +18,7 @@ trap 'rm -f "${TMPDIR:-/tmp}/$label"-*' EXIT
 kubeconfig=${TMPDIR:-/tmp}/$label-kubeconfig
 KIND_HOST=127.0.0.1 KIND_PORT=$files KIND_API_PORT=$api ../wait-for-kind.sh --timeout 200 --kubeconfig "$kubeconfig"
 
-# From here, where 8443 is another port; with the image's own kubectl and with any that this machine has.
+# From here, where 8443 is published as another port: with the image's kubectl and any that this machine has.
 grep -F ":$api" "$kubeconfig"
 kubectls=("${TMPDIR:-/tmp}/$label-kubectl")
 # shellcheck disable=SC2206,SC2207 # paths without spaces, separated by them
@@ -27,16 +28,16 @@ for kubectl in "${kubectls[@]}"; do
   "$kubectl" --kubeconfig "$kubeconfig" version 2>/dev/null | sed -n 1p
 done
 python clients.py 127.0.0.1 "$files" "$api" "$engine"
-# By the container's own address, and its own ports.
+# At the container's own address and ports.
 python clients.py "$(address "$label")" 10080 8443 2375
 
-# From another container, by the alias.
+# From another container, by alias.
 start --name "$label-job" --entrypoint sleep "$image" 600
 docker exec --env KIND_HOST=my-kind "$label-job" wait-for-kind.sh --kubeconfig /kubeconfig
 docker exec "$label-job" kubectl --kubeconfig /kubeconfig get nodes --no-headers
 docker exec --env DOCKER_HOST=tcp://my-kind:2375 "$label-job" docker version --format 'Docker {{.Server.Version}} answers at my-kind'
 
-# A port that was chosen when the container was started is in every kubeconfig that it serves.
+# A port set when the container starts is in every kubeconfig that it serves.
 docker rm --force --volumes "$label" "$label-job" >/dev/null
 start --name "$label" --env KIND_API_PORT=18443 --privileged "$image"
 KIND_HOST=$(address "$label") ../wait-for-kind.sh --timeout 200 --kubeconfig "$kubeconfig"

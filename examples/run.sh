@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the examples that need no service of somebody else's, with the image given: GitLab CI by gitlab-ci-local,
-# Docker Compose, Testcontainers, and the clients of clients.py. Everything that they make is removed.
+# Runs with IMAGE the examples that need no outside service: GitLab CI through gitlab-ci-local, Docker Compose,
+# Testcontainers, and the clients of clients.sh. Removes everything that they create.
 #   examples/run.sh IMAGE [gitlab] [compose] [testcontainers] [clients]
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -11,7 +11,7 @@ shift
 . ./tools.sh
 name=kind-examples-$$
 export KIND_IMAGE=$image
-# Seconds for one run of one example, on a machine that does other things besides.
+# Seconds for one run of one example, on a busy machine.
 limit=300
 
 clean_up() {
@@ -22,7 +22,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# project DIRECTORY: what the user's repository holds beside the example: an app and a test of it.
+# project DIRECTORY: creates what a user's repository holds besides the example: an app and its test.
 project() {
   mkdir -p "$1"
   cat >"$1/Dockerfile" <<'DOCKERFILE'
@@ -32,7 +32,7 @@ CMD ["httpd", "-f", "-p", "8080", "-h", "/www"]
 DOCKERFILE
   cat >"$1/test.sh" <<'SCRIPT'
 #!/usr/bin/env bash
-# Asks the app, for a moment, until it answers; with bash alone.
+# Asks the app until it answers, for up to 20 s; with bash alone.
 set -euo pipefail
 url=${1#http://} answer=''
 for _ in $(seq 100); do
@@ -46,7 +46,7 @@ SCRIPT
   chmod +x "$1/test.sh"
 }
 
-# A job's image that is not kind's: leaves its name as $plain.
+# Builds a job image that is not kind's, and sets $plain to its name.
 make_plain_image() {
   local from=$name-tools
   plain=$name-job
@@ -74,9 +74,9 @@ gitlab() {
   job "$image" || { cat "$work/log"; die "gitlab-ci.yml fails"; }
   grep "the app works" "$work/log"
   make_plain_image
-  job "$plain" || { cat "$work/log"; die "gitlab-ci.yml fails in another image than kind's"; }
+  job "$plain" || { cat "$work/log"; die "gitlab-ci.yml fails in an image other than kind's"; }
   grep "the app works" "$work/log"
-  # The control: an app that does not work fails the job.
+  # The negative control: an app that does not work fails the job.
   sed -i 's/it works/it does not/' "$directory/Dockerfile"
   ! job "$image" || { cat "$work/log"; die "gitlab-ci.yml succeeds with an app that does not work"; }
   grep "the app does not answer" "$work/log"
@@ -85,7 +85,7 @@ gitlab() {
 compose() {
   local directory=$work/compose command=(docker-compose) status=0
   ! docker compose version >/dev/null 2>&1 || command=(docker compose)
-  command -v "${command[0]}" >/dev/null || die "there is no Docker Compose: install docker-compose"
+  command -v "${command[0]}" >/dev/null || die "Docker Compose is missing: install docker-compose"
   project "$directory"
   cp compose.yaml "$directory/"
   up() {
@@ -98,7 +98,7 @@ compose() {
 }
 
 testcontainers() {
-  # Its own reaper of containers is an image of Docker Hub's, which CI may not reach; the fixture removes its own.
+  # Ryuk, its container reaper, is an image on Docker Hub, which CI may not reach; the fixture cleans up after itself.
   TESTCONTAINERS_RYUK_DISABLED=true timeout "$limit" pytest -p no:cacheprovider --quiet test_with_testcontainers.py
 }
 
@@ -110,9 +110,9 @@ python_tools
 for part; do
   case $part in
     gitlab | compose | testcontainers | clients) ;;
-    *) die "there is no part '$part'" ;;
+    *) die "unknown part '$part'" ;;
   esac
-  step "$part: begun"
+  step "$part"
   "$part"
   step "$part: works"
 done

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Runs in the node while it is baked: the inner Docker is up, the cluster is not there yet.
-# The place to log in to a private registry for images.sh:
+# Runs inside the node during the bake, when the inner Docker is up and there is no cluster yet.
+# Log in here to the private registries that images.sh pulls from:
 #   docker login -u "$REGISTRY_USER" -p "$REGISTRY_PASSWORD" registry.example.com

@@ -111,9 +111,7 @@ fn when_the_time_is_over_it_says_what_was_reached() {
     let (code, said) = job.run(&["--timeout", "0"], &settings(&address));
     assert_eq!(code, 1, "{said}");
     assert!(
-        said.contains("kubernetes-ready is not there after 0 s")
-            && said.contains("0.105 containerd")
-            && said.contains("etcd-kind: not there"),
+        said.contains("no kubernetes-ready after 0 s") && said.contains("0.105 containerd") && said.contains("etcd-kind: not there"),
         "{said}"
     );
     let (code, said) = job.run(&["docker", "--timeout", "0"], &settings(&address));
@@ -212,5 +210,5 @@ fn a_line_that_makes_no_sense_is_refused() {
     assert!(said.starts_with("Usage: wait-for-kind.sh"), "{said}");
     let (code, said) = Job::new("busybox", "").run(&[], &[]);
     assert_eq!(code, 1);
-    assert!(said.contains("neither curl nor wget nor bash"), "{said}");
+    assert!(said.contains("needs curl, wget or bash"), "{said}");
 }
