@@ -69,6 +69,8 @@ pub const API_PORT: u16 = 8443;
 pub const DOCKER_PORT: u16 = 2375;
 pub const DOCKER_TLS_PORT: u16 = 2376;
 const FILES_PORT: u16 = 10080;
+/// kubelet's own API (its default).
+pub const KUBELET_PORT: u16 = 10250;
 /// kubelet's own health endpoint, on loopback (its default).
 pub const KUBELET_HEALTH_PORT: u16 = 10248;
 

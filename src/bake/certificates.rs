@@ -9,6 +9,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
+use base64::prelude::{Engine, BASE64_STANDARD};
+
 use crate::bake::kubeadm::pki_dir;
 use crate::cluster::kubeconfig;
 use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME};
@@ -58,7 +60,7 @@ pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
 
     let ca = format!("{}/ca.crt", pki_dir());
     fs::copy(&ca, file(CA_CERT)).map_err(|cause| Error::io("copy", &ca, cause))?;
-    let base64 = |path: &str| reaper::run(Command::new("base64").args(["--wrap=0", path]));
+    let base64 = |path: &str| fs::read(path).map(|pem| BASE64_STANDARD.encode(pem)).map_err(|cause| Error::io("read", path, cause));
     let config = kubeconfig::render(&base64(&ca)?, &base64(&file(CLIENT_CERT))?, &base64(&file(CLIENT_KEY))?);
     write_secret(&file(CONFIG), &config)
 }
@@ -108,17 +110,13 @@ fn extend_kubeconfig(path: &Path) -> Result<()> {
     const FIELD: &str = "client-certificate-data: ";
     let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
     let Some(old) = text.lines().find_map(|line| line.trim_start().strip_prefix(FIELD)) else { return Ok(()) };
-    let (encoded, certificate) = (format!("{}.b64", path.display()), format!("{}.crt", path.display()));
-    fs::write(&encoded, old).map_err(|cause| Error::io("write", &encoded, cause))?;
-    let pem = reaper::run(Command::new("base64").args(["--decode", &encoded]))?;
+    let certificate = format!("{}.crt", path.display());
+    let pem = BASE64_STANDARD.decode(old.trim()).map_err(|cause| Error::new(format!("{} is broken: {cause}", path.display())))?;
     fs::write(&certificate, pem).map_err(|cause| Error::io("write", &certificate, cause))?;
     extend(&certificate, "ca")?;
-    let new = reaper::run(Command::new("base64").args(["--wrap=0", &certificate]))?;
-    write_secret(&path.to_string_lossy(), &text.replace(old, &new))?;
-    for temporary in [encoded, certificate] {
-        fs::remove_file(&temporary).map_err(|cause| Error::io("remove", &temporary, cause))?;
-    }
-    Ok(())
+    let new = fs::read(&certificate).map_err(|cause| Error::io("read", &certificate, cause))?;
+    write_secret(&path.to_string_lossy(), &text.replace(old, &BASE64_STANDARD.encode(new)))?;
+    fs::remove_file(&certificate).map_err(|cause| Error::io("remove", &certificate, cause))
 }
 
 fn write_secret(path: &str, text: &str) -> Result<()> {

@@ -11,7 +11,8 @@ use crate::bake::bundle::BIN_DIR;
 use crate::bake::{hooks, images};
 use crate::boot::STOP_ORDER;
 use crate::cluster::api::Api;
-use crate::cluster::{pods, wait, Cluster, Pod};
+use crate::cluster::objects::{List, Pod, Service};
+use crate::cluster::{pods, BakedPod, Cluster};
 use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::daemons::kubelet::KUBELET;
@@ -30,10 +31,10 @@ const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 
 /// Writes down what the next boot has to find.
 pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, names: Vec<String>) -> Result<Cluster> {
-    let list = api.get("/api/v1/pods")?;
-    let pod = |pod| Some(Pod { name: pods::name(pod)?, is_static: pods::is_static(pod) });
-    let dns = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
-    let dns = dns.and_then(|service| service.pointer("/spec/clusterIP")?.as_str()?.parse().ok());
+    let list: Vec<Pod> = api.get::<List<Pod>>("/api/v1/pods")?.items;
+    let baked = |pod: &Pod| BakedPod { name: pod.metadata.full_name(), is_static: pods::is_static(pod), owner: pods::owner(pod) };
+    let dns: Option<Service> = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
+    let dns = dns.and_then(|service| service.spec.cluster_ip.parse().ok());
     let bake = "/proc/sys/kernel/random/uuid";
     Ok(Cluster {
         bake: fs::read_to_string(bake).map_err(|cause| Error::io("read", bake, cause))?.trim().to_string(),
@@ -42,8 +43,8 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, name
         pause_image: pause.to_string(),
         certificate_names: names,
         dns,
-        pods: wait::items(&list).filter_map(pod).collect(),
-        containers: wait::items(&list).flat_map(pods::container_ids).chain(containerd::pod_containers(None)?).collect(),
+        pods: list.iter().map(baked).collect(),
+        containers: list.iter().flat_map(pods::container_ids).chain(containerd::pod_containers(None)?).collect(),
     })
 }
 
@@ -132,5 +133,5 @@ pub fn clean_up(init: &Init) -> Result<()> {
 
 /// The last file of the bake: an image has a cluster exactly when it has this.
 pub fn write(cluster: &Cluster) -> Result<()> {
-    fs::write(CLUSTER_FILE, format!("{:#}\n", cluster.to_json())).map_err(|cause| Error::io("write", CLUSTER_FILE, cause))
+    fs::write(CLUSTER_FILE, cluster.to_json() + "\n").map_err(|cause| Error::io("write", CLUSTER_FILE, cause))
 }

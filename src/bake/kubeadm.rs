@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::bake::versions::{dialect, Dialect, Patches};
+use crate::cluster::kubectl;
 use crate::config::{
     ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR,
     SERVICE_SUBNET,
@@ -89,7 +90,7 @@ impl Kubeadm {
             self.phase(&["addon", "coredns"])?;
             // One is enough, and it is to be seen Ready as soon as it is (kubeadm asks every 10 s).
             let patch = r#"{"spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "coredns", "readinessProbe": {"initialDelaySeconds": 0, "periodSeconds": 1}}]}}}}"#;
-            super::kubectl(&["--namespace", "kube-system", "patch", "deployment", "coredns", "--patch", patch])?;
+            kubectl::run(&["--namespace", "kube-system", "patch", "deployment", "coredns", "--patch", patch], kubectl::APPLY_LIMIT)?;
         }
         Ok(())
     }

@@ -15,18 +15,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::bake::bundle::Bundle;
 use crate::bake::hooks::Hooks;
 use crate::bake::kubeadm::Kubeadm;
 use crate::boot;
 use crate::cluster::api::Api;
-use crate::cluster::{load_balancer, wait};
-use crate::config::{ADMIN_KUBECONFIG, CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
+use crate::cluster::{kubectl, load_balancer, wait};
+use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
-use crate::daemons::{self, containerd, dockerd, kubelet};
+use crate::daemons::{containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::node::capacity::Capacity;
 use crate::supervisor::reaper;
@@ -162,23 +162,7 @@ fn apply_text(manifest: &str) -> Result<()> {
 }
 
 fn apply(path: &Path) -> Result<()> {
-    kubectl(&["apply", "-f", &path.to_string_lossy()])
-}
-
-/// Retried for a moment: defaults such as a namespace's service account appear shortly after the API server.
-fn kubectl(arguments: &[&str]) -> Result<()> {
-    const LIMIT: Duration = Duration::from_secs(20);
-    let mut last = None;
-    let done = reaper::poll(Duration::from_millis(500), LIMIT, || {
-        match reaper::run(daemons::without_proxy(Command::new("kubectl").arg("--kubeconfig").arg(ADMIN_KUBECONFIG).args(arguments))) {
-            Ok(_) => Some(()),
-            Err(error) => {
-                last = Some(error);
-                None
-            }
-        }
-    });
-    done.ok_or_else(|| last.unwrap_or_else(|| Error::new("kubectl was not run")))
+    kubectl::apply(path, kubectl::APPLY_LIMIT).map(drop)
 }
 
 #[cfg(test)]

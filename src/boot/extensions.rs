@@ -3,17 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::boot::scripts;
 use crate::cluster::api::Api;
-use crate::cluster::wait;
 use crate::cluster::Cluster;
-use crate::config::{ADMIN_KUBECONFIG, EXTENSIONS_LIMIT, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
-use crate::daemons;
+use crate::cluster::{kubectl, wait};
+use crate::config::{EXTENSIONS_LIMIT, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
 use crate::error::{Error, Result};
 use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
@@ -22,12 +20,6 @@ use crate::supervisor::Init;
 /// The milestone from which on it is the user's own work that readiness waits for.
 pub const CLUSTER_UP: &str = "cluster";
 const WAIT_POLL: Duration = Duration::from_millis(250);
-const APPLY_PAUSE: Duration = Duration::from_millis(500);
-/// A kind that was defined a moment ago, or a webhook whose pods start, comes within this.
-const APPLY_LIMIT: Duration = Duration::from_secs(60);
-/// What kubectl says of errors that pass.
-const PASSING: [&str; 5] =
-    ["no matches for kind", "failed calling webhook", "error looking up service account", "connection refused", "TLS handshake timeout"];
 
 /// What there is to do, in order.
 #[derive(Debug, Default, PartialEq)]
@@ -73,7 +65,7 @@ impl Work {
         if !self.manifests.is_empty() {
             let started = Instant::now();
             log::info!(target: "manifests", "the cluster is up: applying {} of {MANIFESTS_DIR}", counted(self.manifests.len(), "file"));
-            self.manifests.iter().try_for_each(|path| apply(path, left().min(APPLY_LIMIT)))?;
+            self.manifests.iter().try_for_each(|path| apply(path, left().min(kubectl::APPLY_LIMIT)))?;
             wait_for_everything(init, api, cluster, left())?;
             log::info!(target: "manifests", "applied, and every workload Ready, in {:.1} s", started.elapsed().as_secs_f64());
             init.readiness.milestone("manifests");
@@ -107,27 +99,9 @@ fn files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
 }
 
 fn apply(path: &Path, limit: Duration) -> Result<()> {
-    let mut last = None;
-    let applied = reaper::poll(APPLY_PAUSE, limit, || {
-        let mut command = Command::new("kubectl");
-        command.args(["--kubeconfig", ADMIN_KUBECONFIG, "apply", "-f"]).arg(path);
-        match reaper::run(daemons::without_proxy(&mut command)) {
-            Ok(said) => {
-                said.lines().for_each(|line| log::info!(target: "manifests", "{line}"));
-                Some(true)
-            }
-            Err(error) => {
-                let passes = PASSING.iter().any(|words| error.to_string().contains(words));
-                last = Some(error);
-                (!passes).then_some(false)
-            }
-        }
-    });
-    if applied == Some(true) {
-        return Ok(());
-    }
-    let why = last.map(|error| error.to_string()).unwrap_or_default();
-    Err(Error::new(format!("{} cannot be applied: {why}", path.display())))
+    let said = kubectl::apply(path, limit).map_err(|error| Error::new(format!("{} cannot be applied: {error}", path.display())))?;
+    said.lines().for_each(|line| log::info!(target: "manifests", "{line}"));
+    Ok(())
 }
 
 /// Waits until every workload and pod is Ready, the user's and the cluster's.

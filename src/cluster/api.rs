@@ -1,15 +1,18 @@
 //! The API server, asked in-process over one kept connection.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use ureq::http::Response;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
-use ureq::Agent;
+use ureq::{Agent, Body};
 
-use crate::config::{API_PORT, REQUEST_LIMIT};
+use crate::cluster::objects::{Event, List, Pod};
+use crate::config::{API_PORT, KUBELET_PORT, REQUEST_LIMIT};
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY};
 
@@ -18,9 +21,13 @@ use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY};
 const INPUT_BUFFER: usize = 16 << 10;
 const OUTPUT_BUFFER: usize = 8 << 10;
 
+/// Bytes of an error's text that are shown.
+const LONGEST_ERROR: u64 = 16 << 10;
+
 pub struct Api {
     agent: Agent,
     base: String,
+    kubelet: String,
 }
 
 impl Api {
@@ -36,7 +43,11 @@ impl Api {
         // The environment's proxy is for the user's pulls, not for a server on our own address.
         let config = Agent::config_builder().tls_config(tls).proxy(None).http_status_as_error(false);
         let config = config.input_buffer_size(INPUT_BUFFER).output_buffer_size(OUTPUT_BUFFER).build();
-        Ok(Api { agent: config.into(), base: format!("https://{address}:{API_PORT}") })
+        Ok(Api {
+            agent: config.into(),
+            base: format!("https://{address}:{API_PORT}"),
+            kubelet: format!("https://{address}:{KUBELET_PORT}"),
+        })
     }
 
     /// Whether the server says that it can be used.
@@ -46,57 +57,95 @@ impl Api {
 
     /// The status with which the server says whether it can be used, when it says anything.
     pub fn readiness(&self) -> Option<u16> {
-        self.request("GET", "/readyz").ok().map(|(status, _)| status)
+        let answer = self.agent.get(format!("{}/readyz", self.base)).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
+        answer.ok().map(|answer| answer.status().as_u16())
     }
 
-    pub fn get(&self, path: &str) -> Result<Value> {
-        let (status, body) = self.request("GET", path)?;
+    /// An object, or a list of them, however long: it is parsed as it arrives, and what nobody names
+    /// is not kept.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.get_from(&self.base, path)
+    }
+
+    /// The pods that kubelet itself knows, the static ones under the names that it gives them.
+    pub fn kubelets_pods(&self) -> Result<Vec<Pod>> {
+        self.get_from::<List<Pod>>(&self.kubelet, "/pods").map(|list| list.items)
+    }
+
+    fn get_from<T: DeserializeOwned>(&self, server: &str, path: &str) -> Result<T> {
+        let url = format!("{server}{path}");
+        let request = self.agent.get(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
+        let mut answer = request.call().map_err(|cause| Error::new(format!("GET {url}: {cause}")))?;
+        let status = answer.status().as_u16();
+        let body = BufReader::new(answer.body_mut().as_reader());
         if status != 200 {
-            return Err(Error::new(format!("the API server answers GET {path} with {status}: {}", body.trim())));
+            let mut text = String::new();
+            // What was read before an error is still worth showing.
+            let _ = body.take(LONGEST_ERROR).read_to_string(&mut text);
+            return Err(Error::new(format!("GET {url} is answered with {status}: {}", text.trim())));
         }
-        serde_json::from_str(&body).map_err(|cause| Error::new(format!("the API server's answer to GET {path} is broken: {cause}")))
+        serde_json::from_reader(body).map_err(|cause| Error::new(format!("the answer to GET {url} is broken: {cause}")))
     }
 
     /// Deletes an object; one that is gone already counts as deleted.
     pub fn delete(&self, path: &str) -> Result<()> {
-        match self.request("DELETE", path)? {
-            (200 | 202 | 404, _) => Ok(()),
-            (status, body) => Err(Error::new(format!("the API server answers DELETE {path} with {status}: {}", body.trim()))),
-        }
+        let url = format!("{}{path}", self.base);
+        let answer = self.agent.delete(&url).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
+        check("DELETE", &url, answer, &[200, 202, 404])
     }
 
     /// Merges `patch` into an object (RFC 7386).
     pub fn patch(&self, path: &str, patch: &Value) -> Result<()> {
         let url = format!("{}{path}", self.base);
-        let fail = |cause: ureq::Error| Error::new(format!("PATCH {url}: {cause}"));
         let request = self.agent.patch(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
-        let response = request.content_type("application/merge-patch+json").send(patch.to_string());
-        let mut response = response.map_err(fail)?;
-        match (response.status().as_u16(), response.body_mut().read_to_string().map_err(fail)?) {
-            (200 | 201, _) => Ok(()),
-            (status, body) => Err(Error::new(format!("the API server answers PATCH {path} with {status}: {}", body.trim()))),
-        }
+        let answer = request.content_type("application/merge-patch+json").send(patch.to_string());
+        check("PATCH", &url, answer, &[200, 201])
     }
 
-    fn request(&self, method: &'static str, path: &str) -> Result<(u16, String)> {
+    /// Opens a watch, which goes on until the server ends it.
+    ///
+    /// # Errors
+    /// Each event may be one: the connection broke, or the server ended the watch with an error.
+    pub fn watch<T: DeserializeOwned>(&self, path: &str) -> Result<impl Iterator<Item = Result<Event<T>>>> {
         let url = format!("{}{path}", self.base);
-        let fail = |cause: ureq::Error| Error::new(format!("{method} {url}: {cause}"));
-        let response = match method {
-            "DELETE" => self.agent.delete(&url).config().timeout_global(Some(REQUEST_LIMIT)).build().call(),
-            _ => self.agent.get(&url).config().timeout_global(Some(REQUEST_LIMIT)).build().call(),
-        };
-        let mut response = response.map_err(fail)?;
-        let body = response.body_mut().read_to_string().map_err(fail)?;
-        Ok((response.status().as_u16(), body))
-    }
-
-    /// Opens a watch: one JSON object on each line, until the server ends it.
-    pub fn watch(&self, path: &str) -> Result<impl Iterator<Item = std::io::Result<String>>> {
-        let url = format!("{}{path}", self.base);
-        let response = self.agent.get(&url).call().map_err(|cause| Error::new(format!("GET {url}: {cause}")))?;
-        if response.status() != 200 {
-            return Err(Error::new(format!("the API server answers GET {path} with {}", response.status())));
+        let answer = self.agent.get(&url).call().map_err(|cause| Error::new(format!("GET {url}: {cause}")))?;
+        if answer.status() != 200 {
+            return Err(Error::new(format!("GET {url} is answered with {}", answer.status())));
         }
-        Ok(BufReader::new(response.into_body().into_reader()).lines())
+        let lines = BufReader::new(answer.into_body().into_reader()).lines();
+        Ok(lines.map(move |line| {
+            let line = line.map_err(|cause| Error::new(format!("the watch {url} ended: {cause}")))?;
+            event(&line).ok_or_else(|| Error::new(format!("the API server ended the watch {url}: {line}")))
+        }))
+    }
+}
+
+/// An event of a watch; `None` for the server's own error, and for what cannot be read.
+fn event<T: DeserializeOwned>(line: &str) -> Option<Event<T>> {
+    serde_json::from_str(line).ok().filter(|event: &Event<T>| event.kind != "ERROR")
+}
+
+fn check(method: &str, url: &str, answer: std::result::Result<Response<Body>, ureq::Error>, fine: &[u16]) -> Result<()> {
+    let fail = |cause: ureq::Error| Error::new(format!("{method} {url}: {cause}"));
+    let mut answer = answer.map_err(fail)?;
+    let status = answer.status().as_u16();
+    // Read to its end in either case, for the connection to be kept.
+    let body = answer.body_mut().read_to_string().map_err(fail)?;
+    if fine.contains(&status) {
+        return Ok(());
+    }
+    Err(Error::new(format!("{method} {url} is answered with {status}: {}", body.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_server_is_not_an_event() {
+        let pod = r#"{"type": "ADDED", "object": {"metadata": {"name": "a"}}}"#;
+        assert_eq!(event::<Pod>(pod).unwrap().object.metadata.name, "a");
+        assert!(event::<Pod>(r#"{"type": "ERROR", "object": {"kind": "Status", "code": 410}}"#).is_none());
+        assert!(event::<Pod>("").is_none());
     }
 }

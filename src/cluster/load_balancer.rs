@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{json, Value};
 
 use crate::cluster::api::Api;
+use crate::cluster::objects::{Ingress, List, Service};
 use crate::config::{API_PORT, DOCKER_PORT};
 use crate::error::{Error, Result};
 use crate::node::network;
@@ -57,14 +58,10 @@ fn follow(init: &Init, api: &Api, address: Ipv4Addr, taken: &[Port]) -> Result<(
     let mut version = assign_addresses(api, address, taken, &mut told)?;
     init.readiness.update(|state| state.services = true);
     // Without bookmarks, which would wake us every minute.
-    for line in api.watch(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
-        let line = line.map_err(|cause| Error::new(format!("the watch on services ended: {cause}")))?;
-        let event: Value = serde_json::from_str(&line).map_err(|cause| Error::new(format!("a broken event: {cause}")))?;
-        let Some(service) = event.get("object").filter(|_| event.get("type").and_then(Value::as_str) != Some("ERROR")) else {
-            return Err(Error::new(format!("the API server ended the watch on services: {line}")));
-        };
+    for event in api.watch::<Service>(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
+        let service = event?.object;
         // Events up to what was listed last are old news. Versions of one etcd are numbers that grow.
-        if is_balanced(service) && number(resource_version(service)) > number(&version) {
+        if is_balanced(&service) && number(&service.metadata.resource_version) > number(&version) {
             version = assign_addresses(api, address, taken, &mut told)?;
         }
     }
@@ -73,27 +70,28 @@ fn follow(init: &Init, api: &Api, address: Ipv4Addr, taken: &[Port]) -> Result<(
 
 /// Gives every Service what it is due; returns the version of the list.
 fn assign_addresses(api: &Api, address: Ipv4Addr, taken: &[Port], told: &mut Vec<String>) -> Result<String> {
-    let list = api.get(SERVICES)?;
-    let services: Vec<&Value> = list.get("items").and_then(Value::as_array).into_iter().flatten().collect();
-    let decisions = decide(&services, taken);
+    let list: List<Service> = api.get(SERVICES)?;
+    let decisions = decide(&list.items, taken);
     for decision in &decisions {
-        let wanted = if decision.due == Due::Address { json!([{"ip": address.to_string()}]) } else { Value::Null };
         if let Due::Nothing(why) = &decision.due {
             if !told.contains(&decision.name) {
                 log::warn!(target: "services", "{} gets no address: {why}", decision.name);
             }
         }
-        if ingress_of(decision.service) == addresses(&wanted) {
+        let wanted = if decision.due == Due::Address { vec![address.to_string()] } else { vec![] };
+        if ingress_of(decision.service) == wanted {
             continue;
         }
-        let path = format!("{}/status", decision.path()?);
-        api.patch(&path, &json!({"status": {"loadBalancer": {"ingress": wanted}}}))?;
+        let ingress: Vec<Value> = wanted.iter().map(|ip| json!({"ip": ip})).collect();
+        let ingress = if ingress.is_empty() { Value::Null } else { ingress.into() };
+        let path = format!("/api/v1/namespaces/{}/services/{}/status", decision.service.metadata.namespace, decision.service.metadata.name);
+        api.patch(&path, &json!({"status": {"loadBalancer": {"ingress": ingress}}}))?;
         if decision.due == Due::Address {
             log::info!(target: "services", "{} is reachable at {address}", decision.name);
         }
     }
     *told = decisions.into_iter().filter(|decision| matches!(decision.due, Due::Nothing(_))).map(|decision| decision.name).collect();
-    Ok(resource_version(&list).to_string())
+    Ok(list.metadata.resource_version)
 }
 
 #[derive(Debug, PartialEq)]
@@ -106,77 +104,51 @@ enum Due {
 }
 
 struct Decision<'a> {
-    service: &'a Value,
+    service: &'a Service,
     /// `namespace/name`
     name: String,
     due: Due,
 }
 
-impl Decision<'_> {
-    fn path(&self) -> Result<String> {
-        let (namespace, name) = self.name.split_once('/').ok_or_else(|| Error::new("a service without a name"))?;
-        Ok(format!("/api/v1/namespaces/{namespace}/services/{name}"))
-    }
-}
-
 /// One address serves each port once: the oldest Service has it, and nobody has the container's own.
-fn decide<'a>(services: &[&'a Value], taken: &[Port]) -> Vec<Decision<'a>> {
-    let text = |service: &Value, path: &str| service.pointer(path).and_then(Value::as_str).unwrap_or_default().to_string();
-    let name = |service: &Value| format!("{}/{}", text(service, "/metadata/namespace"), text(service, "/metadata/name"));
-    let past = services.iter().copied().filter(|service| !is_typed(service) && !ingress_of(service).is_empty());
-    let mut decisions: Vec<Decision> = past.map(|service| Decision { service, name: name(service), due: Due::Past }).collect();
-    let mut services: Vec<&Value> = services.iter().copied().filter(|service| is_ours(service)).collect();
-    services.sort_by_key(|service| (text(service, "/metadata/creationTimestamp"), name(service)));
+fn decide<'a>(services: &'a [Service], taken: &[Port]) -> Vec<Decision<'a>> {
+    let decision = |service: &'a Service, due| Decision { service, name: service.metadata.full_name(), due };
+    let past = services.iter().filter(|service| !is_typed(service) && !ingress_of(service).is_empty());
+    let mut decisions: Vec<Decision> = past.map(|service| decision(service, Due::Past)).collect();
+    let mut services: Vec<&Service> = services.iter().filter(|service| is_ours(service)).collect();
+    services.sort_by_key(|service| (service.metadata.creation_timestamp.clone(), service.metadata.full_name()));
     let mut owners: Vec<(Port, String)> = taken.iter().map(|port| (port.clone(), "the container itself".to_string())).collect();
     for service in services {
-        let (name, ports) = (name(service), ports(service));
-        let conflict = owners.iter().find(|(port, _)| ports.contains(port));
-        let due = match conflict {
+        let ports: Vec<Port> = service.spec.ports.iter().map(|port| (port.protocol.clone(), port.port)).collect();
+        let due = match owners.iter().find(|(port, _)| ports.contains(port)) {
             Some(((protocol, port), owner)) => Due::Nothing(format!("port {port}/{protocol} is in use by {owner}")),
             None => Due::Address,
         };
         if due == Due::Address {
-            owners.extend(ports.into_iter().map(|port| (port, name.clone())));
+            owners.extend(ports.into_iter().map(|port| (port, service.metadata.full_name())));
         }
-        decisions.push(Decision { service, name, due });
+        decisions.push(decision(service, due));
     }
     decisions
 }
 
 /// Whether it is of the type, or was when it got an address.
-fn is_balanced(service: &Value) -> bool {
+fn is_balanced(service: &Service) -> bool {
     is_typed(service) || !ingress_of(service).is_empty()
 }
 
-fn is_typed(service: &Value) -> bool {
-    service.pointer("/spec/type").and_then(Value::as_str) == Some("LoadBalancer")
+fn is_typed(service: &Service) -> bool {
+    service.spec.kind == "LoadBalancer"
 }
 
 /// One with a class is another controller's, which the user has installed.
-fn is_ours(service: &Value) -> bool {
-    is_typed(service) && service.pointer("/spec/loadBalancerClass").is_none() && service.pointer("/metadata/deletionTimestamp").is_none()
+fn is_ours(service: &Service) -> bool {
+    is_typed(service) && service.spec.load_balancer_class.is_none() && service.metadata.deletion_timestamp.is_none()
 }
 
-fn ports(service: &Value) -> Vec<Port> {
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
-    let port = |port: &Value| {
-        let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_string();
-        Some((protocol, port.get("port")?.as_u64()?.try_into().ok()?))
-    };
-    ports.filter_map(port).collect()
-}
-
-fn ingress_of(service: &Value) -> Vec<String> {
-    service.pointer("/status/loadBalancer/ingress").map(addresses).unwrap_or_default()
-}
-
-fn addresses(ingress: &Value) -> Vec<String> {
-    let ip = |entry: &Value| entry.get("ip").or_else(|| entry.get("hostname"))?.as_str().map(str::to_string);
-    ingress.as_array().into_iter().flatten().filter_map(ip).collect()
-}
-
-fn resource_version(object: &Value) -> &str {
-    object.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or("0")
+fn ingress_of(service: &Service) -> Vec<String> {
+    let address = |ingress: &Ingress| if ingress.ip.is_empty() { ingress.hostname.clone() } else { ingress.ip.clone() };
+    service.status.load_balancer.ingress.iter().map(address).collect()
 }
 
 fn number(version: &str) -> u64 {
@@ -195,8 +167,12 @@ mod tests {
         })
     }
 
+    fn parsed(service: &Value) -> Service {
+        serde_json::from_value(service.clone()).unwrap()
+    }
+
     fn dues(services: &[Value]) -> Vec<(String, Due)> {
-        let services: Vec<&Value> = services.iter().collect();
+        let services: Vec<Service> = services.iter().map(parsed).collect();
         decide(&services, &taken_ports(10080)).into_iter().map(|decision| (decision.name, decision.due)).collect()
     }
 
@@ -234,20 +210,18 @@ mod tests {
         services[1]["spec"]["loadBalancerClass"] = json!("example.com/other");
         services[2]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         assert!(dues(&services).is_empty());
-        assert!(!is_balanced(&services[0]));
+        assert!(!is_balanced(&parsed(&services[0])));
         // One that was of the type once has to give its address back.
         services[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.2"}]}});
-        assert!(is_balanced(&services[0]));
+        assert!(is_balanced(&parsed(&services[0])));
         assert_eq!(dues(&services), [("default/a".to_string(), Due::Past)]);
     }
 
     #[test]
     fn an_address_of_an_earlier_start_is_seen_as_such() {
         let mut one = service("a", "", &[("TCP", 80)]);
-        assert!(ingress_of(&one).is_empty());
+        assert!(ingress_of(&parsed(&one)).is_empty());
         one["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.9", "ipMode": "VIP"}]}});
-        assert_eq!(ingress_of(&one), ["172.17.0.9"]);
-        assert_ne!(ingress_of(&one), addresses(&json!([{"ip": "172.17.0.2"}])));
-        assert!(addresses(&Value::Null).is_empty());
+        assert_eq!(ingress_of(&parsed(&one)), ["172.17.0.9"]);
     }
 }

@@ -1,14 +1,12 @@
 //! The thread that follows the cluster: polls until the API server answers, then holds a watch open,
 //! so that `kubernetes-ready` comes and goes with the truth at almost no wakeups.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::cluster::api::Api;
+use crate::cluster::objects::{List, Pod};
 use crate::cluster::{control_plane, dns, etcd, load_balancer, pods, Cluster};
 use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
@@ -65,45 +63,25 @@ fn serve_credentials(init: &Init) -> Result<()> {
 }
 
 fn follow(init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
-    let mut states = BTreeMap::new();
-    let version = list(api, cluster, &mut states)?;
-    update_pods(init, cluster, &states);
-    for line in api.watch(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
-        let line = line.map_err(|cause| Error::new(format!("the watch on pods ended: {cause}")))?;
-        let event: Value = serde_json::from_str(&line).map_err(|cause| Error::new(format!("a broken event: {cause}")))?;
-        match (event.get("type").and_then(Value::as_str), event.get("object")) {
-            (Some("ADDED" | "MODIFIED"), Some(pod)) => update_pod(&mut states, cluster, pod, false),
-            (Some("DELETED"), Some(pod)) => update_pod(&mut states, cluster, pod, true),
-            (Some("BOOKMARK"), _) => continue,
-            _ => return Err(Error::new(format!("the API server ended the watch on pods: {line}"))),
+    let list: List<Pod> = api.get("/api/v1/pods")?;
+    let mut known = pods::Known::new();
+    list.items.iter().for_each(|pod| pods::update(&mut known, cluster, pod, false));
+    let version = list.metadata.resource_version;
+    // Not kept for as long as the watch is open.
+    drop(list.items);
+    update_pods(init, cluster, &known);
+    for event in api.watch::<Pod>(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
+        let event = event?;
+        if event.kind != "BOOKMARK" {
+            pods::update(&mut known, cluster, &event.object, event.kind == "DELETED");
+            update_pods(init, cluster, &known);
         }
-        update_pods(init, cluster, &states);
     }
     Ok(())
 }
 
-/// Notes every pod. Returns the version of the list, for a watch to go on from; the list itself, half
-/// a megabyte with a few pods, is not kept.
-fn list(api: &Api, cluster: &Cluster, states: &mut BTreeMap<String, pods::State>) -> Result<String> {
-    let list = api.get("/api/v1/pods")?;
-    for pod in list.get("items").and_then(Value::as_array).into_iter().flatten() {
-        update_pod(states, cluster, pod, false);
-    }
-    Ok(list.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or("0").to_string())
-}
-
-/// Keeps the state of a baked pod; the user's own are none of our business.
-fn update_pod(states: &mut BTreeMap<String, pods::State>, cluster: &Cluster, pod: &Value, deleted: bool) {
-    let Some(name) = pods::name(pod).filter(|name| cluster.pods.iter().any(|baked| baked.name == *name)) else { return };
-    if deleted {
-        states.remove(&name);
-    } else {
-        states.insert(name, pods::explain(pod, &cluster.containers));
-    }
-}
-
-fn update_pods(init: &Init, cluster: &Cluster, states: &BTreeMap<String, pods::State>) {
-    let waiting = pods::waiting(cluster, states);
+fn update_pods(init: &Init, cluster: &Cluster, known: &pods::Known) {
+    let waiting = pods::waiting(cluster, known);
     if !waiting.is_empty() {
         return init.readiness.update(|state| state.pods = Pods::Waiting(waiting));
     }

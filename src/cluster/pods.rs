@@ -2,113 +2,158 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
+use crate::cluster::objects::{Condition, ContainerStatus, Pod};
+use crate::cluster::{BakedPod, Cluster};
 
-use crate::cluster::{Cluster, Pod};
+/// The label by which a ReplicaSet's name and that of its Deployment differ.
+const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// Why a pod is not ready, or nothing when it is.
 pub type State = Result<(), String>;
 
-/// `namespace/name` of a pod.
-pub fn name(pod: &Value) -> Option<String> {
-    let metadata = pod.get("metadata")?;
-    Some(format!("{}/{}", metadata.get("namespace")?.as_str()?, metadata.get("name")?.as_str()?))
+/// What is kept of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    pub state: State,
+    pub owner: Option<String>,
 }
 
+/// The pods that readiness depends on, by `namespace/name`.
+pub type Known = BTreeMap<String, Seen>;
+
 /// Whether kubelet made the pod from a file.
-pub fn is_static(pod: &Value) -> bool {
-    pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some()
+pub fn is_static(pod: &Pod) -> bool {
+    pod.metadata.annotations.contains_key("kubernetes.io/config.mirror")
+}
+
+/// Whether kubelet itself says so of a pod of its own list.
+pub fn comes_from_a_file(pod: &Pod) -> bool {
+    pod.metadata.annotations.get("kubernetes.io/config.source").is_some_and(|source| source == "file")
+}
+
+/// What makes another pod when this one is gone, such as `Deployment default/app`: the names of its pods
+/// change, it does not.
+pub fn owner(pod: &Pod) -> Option<String> {
+    let owner = pod.metadata.owner_references.iter().find(|owner| owner.controller).filter(|_| !is_static(pod))?;
+    let hash = pod.metadata.labels.get(TEMPLATE_HASH);
+    let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-')).filter(|_| owner.kind == "ReplicaSet");
+    let (kind, name) = deployment.map_or((owner.kind.as_str(), owner.name.as_str()), |name| ("Deployment", name));
+    Some(format!("{kind} {}/{name}", pod.metadata.namespace))
 }
 
 /// Ids of the pod's containers, without the runtime's prefix.
-pub fn container_ids(pod: &Value) -> Vec<String> {
-    ["initContainerStatuses", "containerStatuses"].iter().flat_map(|list| statuses(pod, list)).filter_map(container_id).collect()
+pub fn container_ids(pod: &Pod) -> Vec<String> {
+    statuses(pod).filter_map(ContainerStatus::id).map(str::to_string).collect()
+}
+
+fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses)
 }
 
 /// What the API server says of a pod, given the ids of the bake's containers.
 ///
 /// The baked etcd remembers Ready=True and Running from the build. Clocks may lie about when a
 /// container started, but its id is new in every boot.
-pub fn state(pod: &Value, baked: &BTreeSet<String>) -> State {
-    match pod.pointer("/status/phase").and_then(Value::as_str) {
-        Some("Succeeded") => return Ok(()),
+pub fn state(pod: &Pod, baked: &BTreeSet<String>) -> State {
+    match pod.status.phase.as_str() {
+        "Succeeded" => return Ok(()),
         // Its owner, a Job for example, has another one in its place.
-        Some("Failed") if pod.pointer("/metadata/ownerReferences/0").is_some() && !is_static(pod) => return Ok(()),
+        "Failed" if owner(pod).is_some() => return Ok(()),
         _ => {}
     }
-    let containers: Vec<&Value> = statuses(pod, "containerStatuses").collect();
-    if containers.is_empty() {
-        return Err(reason(pod.pointer("/status")).unwrap_or("not started").to_string());
+    if pod.status.container_statuses.is_empty() {
+        return Err(reason(Some(&pod.status.reason)).unwrap_or("not started").to_string());
     }
-    for container in containers {
-        let id = container_id(container);
-        if id.is_none_or(|id| baked.contains(&id)) {
-            let why = reason(container.pointer("/state/waiting")).unwrap_or("not started in this boot");
-            return Err(format!("container {}: {why}", container.get("name").and_then(Value::as_str).unwrap_or("?")));
+    for container in &pod.status.container_statuses {
+        if container.id().is_none_or(|id| baked.contains(id)) {
+            let why = reason(container.state.waiting.as_ref().map(|waiting| &waiting.reason)).unwrap_or("not started in this boot");
+            return Err(format!("container {}: {why}", container.name));
         }
     }
-    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    let is = |condition: &&Value, field: &str, value: &str| condition.get(field).and_then(Value::as_str) == Some(value);
-    match conditions.into_iter().find(|condition| is(condition, "type", "Ready")) {
-        Some(ready) if is(&ready, "status", "True") => Ok(()),
-        ready => Err(reason(ready).unwrap_or("not Ready").to_string()),
+    match condition(pod, "Ready") {
+        Some(ready) if ready.status == "True" => Ok(()),
+        ready => Err(reason(ready.map(|ready| &ready.reason)).unwrap_or("not Ready").to_string()),
     }
 }
 
 /// Why a pod is not ready in words for people: `state`, and what kubelet and the scheduler say besides.
-pub fn explain(pod: &Value, baked: &BTreeSet<String>) -> State {
+pub fn explain(pod: &Pod, baked: &BTreeSet<String>) -> State {
     let Err(why) = state(pod, baked) else { return Ok(()) };
     let mut words = vec![why];
-    for status in ["initContainerStatuses", "containerStatuses"].iter().flat_map(|list| statuses(pod, list)) {
-        words.extend(message(status.pointer("/state/waiting")));
-        if let Some(ended) = status.pointer("/lastState/terminated").or_else(|| status.pointer("/state/terminated")) {
-            let code = ended.get("exitCode").and_then(Value::as_i64).filter(|code| *code != 0);
-            words.extend(code.map(|code| format!("it ended with status {code}")));
-            words.extend(message(Some(ended)));
+    for status in statuses(pod) {
+        words.extend(status.state.waiting.as_ref().and_then(|waiting| first_line(&waiting.message)));
+        if let Some(ended) = status.last_state.terminated.as_ref().or(status.state.terminated.as_ref()) {
+            words.extend((ended.exit_code != 0).then(|| format!("it ended with status {}", ended.exit_code)));
+            words.extend(first_line(&ended.message));
         }
     }
-    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-    let unscheduled = |condition: &&Value| condition.get("type").and_then(Value::as_str) == Some("PodScheduled");
-    words.extend(conditions.filter(unscheduled).filter_map(|condition| message(Some(condition))));
+    words.extend(condition(pod, "PodScheduled").and_then(|condition| first_line(&condition.message)));
     words.dedup();
     Err(words.join("; "))
 }
 
 /// The first line of a message; the rest of a long one is for `kubectl describe`.
-fn message(of: Option<&Value>) -> Option<String> {
+fn first_line(message: &str) -> Option<String> {
     const LONGEST: usize = 300;
-    let text = of?.get("message")?.as_str()?.lines().next()?;
+    let text = message.lines().next()?;
     (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
 }
 
-/// Which of the baked pods are not ready, and why. One that the user deleted is not waited for.
-pub fn waiting(cluster: &Cluster, states: &BTreeMap<String, State>) -> Vec<String> {
-    let why = |pod: &Pod| match states.get(&pod.name) {
-        Some(Ok(())) => None,
-        Some(Err(why)) => Some(format!("{}: {why}", pod.name)),
-        None => pod.is_static.then(|| format!("{}: not there", pod.name)),
+/// Keeps what is to know of a pod, where readiness depends on it: it was baked, or has taken the place of one that was.
+pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool) {
+    let (name, owner) = (pod.metadata.full_name(), owner(pod));
+    let matters = |baked: &BakedPod| match &owner {
+        Some(owner) if baked.owner.is_some() => baked.owner.as_ref() == Some(owner),
+        _ => baked.name == name,
     };
-    cluster.pods.iter().filter_map(why).collect()
+    if !cluster.pods.iter().any(matters) {
+        return;
+    }
+    // One with an owner that is on its way out has a successor, or is not wanted any more.
+    let is_leaving = owner.is_some() && pod.metadata.deletion_timestamp.is_some();
+    if is_deleted || is_leaving {
+        known.remove(&name);
+    } else {
+        known.insert(name, Seen { state: explain(pod, &cluster.containers), owner });
+    }
 }
 
-fn statuses<'a>(pod: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
-    pod.pointer(&format!("/status/{list}")).and_then(Value::as_array).into_iter().flatten()
+/// What is not ready of that which was baked, and why. A pod that the user deleted is not waited for; of
+/// those with an owner, as many as were baked must be Ready, or all where there are fewer by now.
+pub fn waiting(cluster: &Cluster, known: &Known) -> Vec<String> {
+    let why = |name: &str, seen: &Seen| seen.state.as_ref().err().map(|why| format!("{name}: {why}"));
+    let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut waiting = vec![];
+    for pod in &cluster.pods {
+        match (&pod.owner, known.get(&pod.name)) {
+            (Some(owner), _) => *owners.entry(owner).or_default() += 1,
+            (None, Some(seen)) => waiting.extend(why(&pod.name, seen)),
+            (None, None) if pod.is_static => waiting.push(format!("{}: not there", pod.name)),
+            (None, None) => {}
+        }
+    }
+    for (owner, baked) in owners {
+        let pods: Vec<_> = known.iter().filter(|(_, seen)| seen.owner.as_deref() == Some(owner)).collect();
+        let ready = pods.iter().filter(|(_, seen)| seen.state.is_ok()).count();
+        if ready < baked.min(pods.len()) {
+            waiting.extend(pods.iter().filter_map(|(name, seen)| why(name, seen)));
+        }
+    }
+    waiting
 }
 
-/// `containerd://ID`, where there is a container.
-fn container_id(status: &Value) -> Option<String> {
-    let id = status.get("containerID")?.as_str()?.split("://").last()?;
-    (!id.is_empty()).then(|| id.to_string())
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a Condition> {
+    pod.status.conditions.iter().find(|condition| condition.kind == kind)
 }
 
-fn reason(of: Option<&Value>) -> Option<&str> {
-    of?.get("reason")?.as_str()
+fn reason(text: Option<&String>) -> Option<&str> {
+    text.map(String::as_str).filter(|reason| !reason.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{json, Value};
 
     fn pod(id: &str, ready: &str) -> Value {
         json!({
@@ -121,56 +166,117 @@ mod tests {
         })
     }
 
+    fn parsed(pod: &Value) -> Pod {
+        serde_json::from_value(pod.clone()).unwrap()
+    }
+
     fn baked() -> BTreeSet<String> {
         ["old".to_string()].into()
     }
 
     #[test]
     fn ready_from_the_bake_is_not_ready() {
-        assert_eq!(state(&pod("old", "True"), &baked()), Err("container etcd: not started in this boot".into()));
-        assert_eq!(state(&pod("new", "True"), &baked()), Ok(()));
-        assert_eq!(state(&pod("new", "False"), &baked()), Err("not Ready".into()));
+        assert_eq!(state(&parsed(&pod("old", "True")), &baked()), Err("container etcd: not started in this boot".into()));
+        assert_eq!(state(&parsed(&pod("new", "True")), &baked()), Ok(()));
+        assert_eq!(state(&parsed(&pod("new", "False")), &baked()), Err("not Ready".into()));
     }
 
     #[test]
     fn a_pod_that_has_done_its_work_is_not_waited_for() {
         let mut done = pod("old", "False");
         done["status"]["phase"] = json!("Succeeded");
-        assert_eq!(state(&done, &baked()), Ok(()));
+        assert_eq!(state(&parsed(&done), &baked()), Ok(()));
         done["status"]["phase"] = json!("Failed");
-        assert!(state(&done, &baked()).is_err());
+        assert!(state(&parsed(&done), &baked()).is_err());
         done["metadata"]["ownerReferences"] = json!([{"kind": "Job", "controller": true}]);
-        assert_eq!(state(&done, &baked()), Ok(()));
+        assert_eq!(state(&parsed(&done), &baked()), Ok(()));
     }
 
     #[test]
     fn a_pod_without_containers_says_why() {
         let pending = json!({"status": {"phase": "Pending", "reason": "Evicted"}});
-        assert_eq!(state(&pending, &baked()), Err("Evicted".into()));
-        assert_eq!(state(&json!({}), &baked()), Err("not started".into()));
+        assert_eq!(state(&parsed(&pending), &baked()), Err("Evicted".into()));
+        assert_eq!(state(&parsed(&json!({})), &baked()), Err("not started".into()));
         let mut failing = pod("", "False");
         failing["status"]["containerStatuses"][0]["state"] = json!({"waiting": {"reason": "ImagePullBackOff"}});
-        assert_eq!(state(&failing, &baked()), Err("container etcd: ImagePullBackOff".into()));
+        assert_eq!(state(&parsed(&failing), &baked()), Err("container etcd: ImagePullBackOff".into()));
+    }
+
+    fn cluster(pods: &[BakedPod]) -> Cluster {
+        Cluster { pods: pods.to_vec(), containers: baked(), ..crate::cluster::tests::cluster() }
+    }
+
+    fn baked_pod(name: &str, is_static: bool, owner: Option<&str>) -> BakedPod {
+        BakedPod { name: name.into(), is_static, owner: owner.map(String::from) }
+    }
+
+    fn seen(state: State, owner: Option<&str>) -> Seen {
+        Seen { state, owner: owner.map(String::from) }
     }
 
     #[test]
     fn a_static_pod_must_be_there_and_another_may_be_gone() {
-        let cluster = Cluster {
-            bake: "b".into(),
-            kubernetes_version: "v1".into(),
-            static_ip: [172, 99, 99, 1].into(),
-            pause_image: "pause".into(),
-            certificate_names: vec![],
-            dns: None,
-            pods: vec![Pod { name: "kube-system/etcd-kind".into(), is_static: true }, Pod { name: "default/app".into(), is_static: false }],
-            containers: baked(),
+        let cluster = cluster(&[baked_pod("kube-system/etcd-kind", true, None), baked_pod("default/app", false, None)]);
+        assert_eq!(waiting(&cluster, &Known::new()), ["kube-system/etcd-kind: not there"]);
+        let etcd = ("kube-system/etcd-kind".to_string(), seen(Ok(()), None));
+        assert!(waiting(&cluster, &Known::from([etcd.clone()])).is_empty());
+        let app = ("default/app".to_string(), seen(Err("not Ready".into()), None));
+        assert_eq!(waiting(&cluster, &Known::from([etcd, app])), ["default/app: not Ready"]);
+    }
+
+    #[test]
+    fn a_deployment_is_followed_and_not_the_names_of_its_pods() {
+        let app = "Deployment default/app";
+        let cluster = cluster(&[baked_pod("default/app-1-a", false, Some(app)), baked_pod("default/app-1-b", false, Some(app))]);
+        let (fine, failing) = (|| seen(Ok(()), Some(app)), || seen(Err("not Ready".into()), Some(app)));
+        for (pods, expected) in [
+            (vec![], vec![]),
+            (vec![("a", fine()), ("b", fine())], vec![]),
+            // The next one fails in the place of one that was baked.
+            (vec![("a", fine()), ("c", failing())], vec!["c: not Ready"]),
+            // An update that has not got rid of the old ones does no harm, nor does a larger number.
+            (vec![("a", fine()), ("b", fine()), ("c", failing())], vec![]),
+            // Scaled down.
+            (vec![("a", fine())], vec![]),
+            (vec![("d", failing())], vec!["d: not Ready"]),
+        ] {
+            let known = pods.iter().map(|(name, seen)| (name.to_string(), seen.clone())).collect();
+            assert_eq!(waiting(&cluster, &known), expected, "{pods:?}");
+        }
+    }
+
+    #[test]
+    fn the_successor_of_a_baked_pod_matters_and_the_users_own_do_not() {
+        let mut pod = json!({"metadata": {"namespace": "default", "name": "app-2-c", "labels": {"pod-template-hash": "2"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "app-2", "controller": true}]}});
+        assert_eq!(owner(&parsed(&pod)).as_deref(), Some("Deployment default/app"));
+        let cluster = cluster(&[baked_pod("default/app-1-a", false, Some("Deployment default/app"))]);
+        let mut known = Known::new();
+        update(&mut known, &cluster, &parsed(&pod), false);
+        assert!(known.contains_key("default/app-2-c"));
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        update(&mut known, &cluster, &parsed(&pod), false);
+        assert!(known.is_empty(), "it is on its way out");
+        pod["metadata"]["ownerReferences"][0]["name"] = json!("other-2");
+        pod["metadata"]["deletionTimestamp"] = Value::Null;
+        update(&mut known, &cluster, &parsed(&pod), false);
+        assert!(known.is_empty(), "another Deployment's");
+    }
+
+    #[test]
+    fn an_owner_is_what_would_make_the_next_pod() {
+        let owner = |kind: &str, name: &str, hash: Value| {
+            let references = json!([{"kind": "Other", "name": "x"}, {"kind": kind, "name": name, "controller": true}]);
+            owner(&parsed(
+                &json!({"metadata": {"namespace": "n", "name": "p", "labels": {TEMPLATE_HASH: hash}, "ownerReferences": references}}),
+            ))
         };
-        assert_eq!(waiting(&cluster, &BTreeMap::new()), ["kube-system/etcd-kind: not there"]);
-        let fine = BTreeMap::from([("kube-system/etcd-kind".to_string(), Ok(()))]);
-        assert!(waiting(&cluster, &fine).is_empty());
-        let broken =
-            BTreeMap::from([("kube-system/etcd-kind".to_string(), Ok(())), ("default/app".to_string(), Err("not Ready".to_string()))]);
-        assert_eq!(waiting(&cluster, &broken), ["default/app: not Ready"]);
+        assert_eq!(owner("DaemonSet", "proxy", json!("5")).as_deref(), Some("DaemonSet n/proxy"));
+        assert_eq!(owner("ReplicaSet", "bare", json!("5")).as_deref(), Some("ReplicaSet n/bare"));
+        assert_eq!(owner("ReplicaSet", "a-b-5", json!("5")).as_deref(), Some("Deployment n/a-b"));
+        let mirror = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "1"},
+            "ownerReferences": [{"kind": "Node", "name": "kind", "controller": true}]}});
+        assert_eq!(super::owner(&parsed(&mirror)), None);
     }
 
     #[test]
@@ -178,12 +284,12 @@ mod tests {
         let unscheduled = json!({"status": {"phase": "Pending", "conditions": [
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory."},
         ]}});
-        assert_eq!(explain(&unscheduled, &baked()), Err("not started; 0/1 nodes are available: 1 Insufficient memory.".into()));
+        assert_eq!(explain(&parsed(&unscheduled), &baked()), Err("not started; 0/1 nodes are available: 1 Insufficient memory.".into()));
         let mut crashing = pod("new", "False");
         crashing["status"]["containerStatuses"][0]["state"] =
             json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s\nx"}});
         crashing["status"]["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 3, "reason": "Error"}});
-        assert_eq!(explain(&crashing, &baked()), Err("not Ready; back-off 10s; it ended with status 3".into()));
-        assert_eq!(explain(&pod("new", "True"), &baked()), Ok(()));
+        assert_eq!(explain(&parsed(&crashing), &baked()), Err("not Ready; back-off 10s; it ended with status 3".into()));
+        assert_eq!(explain(&parsed(&pod("new", "True")), &baked()), Ok(()));
     }
 }

@@ -4,11 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::cluster::api::Api;
+use crate::cluster::objects::{List, Node, Pod, Workload};
 use crate::cluster::pods;
-use crate::config::{CLUSTER_LIMIT, NODE_NAME, STATIC_POD_DIR};
+use crate::config::CLUSTER_LIMIT;
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
@@ -44,52 +43,35 @@ fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
 /// What is not Ready, and why; `baked` are ids of containers that count as not started.
 pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
     let mut unready = vec![];
-    for node in items(&api.get("/api/v1/nodes")?) {
-        let conditions = node.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-        if !conditions.into_iter().any(|condition| text(condition, "type") == "Ready" && text(condition, "status") == "True") {
+    for node in api.get::<List<Node>>("/api/v1/nodes")?.items {
+        if !node.status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True") {
             unready.push("the node".to_string());
         }
     }
     // A workload that was just applied has no pods yet.
-    for (kind, wanted, ready) in [
-        ("daemonsets", "/status/desiredNumberScheduled", "/status/numberReady"),
-        ("deployments", "/spec/replicas", "/status/readyReplicas"),
-        ("statefulsets", "/spec/replicas", "/status/readyReplicas"),
-    ] {
-        for item in items(&api.get(&format!("/apis/apps/v1/{kind}"))?) {
-            let number = |path| item.pointer(path).and_then(Value::as_u64).unwrap_or(0);
-            let observed = number("/status/observedGeneration") == number("/metadata/generation");
-            if !observed || number(ready) < number(wanted) {
-                unready.push(format!("{kind} {}", pods::name(item).unwrap_or_default()));
+    for kind in ["daemonsets", "deployments", "statefulsets"] {
+        for Workload { metadata, spec, status } in api.get::<List<Workload>>(&format!("/apis/apps/v1/{kind}"))?.items {
+            let (wanted, ready) = match kind {
+                "daemonsets" => (status.desired_number_scheduled, status.number_ready),
+                _ => (spec.replicas, status.ready_replicas),
+            };
+            if status.observed_generation != metadata.generation || ready < wanted {
+                unready.push(format!("{kind} {}", metadata.full_name()));
             }
         }
     }
-    let pods = api.get("/api/v1/pods")?;
+    let pods = api.get::<List<Pod>>("/api/v1/pods")?.items;
     // kubelet tells the API server of its static pods some time after it has started them.
-    for name in static_pods()? {
-        if !items(&pods).any(|pod| pods::name(pod).as_ref() == Some(&name)) {
+    for pod in api.kubelets_pods()?.iter().filter(|pod| pods::comes_from_a_file(pod)) {
+        let name = pod.metadata.full_name();
+        if !pods.iter().any(|pod| pod.metadata.full_name() == name) {
             unready.push(format!("{name}: not there"));
         }
     }
-    for pod in items(&pods) {
+    for pod in &pods {
         if let Err(why) = pods::explain(pod, baked) {
-            unready.push(format!("{}: {why}", pods::name(pod).unwrap_or_default()));
+            unready.push(format!("{}: {why}", pod.metadata.full_name()));
         }
     }
     Ok(unready)
-}
-
-/// `namespace/name` of the pods that kubeadm wrote manifests for.
-fn static_pods() -> Result<Vec<String>> {
-    let entries = std::fs::read_dir(STATIC_POD_DIR).map_err(|cause| Error::io("list", STATIC_POD_DIR, cause))?;
-    let name = |path: std::path::PathBuf| Some(format!("kube-system/{}-{NODE_NAME}", path.file_stem()?.to_str()?));
-    Ok(entries.flatten().filter_map(|entry| name(entry.path())).collect())
-}
-
-pub fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.get("items").and_then(Value::as_array).into_iter().flatten()
-}
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value.get(field).and_then(Value::as_str).unwrap_or("")
 }

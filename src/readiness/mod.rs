@@ -43,6 +43,8 @@ struct Known {
     unwritten: BTreeMap<&'static str, String>,
     /// Whether `kubernetes-ready` has been there in this start.
     was_ready: bool,
+    /// How long the cluster has been awaited, while it is.
+    waited: Option<Stopwatch>,
 }
 
 impl Readiness {
@@ -70,6 +72,11 @@ impl Readiness {
         change(&mut known.state);
         known.state.settle(&before);
         if known.state != before {
+            match (before.is_awaited(), known.state.is_awaited()) {
+                (false, true) => known.waited = Some(Stopwatch::start()),
+                (_, false) => known.waited = None,
+                (true, true) => {}
+            }
             known.note_change(&before);
             known.write_files(&self.directory);
             self.changed.notify_all();
@@ -130,10 +137,13 @@ impl Readiness {
     pub fn watch(self: &Arc<Self>, limit: Duration, late: impl Fn(&State) -> Failure + Send + 'static) -> Result<()> {
         let readiness = self.clone();
         let body = move || {
-            let mut waited = None;
-            while let Some(is_late) = readiness.tick(limit, &mut waited) {
-                if is_late {
-                    let failure = late(&readiness.state());
+            while let Some(is_late) = readiness.tick(limit) {
+                if !is_late {
+                    continue;
+                }
+                let failure = late(&readiness.state());
+                // It may have come up while the failure was described.
+                if readiness.state().is_awaited() {
                     readiness.fail(failure);
                 }
             }
@@ -144,17 +154,8 @@ impl Readiness {
 
     /// Sleeps until there is something to do, and for a tick then; returns whether the cluster is late, and
     /// `None` when the container stops.
-    fn tick(&self, limit: Duration, waited: &mut Option<Stopwatch>) -> Option<bool> {
-        let known = self.changed.wait_while(self.known(), |known| {
-            if !known.state.is_awaited() {
-                *waited = None;
-            }
-            known.is_idle()
-        });
-        let known = known.unwrap_or_else(PoisonError::into_inner);
-        if known.state.is_awaited() {
-            waited.get_or_insert_with(Stopwatch::start);
-        }
+    fn tick(&self, limit: Duration) -> Option<bool> {
+        let known = self.changed.wait_while(self.known(), |known| known.is_idle()).unwrap_or_else(PoisonError::into_inner);
         let tick = self.changed.wait_timeout_while(known, TICK, |known| !known.state.ending && !known.is_idle());
         let (mut known, _) = tick.unwrap_or_else(PoisonError::into_inner);
         if known.state.ending {
@@ -163,8 +164,7 @@ impl Readiness {
         if !known.unwritten.is_empty() {
             known.write_files(&self.directory);
         }
-        let is_over = waited.as_mut().is_some_and(|waited| waited.elapsed() >= limit);
-        Some(is_over && known.state.is_awaited())
+        Some(known.waited.as_mut().is_some_and(|waited| waited.elapsed() >= limit))
     }
 }
 
@@ -384,6 +384,7 @@ mod tests {
         };
         readiness.watch(Duration::from_secs(1), tell).unwrap();
         assert_eq!(late.recv_timeout(Duration::from_secs(30)).unwrap(), ["dockerd: no answer yet"]);
+        assert!(readiness.wait_until(|state| state.failure.is_some()));
         readiness.update(|state| state.docker = true);
         assert!(readiness.state().kubernetes_ready());
         // The limit begins again, and an image without a cluster has none.

@@ -1,0 +1,106 @@
+//! kubectl, which applies what users write: server-side, so that the size of an object does not matter
+//! (client-side, kubectl keeps a copy in an annotation, which holds 256 KiB; the CRDs of Argo and of
+//! Prometheus are larger). What passes is tried again, and what the API server refuses ends at once.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::config::ADMIN_KUBECONFIG;
+use crate::daemons::without_proxy;
+use crate::error::{Error, Result};
+use crate::supervisor::reaper;
+
+const PAUSE: Duration = Duration::from_millis(500);
+/// A kind that was defined a moment ago, a webhook whose pods start, or a namespace's service account
+/// comes within this.
+pub const APPLY_LIMIT: Duration = Duration::from_secs(60);
+/// Owner of the fields that we apply.
+const FIELD_MANAGER: &str = "kind";
+
+/// What kubectl says of errors that pass: the server is not there yet or busy, or something that the
+/// object needs is about to appear.
+const PASSING: [&str; 20] = [
+    "no matches for kind",
+    "could not find the requested resource",
+    "failed calling webhook",
+    "no endpoints available",
+    "error looking up service account",
+    "connection refused",
+    "connection reset",
+    "connection lost",
+    "unexpected EOF",
+    ": EOF",
+    "TLS handshake timeout",
+    "i/o timeout",
+    "context deadline exceeded",
+    "Client.Timeout exceeded",
+    "request canceled",
+    "etcdserver:",
+    "currently unable to handle the request",
+    "the server was unable to return a response in the time allotted",
+    "Too Many Requests",
+    "the object has been modified",
+];
+
+/// Applies a file. Returns what kubectl says of it, a line for each object.
+///
+/// # Errors
+/// The API server refuses it, or it cannot be applied within `limit`; the error carries kubectl's words.
+pub fn apply(path: &Path, limit: Duration) -> Result<String> {
+    let path = path.to_string_lossy();
+    let manager = format!("--field-manager={FIELD_MANAGER}");
+    run(&["apply", "--server-side", "--force-conflicts", &manager, "-f", &path], limit)
+}
+
+/// Runs kubectl as the cluster's administrator, again while it meets an error that passes.
+pub fn run(arguments: &[&str], limit: Duration) -> Result<String> {
+    let mut last = None;
+    let done = reaper::poll(PAUSE, limit, || {
+        let mut command = Command::new("kubectl");
+        command.args(["--kubeconfig", ADMIN_KUBECONFIG]).args(arguments);
+        match reaper::run(without_proxy(&mut command)) {
+            Ok(said) => Some(Ok(said)),
+            Err(error) if passes(&error.to_string()) => {
+                last = Some(error);
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    });
+    done.unwrap_or_else(|| Err(last.unwrap_or_else(|| Error::new("kubectl was not run"))))
+}
+
+fn passes(error: &str) -> bool {
+    PASSING.iter().any(|words| error.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_refuses_is_not_tried_again() {
+        for error in [
+            "error: error parsing /m/a.yaml: error converting YAML to JSON: yaml: line 2: mapping values are not allowed in this context",
+            "error: unable to decode \"/m/a.yaml\": no kind \"x\" is registered",
+            "The ConfigMap \"a_b\" is invalid: metadata.name: Invalid value: \"a_b\"",
+            "Error from server (BadRequest): error when creating \"/m/a.yaml\": strict decoding error: unknown field \"spec.x\"",
+            "Error from server (Forbidden): namespaces \"x\" is forbidden",
+            "Error from server (NotFound): error when creating \"a.yaml\": namespaces \"x\" not found",
+        ] {
+            assert!(!passes(error), "{error}");
+        }
+        for error in [
+            "resource mapping not found for name: \"a\" namespace: \"\" from \"a.yaml\": no matches for kind \"A\" in version \"x/v1\"",
+            "The connection to the server 172.99.99.1:8443 was refused: dial tcp 172.99.99.1:8443: connect: connection refused",
+            "Error from server (InternalError): Internal error occurred: failed calling webhook \"x\": no endpoints available for service \"x\"",
+            "Error from server: etcdserver: request timed out",
+            "Error from server (Forbidden): error looking up service account default/default: serviceaccount \"default\" not found",
+            "Get \"https://172.99.99.1:8443/api?timeout=32s\": net/http: TLS handshake timeout",
+            "Unable to connect to the server: EOF",
+        ] {
+            assert!(passes(error), "{error}");
+        }
+    }
+}
