@@ -3,6 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+/// How often whoever waits for long looks at the time.
+pub const TICK: Duration = Duration::from_secs(1);
+
 /// Whoever waits looks at its stopwatch more often than this, even on a starved machine; what lies
 /// between two looks beyond it was time that nothing had.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
@@ -18,7 +21,7 @@ impl Stopwatch {
         Stopwatch { last: Instant::now(), total: Duration::ZERO }
     }
 
-    /// To be called every second or more often.
+    /// To be called once in a `TICK`, or more often.
     pub fn elapsed(&mut self) -> Duration {
         self.elapsed_at(Instant::now())
     }

@@ -12,16 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, TICK};
 use crate::error::{Error, Result};
 use crate::logger::since_start;
 use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
 pub use crate::readiness::state::{Extensions, Failure, Pods, State};
 use crate::sys;
-
-/// How often the time is looked at while the node is not ready, and how soon a file that could not be
-/// written is tried again.
-const TICK: Duration = Duration::from_secs(1);
 
 pub struct Readiness {
     directory: Directory,
@@ -70,7 +66,7 @@ impl Readiness {
         }
         let before = known.state.clone();
         change(&mut known.state);
-        known.state.settle(&before);
+        known.state.make_consistent(&before);
         if known.state != before {
             match (before.is_awaited(), known.state.is_awaited()) {
                 (false, true) => known.waited = Some(Stopwatch::start()),

@@ -122,7 +122,7 @@ impl State {
     }
 
     /// Makes untrue what cannot be true beside the rest. Called after every change.
-    pub fn settle(&mut self, before: &State) {
+    pub fn make_consistent(&mut self, before: &State) {
         if !self.api_server {
             self.pods = Pods::Unknown;
         }
@@ -186,7 +186,7 @@ pub mod tests {
         for (spoil, said) in SPOILS {
             let mut state = ready();
             spoil(&mut state);
-            state.settle(&ready());
+            state.make_consistent(&ready());
             assert!(!state.kubernetes_ready(), "{said}");
             assert_eq!(state.waiting(), [said]);
         }
@@ -200,10 +200,10 @@ pub mod tests {
             let mut late = ready();
             spoil(&mut late);
             late.failure = Some(Failure::new("late", 1));
-            late.settle(&ready());
+            late.make_consistent(&ready());
             assert!(late.failure.is_some() && !late.kubernetes_ready(), "{said}");
             let mut whole = State { failure: late.failure, ..ready() };
-            whole.settle(&ready());
+            whole.make_consistent(&ready());
             assert!(whole.failure.is_none() && whole.kubernetes_ready(), "{said}");
         }
     }
@@ -211,17 +211,17 @@ pub mod tests {
     #[test]
     fn the_dns_is_not_blamed_for_an_api_server_that_is_gone() {
         let mut state = State { api_server: false, dns: false, ..ready() };
-        state.settle(&ready());
+        state.make_consistent(&ready());
         assert_eq!(state.waiting(), ["the API server: no answer yet"]);
     }
 
     #[test]
     fn an_answer_of_the_dns_does_not_outlive_the_pods() {
         let mut state = State { pods: Pods::Waiting(vec!["kube-system/coredns: not Ready".into()]), ..ready() };
-        state.settle(&ready());
+        state.make_consistent(&ready());
         assert!(!state.dns);
         state.pods = Pods::Ready;
-        state.settle(&ready());
+        state.make_consistent(&ready());
         assert!(!state.kubernetes_ready());
     }
 

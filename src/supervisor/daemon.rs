@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, TICK};
 use crate::config::{DAEMON_LIMIT, POLL};
 use crate::error::{Error, Result};
 use crate::readiness::{Failure, Readiness, State};
@@ -77,8 +77,12 @@ impl Daemon {
 
     /// Waits until the daemon answers; returns false when it was given up or `limit` has passed.
     pub fn wait_until_answers(&self, limit: Duration) -> bool {
-        let wait = self.changed.wait_timeout_while(self.progress(), limit, |progress| !progress.answers && !progress.given_up);
-        let (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        let mut waited = Stopwatch::start();
+        let mut progress = self.progress();
+        while !progress.answers && !progress.given_up && waited.elapsed() < limit {
+            let wait = self.changed.wait_timeout(progress, TICK);
+            (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        }
         progress.answers
     }
 
