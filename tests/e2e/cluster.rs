@@ -121,6 +121,12 @@ impl Cluster {
         run_with_input(command.args(["apply", "-f", "-"]), manifest, LIMIT).ok();
     }
 
+    /// Creates an object without the copy of it that `apply` keeps in an annotation.
+    pub fn create_object(&self, manifest: &str) {
+        let mut command = kubectl_command(&self.kubeconfig("127.0.0.1"));
+        run_with_input(command.args(["create", "-f", "-"]), manifest, LIMIT).ok();
+    }
+
     /// A field of an object, as kubectl's jsonpath; empty where it is missing.
     pub fn field(&self, object: &str, path: &str) -> String {
         self.kubectl(&["get", object, "--output", &format!("jsonpath={path}")]).ok()

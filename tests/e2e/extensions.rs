@@ -24,6 +24,26 @@ spec:
         readinessProbe: {httpGet: {port: 8080, path: /index.html}, periodSeconds: 1}
 ";
 
+/// As large as those of Argo and of Prometheus: more than an annotation holds.
+fn large_crd() -> String {
+    let description = "word ".repeat(60_000);
+    format!(
+        "apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {{name: things.example.com}}
+spec:
+  group: example.com
+  names: {{kind: Thing, plural: things}}
+  scope: Namespaced
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {{openAPIV3Schema: {{type: object, description: '{description}'}}}}
+"
+    )
+}
+
 /// Puts a file into a container that is not started yet, with the mode that a ConfigMap gives.
 fn put(cluster: &Cluster, path: &str, text: &str) {
     let local: PathBuf = session().dir.join(format!("{}-{}", &cluster.container.id[..12], path.replace('/', "_")));
@@ -46,6 +66,7 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     make_folder(&cluster, "/kind/manifests");
     put(&cluster, "/kind/manifests/10-custom.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: added}\n");
     put(&cluster, "/kind/manifests/20-slow.yaml", &SLOW_WEB.replace("BUSYBOX", BUSYBOX));
+    put(&cluster, "/kind/manifests/05-large.yaml", &large_crd());
     let note = "echo \"$(basename $0) $(kubectl get deployment slow --output=jsonpath={.status.readyReplicas})\" >>/seen\n";
     put(&cluster, "/kubernetes-ready.sh", &format!("{note}echo 'to the log'\n[ ! -e /var/kind/kubernetes-ready ] || echo early >>/seen\n"));
     make_folder(&cluster, "/kubernetes-ready.d");
@@ -58,8 +79,9 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     let seen = cluster.container.exec(&["cat", "/seen"]).ok();
     assert_eq!(seen, "kubernetes-ready.sh 1\n10-first.sh 1\n20-last.sh 1");
     let log = cluster.container.logs();
-    assert!(log.contains("[script]") && log.contains("to the log") && log.contains("deployment.apps/slow created"), "{log}");
+    assert!(log.contains("[script]") && log.contains("to the log") && log.contains("deployment.apps/slow serverside-applied"), "{log}");
     cluster.kubectl(&["get", "namespace", "added"]).ok();
+    cluster.kubectl(&["get", "crd", "things.example.com"]).ok();
     let timeline = cluster.file(TIMELINE).expect("it is always served");
     let names: Vec<&str> = timeline.lines().filter_map(|line| Some(line.split_once(' ')?.1)).collect();
     assert!(names.ends_with(&["cluster", "manifests", "scripts", KUBERNETES_READY]), "{timeline}");

@@ -24,6 +24,7 @@ mod dind;
 mod engine;
 mod extensions;
 mod failures;
+mod following;
 mod image;
 mod interrupt;
 mod load_balancer;

@@ -1,0 +1,55 @@
+//! What readiness follows once a job works with the cluster: owners and not names, however much there is.
+
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY, LIMIT};
+use crate::process::wait_for;
+use crate::watch::Watch;
+
+const DNS: [&str; 3] = ["--namespace=kube-system", "deployment/coredns", "--output=name"];
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_baked_deployment_whose_next_pod_fails_takes_kubernetes_ready_away() {
+    let cluster = Cluster::ready(&[]);
+    let [namespace, dns, output] = DNS;
+    // The baked pod is deleted, and what comes in its place has another name and does not start.
+    let watch = Watch::new(&cluster, KUBERNETES_READY);
+    let changed = Instant::now();
+    cluster.kubectl(&["set", "image", namespace, dns, "coredns=registry.example.com/missing:1", output]).ok();
+    cluster.kubectl(&["scale", namespace, dns, "--replicas=0"]).ok();
+    cluster.kubectl(&["scale", namespace, dns, "--replicas=1"]).ok();
+    let lost = watch.lost(changed, LIMIT);
+    let waiting = wait_for("the next pod is waited for", LIMIT, || cluster.file("waiting").filter(|text| text.contains("coredns-")));
+    assert!(waiting.contains("kube-system/coredns-"), "{waiting}");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!cluster.serves(KUBERNETES_READY), "the DNS is gone, and kubernetes-ready is served");
+    cluster.kubectl(&["rollout", "undo", namespace, dns]).ok();
+    watch.back(lost, BOOT_LIMIT);
+    assert!(!cluster.serves("waiting"));
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_list_of_more_than_10_mb_is_followed_too() {
+    let cluster = Cluster::ready(&[]);
+    // Pods that no node takes, each with as many annotations as an object may have (256 KiB).
+    let filler = "x".repeat(250_000);
+    for number in 0..45 {
+        cluster.create_object(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: large-{number}, annotations: {{filler: {filler}}}}}\n\
+             spec: {{nodeSelector: {{none: such}}, containers: [{{name: c, image: none}}]}}\n"
+        ));
+    }
+    let length = cluster.kubectl(&["get", "--raw", "/api/v1/pods"]).ok().len();
+    assert!(length > 10 << 20, "the list has {length} bytes");
+    // The list is asked for again when the API server is back.
+    let watch = Watch::new(&cluster, KUBERNETES_READY);
+    let killed = Instant::now();
+    cluster.kill("kube-apiserver");
+    let lost = watch.lost(killed, LIMIT);
+    watch.back(lost, BOOT_LIMIT);
+    assert!(!cluster.serves(FAILED));
+    let status = cluster.container.exec(&["kind", "status"]).ok();
+    assert!(status.contains("kubernetes-ready  yes") && status.contains("default/large-44: not started"), "{status}");
+}
