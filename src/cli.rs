@@ -9,20 +9,20 @@ pub const HELP: &str = "\
 kind: the init of a container that holds Docker and a whole Kubernetes cluster
 
 Usage:
-  kind run [DOCKERD-FLAG...]    start what is baked into the image; without a cluster, Docker alone
-  kind run dockerd [FLAG...]    the same, with dockerd on no port but those of its flags
-  kind run COMMAND [ARG...]     run another command in their place; `run ps` is `docker ps`, as in docker:dind
+  kind run [DOCKERD-FLAG...]    start Docker and the cluster baked into the image, if there is one
+  kind run dockerd [FLAG...]    the same, but dockerd listens only where its flags say
+  kind run COMMAND [ARG...]     run another command instead; `run ps` is `docker ps`, as in docker:dind
   kind bake --bundle DIR        bake a cluster into the image (build.sh calls this)
-  kind status                   show where the boot stands
-  kind healthcheck              exit with 0 when ready, with 1 when not
+  kind status                   show how far the boot is, and what is not ready
+  kind healthcheck              exit with status 0 if ready, 1 if not
   kind --help, kind --version
 
-Port 10080 serves, as soon as each is true: docker-ready, kubernetes-ready, config, ca.crt,
-client.crt, client.key; failed tells why a boot gave up, timeline how long its steps took,
+Port 10080 serves docker-ready, kubernetes-ready, config, ca.crt, client.crt and client.key as
+soon as each is true. failed says why a boot gave up, timeline how long its steps took, and
 waiting which pods are not ready and why.
 
-Before kubernetes-ready: /kind/manifests/*.yaml are applied and waited for, then
-/kubernetes-ready.sh and /kubernetes-ready.d/*.sh are run.
+Before it serves kubernetes-ready, kind applies /kind/manifests/*.yaml, waits until they are
+ready, and runs /kubernetes-ready.sh and /kubernetes-ready.d/*.sh.
 
 Environment:
   STATIC_IP      the node's address, fixed when the image is baked (default 172.99.99.1)
@@ -51,7 +51,7 @@ pub enum Invocation {
     Version,
 }
 
-/// What follows `run`, read as docker:dind's entrypoint reads it.
+/// The arguments after `run`, with the meaning that docker:dind's entrypoint gives them.
 #[derive(Debug, PartialEq)]
 pub enum Run {
     /// The daemons, with flags for dockerd.
@@ -61,9 +61,9 @@ pub enum Run {
 
 pub fn parse(arguments: &[String]) -> Result<Invocation> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let usage = |what: String| Error::new(what).advise("`kind --help` lists what there is");
+    let usage = |what: String| Error::new(what).advise("`kind --help` lists the subcommands");
     match words.as_slice() {
-        [] => Err(usage("no subcommand".into())),
+        [] => Err(usage("a subcommand is missing".into())),
         ["-h" | "--help" | "help"] => Ok(Invocation::Help),
         ["-V" | "--version" | "version"] => Ok(Invocation::Version),
         ["run", ..] => Ok(Invocation::Run(parse_run(&arguments[1..]))),
@@ -71,13 +71,13 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["bake", "--bundle", bundle, "--save-images", file] => {
             Ok(Invocation::Bake(Bake { bundle: bundle.into(), save_images: Some(file.into()) }))
         }
-        ["bake", ..] => Err(usage("bake takes --bundle DIR, and after it --save-images FILE".into())),
+        ["bake", ..] => Err(usage("bake needs --bundle DIR, optionally followed by --save-images FILE".into())),
         ["status"] => Ok(Invocation::Status),
         ["healthcheck"] => Ok(Invocation::Healthcheck),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
         [EXEC_WITH_CAPACITY, ..] => Ok(Invocation::ExecWithCapacity(arguments[1..].to_vec())),
         [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
-        [word, ..] => Err(usage(format!("there is no subcommand {word}"))),
+        [word, ..] => Err(usage(format!("unknown subcommand {word}"))),
     }
 }
 
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn run_reads_the_rest_as_dinds_entrypoint_does() {
+    fn arguments_of_run_mean_what_they_mean_to_dinds_entrypoint() {
         let docker = |line, explicit| Run::Docker(CommandLine { flags: words(line), explicit });
         for (line, run) in [
             ("run", docker("", false)),
@@ -110,7 +110,7 @@ mod tests {
             ("run dockerd", docker("", true)),
             ("run dockerd --debug", docker("--debug", true)),
             ("run sh -c ls", Run::Command(words("sh -c ls"))),
-            // No subcommand of ours hides a command of that name.
+            // After `run`, the name of one of our subcommands is a command like any other.
             ("run status", Run::Command(words("status"))),
         ] {
             assert_eq!(parsed(line).unwrap(), Invocation::Run(run), "{line}");
@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_says_where_to_look() {
+    fn usage_errors_point_to_the_help() {
         for line in ["", "start", "bake", "bake --bundle", "bake --bundle /b --save-images", "status now", "--verbose"] {
             assert!(parsed(line).unwrap_err().to_string().contains("kind --help"), "{line}");
         }
     }
 
     #[test]
-    fn help_and_version_and_the_rest_are_understood() {
+    fn each_subcommand_is_parsed() {
         assert_eq!(parsed("--help").unwrap(), Invocation::Help);
         assert_eq!(parsed("--version").unwrap(), Invocation::Version);
         assert_eq!(parsed("bake --bundle /b").unwrap(), Invocation::Bake(Bake { bundle: "/b".into(), save_images: None }));

@@ -1,16 +1,16 @@
-//! Time as this process has it. A job pauses its containers, and a machine sleeps: the clock goes on
-//! meanwhile, and what was waited for could not happen.
+//! Time limits that do not count time in which the container was paused or the machine slept: the clock goes
+//! on meanwhile, but what is waited for cannot happen.
 
 use std::time::{Duration, Instant};
 
-/// How often whoever waits for long looks at the time.
+/// How often a long wait checks the time.
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// Whoever waits looks at its stopwatch more often than this, even on a starved machine; what lies
-/// between two looks beyond it was time that nothing had.
+/// Even on a starved machine, a wait checks its stopwatch more often than this. A longer gap between two checks
+/// was a pause, and only this much of it counts.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
-/// Measures how long something has been waited for, without the time in which nothing ran.
+/// Measures how long a wait has taken, without pauses of the whole container.
 pub struct Stopwatch {
     last: Instant,
     total: Duration,
@@ -21,7 +21,7 @@ impl Stopwatch {
         Stopwatch { last: Instant::now(), total: Duration::ZERO }
     }
 
-    /// To be called once in a `TICK`, or more often.
+    /// The time so far. Must be called at least once every `TICK`.
     pub fn elapsed(&mut self) -> Duration {
         self.elapsed_at(Instant::now())
     }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_is_not_counted_and_everything_else_is() {
+    fn only_pauses_are_not_counted() {
         let mut watch = Stopwatch::start();
         let (start, second) = (watch.last, Duration::from_secs(1));
         let mut total = Duration::ZERO;
@@ -46,7 +46,7 @@ mod tests {
             total = watch.elapsed_at(start + at * second);
             assert_eq!(total, counted * second, "after {at} s");
         }
-        // A clock that goes back takes nothing away.
+        // A time before the last one changes nothing.
         assert_eq!(watch.elapsed_at(start), total);
     }
 }

@@ -1,11 +1,11 @@
-//! The one error type: what was attempted, on what, why it failed, and what the user can do.
+//! The error type: what was tried, on what, why it failed, and what the user can do about it.
 
 use std::fmt;
 use std::path::Path;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failure in plain words, with advice where there is something the user can do.
+/// A message for the user, advice if there is any, and the exit status to end with.
 #[derive(Debug)]
 pub struct Error {
     what: String,
@@ -18,7 +18,7 @@ impl Error {
         Error { what: what.into(), advice: None, status: 1 }
     }
 
-    /// An operation on a path that the kernel refused, as "cannot OPERATION PATH: REASON".
+    /// A failed operation on a path, as "cannot OPERATION PATH: CAUSE".
     pub fn io(operation: &str, path: impl AsRef<Path>, cause: impl fmt::Display) -> Self {
         Error::new(format!("cannot {operation} {}: {cause}", path.as_ref().display()))
     }
@@ -28,7 +28,7 @@ impl Error {
         self
     }
 
-    /// Sets the exit status of a process that ends of this error; without, it is 1.
+    /// Sets the exit status of a process that ends with this error. The default is 1.
     pub fn with_status(mut self, status: u8) -> Self {
         self.status = status;
         self
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn an_error_reads_as_one_line_with_its_advice() {
-        let error = Error::io("read", "/kind/cluster.json", "No such file").advise("Bake the image anew");
-        assert_eq!(error.to_string(), "cannot read /kind/cluster.json: No such file. Bake the image anew");
+        let error = Error::io("read", "/kind/cluster.json", "No such file").advise("Bake the image again");
+        assert_eq!(error.to_string(), "cannot read /kind/cluster.json: No such file. Bake the image again");
     }
 }

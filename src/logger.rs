@@ -1,7 +1,7 @@
 //! The log on standard error: `LEVEL [component] +seconds message`, one line each.
 //!
-//! Writing is simple_logger's; this wrapper adds the seconds since the start and keeps a panic of
-//! `eprintln!` on a closed standard error from ending the container.
+//! simple_logger writes the lines; this wrapper adds the seconds since the start, and catches the panic of
+//! `eprintln!` when standard error is closed, which would end the container.
 
 use std::cell::Cell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -13,11 +13,11 @@ use simple_logger::SimpleLogger;
 
 static START: OnceLock<Instant> = OnceLock::new();
 
-/// Exit status after a panic, as Rust programs have it.
+/// The exit status that Rust's runtime uses after a panic.
 const PANICKED: i32 = 101;
 
 thread_local! {
-    /// Set while a line is written: a panic then means that standard error is closed.
+    /// Set while this thread writes a line: a panic then means that standard error is closed.
     static WRITING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -38,7 +38,7 @@ impl Log for Logger {
             return;
         }
         let seconds = since_start().as_secs_f64();
-        // A line that nobody can read any more is dropped; PID 1 goes on.
+        // If standard error is closed, drop the line: PID 1 must not end because of it.
         WRITING.set(true);
         let _ = catch_unwind(AssertUnwindSafe(|| {
             self.0
@@ -54,7 +54,7 @@ impl Log for Logger {
 pub fn init() {
     since_start();
     let level = std::env::var("KIND_LOG").ok().and_then(|name| name.parse().ok()).unwrap_or(LevelFilter::Info);
-    // ureq and rustls log every request at debug: only our own lines are wanted.
+    // Some dependencies log every request at debug level; at debug, show only our own lines.
     let quiet = ["ureq", "ureq_proto", "rustls", "tiny_http"];
     let logger =
         quiet.iter().fold(SimpleLogger::new().with_level(level), |logger, target| logger.with_module_level(target, LevelFilter::Warn));
@@ -64,19 +64,19 @@ pub fn init() {
     end_on_panic();
 }
 
-/// A panic that is no one client's ends the container: whatever that thread was for, nobody does it any
-/// more. The rule goes by names: every thread of ours has one, but for those that serve one client each
-/// (the gate's, the resolver's, and tiny_http's, which lose nothing but that client).
+/// Ends the process after a panic in a thread with a name, since nothing else does that thread's work. Threads
+/// that serve a single client (the file server's, the DNS forwarder's and tiny_http's) have no name: a panic
+/// there costs only that client.
 ///
-/// tiny_http's accepting thread has no name either; when it is gone, the gate's next connection is
-/// refused, which ends the container too.
+/// tiny_http's accepting thread has no name either. If it ends, the file server's next connection to it is
+/// refused, and `readiness::client_limits` ends the process.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         use std::io::Write;
         if WRITING.get() {
             return;
         }
-        // Not eprintln!: a second panic, on a closed standard error, would abort.
+        // Not eprintln!: if standard error is closed it panics, and a panic in the hook aborts.
         let _ = writeln!(std::io::stderr(), "ERROR [kind] internal error, please report it: {panic}");
         if std::thread::current().name().is_some() {
             std::process::exit(PANICKED);
@@ -88,7 +88,7 @@ fn end_on_panic() {
 mod tests {
     use super::*;
 
-    /// Not a test: what the test below starts as a process of its own, told by `TEST_PANIC` what to do.
+    /// Not a test: the test below runs it in a separate process, and `TEST_PANIC` says where to panic.
     #[test]
     #[ignore = "panics on purpose"]
     fn panics_as_it_is_told() {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods, reason = "no reaper runs in the tests")]
-    fn a_panic_ends_the_process_unless_it_is_one_clients_or_the_logs() {
+    fn a_panic_ends_the_process_except_in_a_clients_thread_or_while_logging() {
         for (told, status, says) in [("named", PANICKED, true), ("nameless", 0, true), ("logging", 0, false)] {
             let mut command = std::process::Command::new(std::env::current_exe().unwrap());
             command.args(["logger::tests::panics_as_it_is_told", "--exact", "--ignored", "--nocapture"]).env("TEST_PANIC", told);

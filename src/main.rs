@@ -1,8 +1,8 @@
 //! `kind`: the init of a container that holds Docker and a whole single-node Kubernetes cluster.
 //!
-//! `kind run` starts what is baked into the image, `kind bake` is how it gets there. What either does
-//! in which order is in `boot` and `bake`; what a node needs is in `node`, what runs on it in
-//! `daemons`, what its API server says in `cluster`.
+//! `kind bake` builds the cluster into the image, `kind run` starts it. `bake` and `boot` hold the order of
+//! the steps; `node` prepares the machine, `daemons` describes what runs on it, `cluster` talks to its API
+//! server, and `readiness` decides what clients are told.
 #![deny(unsafe_code)]
 
 mod bake;
@@ -39,7 +39,7 @@ use crate::readiness::server;
 use crate::supervisor::{reaper, signals, stop, Init};
 
 fn main() -> ExitCode {
-    // First of all: as PID 1, a signal that nobody has asked for is lost.
+    // Before anything else: the kernel drops signals that PID 1 has no handler for.
     let signals = signals::register();
     sys::unblock_and_unignore_signals();
     sys::share_one_heap();
@@ -49,14 +49,14 @@ fn main() -> ExitCode {
         Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(argv, signals)),
         Ok(Invocation::Run(Run::Docker(line))) => signals.and_then(|signals| run_node(line, signals)),
         Ok(Invocation::Bake(bake)) => signals.and_then(|signals| bake_image(bake, signals)),
-        Ok(Invocation::Status) => status::text().map(|text| say(&text)),
+        Ok(Invocation::Status) => status::text().map(|text| print(&text)),
         Ok(Invocation::Healthcheck) => {
             status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
         Ok(Invocation::ExecWithCapacity(argv)) => Err(node::capacity::exec(&argv)),
-        Ok(Invocation::Help) => Ok(say(cli::HELP)),
-        Ok(Invocation::Version) => Ok(say(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n"))),
+        Ok(Invocation::Help) => Ok(print(cli::HELP)),
+        Ok(Invocation::Version) => Ok(print(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n"))),
         Err(error) => {
             log::error!(target: "kind", "{error}");
             return ExitCode::from(2);
@@ -68,16 +68,16 @@ fn main() -> ExitCode {
     })
 }
 
-fn say(text: &str) -> ExitCode {
+fn print(text: &str) -> ExitCode {
     use std::io::Write;
-    // A reader that went away is no error.
+    // A reader that has closed the pipe (`kind status | head -1`) is not an error.
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
 }
 
 fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
-    // The last of several flags wins: the command's.
+    // dockerd takes the last of several flags, so the command line's flags go last.
     let line = line.after(init.config.dockerd_arguments.clone());
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
@@ -104,7 +104,8 @@ fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What must be right before anything else is tried, and done before any thread starts.
+/// Reads the settings, checks privileges and enters our own cgroup namespace. Must run before any thread starts:
+/// unshare(2) changes only the calling thread.
 fn node_init() -> Result<Arc<Init>> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     node::require_privileges()?;
@@ -113,19 +114,19 @@ fn node_init() -> Result<Arc<Init>> {
     Ok(Arc::new(Init::new(config)))
 }
 
-/// What a process owes its children, whoever started it.
+/// Makes this process the parent of orphans, and keeps descriptors that it inherited from its children.
 fn become_subreaper() {
     sys::close_descriptors_on_exec();
     if std::process::id() == 1 {
         return;
     }
-    // As with `docker run --init`: orphans would go to the real PID 1, which may not reap them.
+    // With `docker run --init`, for example: orphans would go to that PID 1, and it may not reap them.
     if let Err(cause) = nix::sys::prctl::set_child_subreaper(true) {
         log::warn!(target: "kind", "this is not PID 1 and cannot become a subreaper ({cause}): orphans are left to PID 1");
     }
 }
 
-/// Runs `body` in the boot thread. An error there ends the process: nothing that was started can go on.
+/// Runs `body` in the boot thread. An error there stops what was started and ends the process.
 fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> + Send + 'static) -> Result<()> {
     let init = init.clone();
     let boot = move || {
@@ -142,14 +143,14 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the boot thread: {cause}")))
 }
 
-/// Any other command in place of the daemons, as dind's entrypoint allows, under an init.
+/// Runs a command instead of the daemons, as dind's entrypoint does, and reaps and forwards signals for it.
 fn run_command(argv: Vec<String>, signals: Signals) -> Result<ExitCode> {
     become_subreaper();
     let (argv, environment) = docker_command::complete(argv);
     let (program, arguments) = argv.split_first().ok_or_else(|| Error::new("no command"))?;
     let mut command = Command::new(program);
     command.args(arguments).envs(environment);
-    sys::lead_foreground(&mut command);
+    sys::run_in_foreground_group(&mut command);
     let child = reaper::spawn_foreground(&mut command)?;
     let handle = child.handle();
     let wait = move || std::process::exit(reaper::exit_code(child.wait()).into());

@@ -1,4 +1,4 @@
-//! `kind status` and `kind healthcheck`: what the files under `/var/kind` say.
+//! `kind status` and `kind healthcheck`, from the files under `/var/kind`.
 
 use crate::cluster::api::Api;
 use crate::cluster::wait;
@@ -9,7 +9,7 @@ use crate::readiness::files::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The states and the timeline, for people.
+/// What `kind status` prints: the states, what is not ready, and the timeline.
 pub fn text() -> Result<String> {
     let states = States::read()?;
     let yes_no = |name| if states.exists(name) { "yes" } else { "no" };
@@ -32,7 +32,7 @@ pub fn text() -> Result<String> {
     Ok(text)
 }
 
-/// Whether everything that the image holds is ready.
+/// Whether the node is ready: Kubernetes if a cluster is baked in, otherwise Docker.
 pub fn is_healthy() -> Result<bool> {
     let states = States::read()?;
     let wanted = if states.has_cluster { KUBERNETES_READY } else { DOCKER_READY };
@@ -54,8 +54,8 @@ impl States {
         self.dir.join(name).exists()
     }
 
-    /// Every pod and workload that is not ready, the user's too: asked of the API server where it answers,
-    /// and otherwise what the init has seen last.
+    /// Every pod and workload that is not ready, the user's included, as the API server reports them. If it does
+    /// not answer, what the init is waiting for.
     fn not_ready(&self) -> Vec<String> {
         let ask = || {
             let cluster = Cluster::load(Path::new(CLUSTER_FILE)).ok()??;

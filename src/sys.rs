@@ -13,9 +13,9 @@ const LISTEN_FDS_START: RawFd = 3;
 
 /// What `waitpid(-1, WNOHANG)` found.
 pub enum Reaped {
-    /// A child ended with this status; std's type, because nix's loses real-time signals.
+    /// A child ended with this status. It is std's type because nix's cannot hold real-time signals.
     Child(i32, ExitStatus),
-    /// Children are there, none has ended.
+    /// There are children, but none has ended.
     Nothing,
     /// There are no children at all.
     NoChildren,
@@ -26,11 +26,11 @@ pub fn reap_one() -> Reaped {
     reap(-1)
 }
 
-/// The same of one child alone, where `pid` is not -1 (waitpid(2)).
+/// Collects the child `pid` if it has ended; -1 stands for any child (waitpid(2)).
 pub fn reap(pid: i32) -> Reaped {
     let mut status = 0;
     loop {
-        // SAFETY: `status` is a valid place for an int, and waitpid touches nothing else.
+        // SAFETY: `status` is a valid place for an int, and waitpid writes nothing else.
         match unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } {
             0 => return Reaped::Nothing,
             -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => continue,
@@ -40,14 +40,14 @@ pub fn reap(pid: i32) -> Reaped {
     }
 }
 
-/// Sends any signal, real-time ones too, which nix's type has no name for.
+/// Sends any signal, including real-time signals, which nix's type does not have.
 pub fn send_signal(pid: i32, signal: i32) {
     // SAFETY: kill takes two numbers and touches no memory; a wrong one is an error.
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Gives children a clean start: no signal is blocked, and none is ignored but SIGPIPE, which std resets
-/// in each child by itself. Whoever started us may have left either (nohup, a shell's `trap ''`).
+/// Unblocks every signal and resets every ignored one, since children inherit both, and whoever started us may
+/// have set either (nohup, a shell's `trap ''`). std itself resets SIGPIPE in each child.
 pub fn unblock_and_unignore_signals() {
     // SAFETY: both structures are plain memory that lives through the calls, and all-zero bytes are a
     // valid value of either; a signal that may not be changed (SIGKILL, glibc's own) is an error only.
@@ -64,7 +64,7 @@ pub fn unblock_and_unignore_signals() {
     }
 }
 
-/// Keeps descriptors that we were started with from our children: each is closed by exec.
+/// Marks every descriptor that we inherited as close-on-exec, so that our children do not get it.
 pub fn close_descriptors_on_exec() {
     // SAFETY: close_range only sets a flag of descriptors here, which changes nothing for their users.
     let done = unsafe { libc::syscall(libc::SYS_close_range, LISTEN_FDS_START, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
@@ -114,9 +114,9 @@ fn interface_request(label: &str, address: Ipv4Addr) -> io::Result<libc::ifreq> 
     Ok(ifreq)
 }
 
-/// Lets the command's process have `socket` as descriptor 3, open across exec.
+/// Passes `socket` to the command's process as descriptor 3, open across exec.
 ///
-/// The caller keeps the socket open until the command was spawned.
+/// The caller must keep the socket open until the command is spawned.
 pub fn pass_listening_socket(command: &mut Command, socket: BorrowedFd) {
     let fd = socket.as_raw_fd();
     // SAFETY: between fork and exec only dup2 and fcntl are called, which are async-signal-safe,
@@ -132,9 +132,9 @@ pub fn pass_listening_socket(command: &mut Command, socket: BorrowedFd) {
     }
 }
 
-/// Puts the command's process into a group of its own, which gets the terminal when stdin is one:
-/// another group would be stopped by SIGTTIN when it reads.
-pub fn lead_foreground(command: &mut Command) {
+/// Puts the command's process into a process group of its own and, if stdin is a terminal, makes that the
+/// terminal's foreground group: SIGTTIN stops any other group that reads from it.
+pub fn run_in_foreground_group(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe functions are called, on values of this
     // frame, and nothing is allocated.
     unsafe {
@@ -143,7 +143,7 @@ pub fn lead_foreground(command: &mut Command) {
                 return Err(io::Error::last_os_error());
             }
             if libc::isatty(0) == 1 {
-                // A process in the background is stopped by SIGTTOU when it takes the terminal.
+                // SIGTTOU would stop a background process that calls tcsetpgrp.
                 let mut ttou: libc::sigset_t = std::mem::zeroed();
                 let mut before: libc::sigset_t = std::mem::zeroed();
                 libc::sigemptyset(&mut ttou);
@@ -157,7 +157,7 @@ pub fn lead_foreground(command: &mut Command) {
     }
 }
 
-/// Whether a file itself, not what it links to, has an extended attribute.
+/// Whether a file has an extended attribute. Does not follow symbolic links.
 pub fn has_attribute(path: &std::path::Path, name: &std::ffi::CStr) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
@@ -165,7 +165,8 @@ pub fn has_attribute(path: &std::path::Path, name: &std::ffi::CStr) -> bool {
     unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) >= 0 }
 }
 
-/// One heap for all threads: glibc would give each its own, and keep in it what the thread once needed.
+/// Makes all threads share one heap: by default glibc gives each thread an arena, which keeps memory that the
+/// thread once needed.
 pub fn share_one_heap() {
     // SAFETY: mallopt only sets a number, and is called before any other thread allocates.
     #[cfg(target_env = "gnu")]
@@ -174,8 +175,8 @@ pub fn share_one_heap() {
     }
 }
 
-/// Gives memory that is free in the heap back to the kernel.
-pub fn give_memory_back() {
+/// Returns unused memory of the heap to the kernel.
+pub fn trim_heap() {
     // SAFETY: malloc_trim touches nothing but the allocator's own free lists, under its lock.
     #[cfg(target_env = "gnu")]
     unsafe {

@@ -1,6 +1,6 @@
 //! The files under `/var/kind`: a state exists exactly when its file does.
 //!
-//! Each file is written whole to a temporary name and renamed, so a reader sees all of it or none.
+//! Each file is written under a temporary name and then renamed, so that a reader sees all of it or none.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -17,16 +17,16 @@ pub const CLIENT_CERT: &str = "client.crt";
 pub const CLIENT_KEY: &str = "client.key";
 /// Why the boot gave up.
 pub const FAILED: &str = "failed";
-/// One line for each milestone: seconds since the init started, and its name.
+/// One line per milestone: seconds since the init started, and the milestone's name.
 pub const TIMELINE: &str = "timeline";
-/// One line for each thing that is waited for, and why.
+/// One line for each thing that is not ready, with the reason.
 pub const WAITING: &str = "waiting";
 
-/// What a job waits with, for jobs whose image does not hold it.
+/// The script with which a job waits, for jobs whose image does not have it.
 pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
 pub const WAIT_SCRIPT_TEXT: &[u8] = include_bytes!("../../wait-for-kind.sh");
 
-/// Everything that is served; nothing else is.
+/// The only files that are served.
 pub const FILES: [&str; 10] =
     [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT, WAITING];
 
@@ -43,15 +43,16 @@ impl Directory {
         &self.0
     }
 
-    /// Removes what an earlier start of this container left: it is not true any more.
+    /// Removes the files of an earlier start of this container, and creates the directory.
     pub fn clear(&self) -> Result<()> {
-        fs::create_dir_all(&self.0).map_err(|cause| Error::io("make the directory", &self.0, cause))?;
+        fs::create_dir_all(&self.0).map_err(|cause| Error::io("create the directory", &self.0, cause))?;
         FILES.iter().try_for_each(|name| self.remove(name))
     }
 
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
         let (path, temporary) = (self.0.join(name), self.0.join(format!(".{name}.new")));
-        // The kubeconfig holds the key too. Both are served on purpose, but not to every user of the node.
+        // The kubeconfig contains the key too. Port 10080 serves both on purpose, but no other user of the node may read
+        // the files.
         let mode = if [CLIENT_KEY, CONFIG].contains(&name) { 0o600 } else { 0o644 };
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
@@ -62,7 +63,7 @@ impl Directory {
         write().map_err(|cause| Error::io("write", &path, cause))
     }
 
-    /// Removes a file; one that is not there is fine.
+    /// Removes a file if it exists.
     pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.0.join(name);
         match fs::remove_file(&path) {
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_start_does_not_inherit_old_states() {
+    fn clear_removes_the_files_of_an_earlier_start() {
         let directory = directory("clear");
         FILES.iter().for_each(|name| directory.write(name, b"old").unwrap());
         directory.clear().unwrap();
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_for_root_alone() {
+    fn only_root_can_read_keys() {
         let directory = directory("mode");
         for (name, mode) in [(CLIENT_KEY, 0o600), (CONFIG, 0o600), (CLIENT_CERT, 0o644), (DOCKER_READY, 0o644)] {
             directory.write(name, b"x").unwrap();

@@ -1,5 +1,5 @@
-//! Whether the node is ready: one state behind one lock (`state`), changed by `Readiness::update` alone,
-//! and written to the files under `/var/kind` after each change (`files`). `server` serves those files.
+//! Whether the node is ready: one state behind one lock (`state`), which only `Readiness::update` changes. After
+//! each change it is written to the files under `/var/kind` (`files`), which `server` serves.
 
 pub mod client_limits;
 pub mod files;
@@ -25,21 +25,21 @@ pub struct Readiness {
     changed: Condvar,
 }
 
-/// All that there is to know, behind one lock.
+/// Everything behind the lock: the state, and what was written of it.
 #[derive(Default)]
 struct Known {
     state: State,
-    /// One line for each milestone.
+    /// The contents of `timeline`: one line per milestone.
     timeline: String,
-    /// What is true from the moment in which it was published: the credentials, the script.
+    /// Files that do not depend on the state, such as the credentials and wait-for-kind.sh.
     published: BTreeMap<&'static str, Vec<u8>>,
-    /// The files as they were written last.
+    /// The files as last written.
     written: BTreeMap<&'static str, Vec<u8>>,
-    /// The last errors of those that could not be.
+    /// The files that could not be written or removed, and the last error of each.
     unwritten: BTreeMap<&'static str, String>,
-    /// Whether `kubernetes-ready` has been there in this start.
+    /// Whether `kubernetes-ready` was written in this start.
     was_ready: bool,
-    /// How long the cluster has been awaited, while it is.
+    /// Runs while the cluster's time limit does (`State::is_limited`).
     waited: Option<Stopwatch>,
 }
 
@@ -52,13 +52,13 @@ impl Readiness {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes what an earlier start of this container left.
+    /// Removes the files of an earlier start of this container.
     pub fn clear(&self) -> Result<()> {
         self.known().written.clear();
         self.directory.clear()
     }
 
-    /// Changes what is known, and makes the files follow.
+    /// Changes the state, and updates the files accordingly.
     pub fn update(&self, change: impl FnOnce(&mut State)) {
         let mut known = self.known();
         if known.state.ending {
@@ -68,29 +68,29 @@ impl Readiness {
         change(&mut known.state);
         known.state.make_consistent(&before);
         if known.state != before {
-            match (before.is_awaited(), known.state.is_awaited()) {
+            match (before.is_limited(), known.state.is_limited()) {
                 (false, true) => known.waited = Some(Stopwatch::start()),
                 (_, false) => known.waited = None,
                 (true, true) => {}
             }
-            known.note_change(&before);
+            known.record_change(&before);
             known.write_files(&self.directory);
             self.changed.notify_all();
         }
     }
 
-    /// Gives up: the first failure is the one to show; what it drags along is for the log.
+    /// Fails the boot. Clients see the first failure only, since later ones usually follow from it; those are logged.
     pub fn fail(&self, failure: Failure) {
         let known = self.known();
         if known.state.ending || known.state.failure.is_some() {
-            return log::error!(target: "boot", "also: {}", failure.why);
+            return log::error!(target: "boot", "further failure: {}", failure.why);
         }
         drop(known);
         log::error!(target: "boot", "failed: {}", failure.why);
         self.update(|state| state.failure = Some(failure));
     }
 
-    /// Serves a file from now on.
+    /// Adds a file that does not depend on the state, or replaces it.
     pub fn publish(&self, name: &'static str, contents: &[u8]) {
         let mut known = self.known();
         known.published.insert(name, contents.to_vec());
@@ -98,15 +98,15 @@ impl Readiness {
         self.changed.notify_all();
     }
 
-    /// Notes that something happened; what happens again is not noted again.
+    /// Adds a milestone to the timeline. Only the first time counts.
     pub fn milestone(&self, name: &str) {
         let mut known = self.known();
-        if known.note_milestone(name) {
+        if known.record_milestone(name) {
             known.write_files(&self.directory);
         }
     }
 
-    /// Whether something has happened in this start, whatever became of it since.
+    /// Whether a milestone was reached in this start, even if it is no longer true.
     pub fn has_reached(&self, milestone: &str) -> bool {
         reached(&self.known().timeline, milestone)
     }
@@ -115,21 +115,21 @@ impl Readiness {
         self.known().state.clone()
     }
 
-    /// Sleeps until the state is as `wanted`, for ever if need be; returns false when the container stops.
+    /// Sleeps until the state is as `wanted`, without a time limit. Returns false if the container stops.
     pub fn wait_until(&self, wanted: impl Fn(&State) -> bool) -> bool {
         let wait = self.changed.wait_while(self.known(), |known| !known.state.ending && !wanted(&known.state));
         !wait.unwrap_or_else(PoisonError::into_inner).state.ending
     }
 
-    /// Nothing is ready from here on: the container is stopping. Returns the status that it ends with.
+    /// Marks the container as stopping: from here on nothing is ready. Returns the status to exit with.
     pub fn end(&self) -> u8 {
         self.update(|state| state.ending = true);
         self.known().state.failure.as_ref().map_or(0, |failure| failure.status)
     }
 
-    /// Follows the state in a thread of its own: tries files again that could not be written, and calls
-    /// `late` when the cluster has not been up for `limit`, time in which nothing ran not counted. It
-    /// sleeps while there is nothing to do.
+    /// Starts a thread that retries files that could not be written, and fails the boot with what `late` returns
+    /// when the cluster has not been up for `limit`, pauses of the container not counted. It sleeps while there
+    /// is nothing to do.
     pub fn watch(self: &Arc<Self>, limit: Duration, late: impl Fn(&State) -> Failure + Send + 'static) -> Result<()> {
         let readiness = self.clone();
         let body = move || {
@@ -138,8 +138,8 @@ impl Readiness {
                     continue;
                 }
                 let failure = late(&readiness.state());
-                // It may have come up while the failure was described.
-                if readiness.state().is_awaited() {
+                // The cluster may have come up during `late`.
+                if readiness.state().is_limited() {
                     readiness.fail(failure);
                 }
             }
@@ -148,8 +148,8 @@ impl Readiness {
         started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that follows the state: {cause}")))
     }
 
-    /// Sleeps until there is something to do, and for a tick then; returns whether the cluster is late, and
-    /// `None` when the container stops.
+    /// Sleeps until there is something to do and then for a tick. Returns whether the cluster is late, or `None`
+    /// if the container stops.
     fn tick(&self, limit: Duration) -> Option<bool> {
         let known = self.changed.wait_while(self.known(), |known| known.is_idle()).unwrap_or_else(PoisonError::into_inner);
         let tick = self.changed.wait_timeout_while(known, TICK, |known| !known.state.ending && !known.is_idle());
@@ -165,12 +165,12 @@ impl Readiness {
 }
 
 impl Known {
-    /// Whether nobody has to look at the time: no limit runs, and every file is written.
+    /// Whether `tick` may sleep: no time limit runs, and every file is written.
     fn is_idle(&self) -> bool {
-        !self.state.ending && !self.state.is_awaited() && self.unwritten.is_empty()
+        !self.state.ending && !self.state.is_limited() && self.unwritten.is_empty()
     }
 
-    /// The files as they have to be.
+    /// The files that must exist, and their contents.
     fn wanted(&self) -> BTreeMap<&'static str, Vec<u8>> {
         let state = &self.state;
         let mut files = self.published.clone();
@@ -184,16 +184,16 @@ impl Known {
         files
     }
 
-    /// Makes the files follow what is known. What is not true any more goes first, so that no client ever
-    /// sees a file beside another that contradicts it.
+    /// Writes and removes files until they are as `wanted`. Removes first, so that no client ever sees two files
+    /// that contradict each other.
     fn write_files(&mut self, directory: &Directory) {
         let wanted = self.wanted();
         let untrue: Vec<&'static str> = self.written.keys().filter(|name| !wanted.contains_key(*name)).copied().collect();
         for name in untrue {
-            if self.tried(name, directory.remove(name)) {
+            if self.succeeded(name, directory.remove(name)) {
                 self.written.remove(name);
                 if [DOCKER_READY, KUBERNETES_READY].contains(&name) && !self.state.ending {
-                    log::warn!(target: "readiness", "{name} no longer holds");
+                    log::warn!(target: "readiness", "{name} is no longer true");
                 }
             }
         }
@@ -201,19 +201,19 @@ impl Known {
             return;
         }
         for (name, contents) in wanted {
-            if self.written.get(name) != Some(&contents) && self.tried(name, directory.write(name, &contents)) {
+            if self.written.get(name) != Some(&contents) && self.succeeded(name, directory.write(name, &contents)) {
                 self.written.insert(name, contents);
-                self.announce(name);
+                self.log_ready(name);
             }
         }
     }
 
-    /// Says once what went wrong, and when it no longer does.
-    fn tried(&mut self, name: &'static str, result: Result<()>) -> bool {
+    /// Whether a write or removal succeeded. Logs an error once, and when it is over.
+    fn succeeded(&mut self, name: &'static str, result: Result<()>) -> bool {
         match result {
             Ok(()) => {
                 if self.unwritten.remove(name).is_some() {
-                    log::info!(target: "readiness", "{name} follows the state again");
+                    log::info!(target: "readiness", "{name} is up to date again");
                 }
                 true
             }
@@ -228,37 +228,37 @@ impl Known {
         }
     }
 
-    /// Notes what became ready.
-    fn note_change(&mut self, before: &State) {
+    /// Logs a change of the state, and records milestones.
+    fn record_change(&mut self, before: &State) {
         let now = self.state.clone();
         if before.failure.is_some() && now.failure.is_none() {
-            log::info!(target: "boot", "ready after all");
+            log::info!(target: "boot", "the cluster is ready after all");
         }
         if before.waiting() != now.waiting() {
             log::debug!(target: "readiness", "waiting for {:?}", now.waiting());
         }
         if now.docker_ready() {
-            self.note_milestone(DOCKER_READY);
+            self.record_milestone(DOCKER_READY);
         }
         if now.kubernetes_ready() {
-            self.note_milestone(KUBERNETES_READY);
+            self.record_milestone(KUBERNETES_READY);
         }
     }
 
-    /// Logs that clients can see a state.
-    fn announce(&mut self, name: &str) {
+    /// Logs that `docker-ready` or `kubernetes-ready` was written.
+    fn log_ready(&mut self, name: &str) {
         if ![DOCKER_READY, KUBERNETES_READY].contains(&name) {
             return;
         }
         let is_first = name == KUBERNETES_READY && !std::mem::replace(&mut self.was_ready, true);
         let stages = if is_first { format!(": {}", self.stages()) } else { String::new() };
         log::info!(target: "readiness", "{name}{stages}");
-        // The boot is over: what it read and parsed is not needed any more.
-        sys::give_memory_back();
+        // Memory that the boot needed to read and parse things is free now.
+        sys::trim_heap();
     }
 
-    /// Returns whether it is the first time.
-    fn note_milestone(&mut self, name: &str) -> bool {
+    /// Returns whether this is the first time.
+    fn record_milestone(&mut self, name: &str) -> bool {
         let is_first = !reached(&self.timeline, name);
         if is_first {
             self.timeline.push_str(&format!("{:.3} {name}\n", since_start().as_secs_f64()));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn files_follow_the_state_both_ways() {
+    fn files_appear_and_disappear_with_the_state() {
         let readiness = readiness("follow");
         readiness.update(|state| *state = ready());
         assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
@@ -315,16 +315,16 @@ mod tests {
         assert_eq!(readiness.end(), 0);
         assert!(files(&readiness).is_empty());
         readiness.update(|state| *state = ready());
-        assert!(files(&readiness).is_empty(), "nothing becomes true after the end");
+        assert!(files(&readiness).is_empty(), "the container is stopping");
         remove(&readiness);
     }
 
     #[test]
-    fn a_failure_and_readiness_are_never_both_told() {
+    fn failed_and_kubernetes_ready_never_exist_together() {
         let readiness = readiness("failed");
         readiness.update(|state| *state = State { docker: false, ..ready() });
         readiness.fail(Failure::new("late", 3));
-        readiness.fail(Failure::new("dragged along", 4));
+        readiness.fail(Failure::new("consequence", 4));
         assert_eq!(files(&readiness), [FAILED, WAITING]);
         assert_eq!(fs::read_to_string(readiness.directory.path().join(FAILED)).unwrap(), "late\n");
         // dockerd is the last to come back.
@@ -337,26 +337,26 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_state_hears_of_it_and_of_the_end() {
+    fn waiting_for_a_state_ends_with_the_state_or_with_the_stop() {
         let readiness = readiness("wait");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| readiness.wait_until(|state| state.kubelet));
-            let in_vain = scope.spawn(|| readiness.wait_until(|state| state.dns));
+            let stopped = scope.spawn(|| readiness.wait_until(|state| state.dns));
             readiness.update(|state| state.kubelet = true);
             assert!(waiting.join().unwrap());
             readiness.end();
-            assert!(!in_vain.join().unwrap());
+            assert!(!stopped.join().unwrap());
         });
         remove(&readiness);
     }
 
     #[test]
-    fn what_could_not_be_written_is_written_later() {
+    fn a_file_that_could_not_be_written_is_written_later() {
         let readiness = readiness("unwritten");
         let path = readiness.directory.path().to_path_buf();
         let aside = path.with_extension("aside");
         readiness.watch(Duration::from_secs(3600), |_| Failure::new("late", 1)).unwrap();
-        // As a full disk does, and for root too.
+        // Writing fails as on a full disk; unlike permissions, this stops root too.
         fs::rename(&path, &aside).unwrap();
         readiness.update(|state| *state = ready());
         assert!(!readiness.known().unwritten.is_empty());
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_not_up_in_time_is_late_once() {
+    fn a_cluster_that_is_not_up_in_time_fails_once() {
         let readiness = readiness("late");
         let (sender, late) = channel();
         readiness.update(|state| *state = State { docker: false, ..ready() });
@@ -383,7 +383,7 @@ mod tests {
         assert!(readiness.wait_until(|state| state.failure.is_some()));
         readiness.update(|state| state.docker = true);
         assert!(readiness.state().kubernetes_ready());
-        // The limit begins again, and an image without a cluster has none.
+        // The limit starts again, and an image without a cluster has none.
         readiness.update(|state| state.docker = false);
         late.recv_timeout(Duration::from_secs(30)).unwrap();
         readiness.update(|state| (state.has_cluster, state.failure) = (false, None));

@@ -1,7 +1,7 @@
-//! The one state of the node, and what follows from it: whether Docker and Kubernetes are ready, what is
-//! waited for, and whether the boot has failed. Everything that clients see is derived here.
+//! The state of the node, and everything that clients see of it, derived here: whether Docker and Kubernetes are
+//! ready, what they wait for, and whether the boot has failed.
 
-/// Why the boot gave up, and the exit status that the container ends with for it.
+/// Why the boot failed, and the exit status of the container because of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
     pub why: String,
@@ -9,16 +9,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A status of 0 would hide the failure: it becomes 1.
+    /// A status of 0 becomes 1, since it would hide the failure.
     pub fn new(why: impl Into<String>, status: u8) -> Failure {
         Failure { why: why.into(), status: status.max(1) }
     }
 }
 
-/// What is known of the node, as last seen.
+/// The last known state of the node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    /// Whether a cluster is baked into the image; without one, Docker alone counts.
+    /// Whether a cluster is baked into the image. If not, only Docker counts.
     pub has_cluster: bool,
     pub containerd: bool,
     pub docker: bool,
@@ -27,14 +27,14 @@ pub struct State {
     pub api_server: bool,
     pub pods: Pods,
     pub dns: bool,
-    /// Services of type LoadBalancer have this start's address.
+    /// Whether Services of type LoadBalancer have the address of this start.
     pub services: bool,
     pub extensions: Extensions,
     pub failure: Option<Failure>,
-    /// The container is stopping: nothing becomes true any more.
+    /// The container is stopping: nothing is ready from now on.
     pub ending: bool,
-    /// How often the pods have ceased to be ready. An answer of the DNS belongs to the outage after which
-    /// it was asked for.
+    /// How often the pods have stopped being ready. An answer of the DNS counts only if this number has not
+    /// changed since the query.
     pub outages: u32,
 }
 
@@ -43,16 +43,16 @@ pub struct State {
 pub enum Pods {
     #[default]
     Unknown,
-    /// Why each that is not ready is not, as `namespace/name: reason`.
+    /// The pods that are not ready, as `namespace/name: reason`.
     Waiting(Vec<String>),
-    /// Every one was started in this boot and is Ready.
+    /// Every baked pod was started in this boot and is Ready.
     Ready,
 }
 
 /// The user's own manifests and scripts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Extensions {
-    /// They are under way: what of theirs is not Ready.
+    /// They are not done yet; this is what is not Ready of them.
     Waiting(Vec<String>),
     Done,
 }
@@ -68,24 +68,24 @@ impl State {
         self.containerd && self.docker && !self.ending
     }
 
-    /// The baked cluster and Docker are whole: what the user's own manifests and scripts wait for.
+    /// Whether Docker and the baked cluster work. The user's manifests and scripts start then.
     pub fn cluster_up(&self) -> bool {
         self.docker_ready() && self.kubelet && self.etcd && self.api_server && self.pods == Pods::Ready && self.dns && self.services
     }
 
-    /// A client that sees this may rely on Docker too.
+    /// Implies `docker_ready`.
     pub fn kubernetes_ready(&self) -> bool {
         self.cluster_up() && self.extensions == Extensions::Done && self.failure.is_none()
     }
 
-    /// What the node is not ready for want of, in the order in which one thing needs the other; what
-    /// cannot be known yet is left out. Empty when all is there.
+    /// What the node still waits for, in order of dependency, without what cannot be known yet. Empty when it is
+    /// ready.
     pub fn waiting(&self) -> Vec<String> {
         if self.ending {
             return vec![];
         }
-        let wanted = [(self.containerd, "containerd"), (self.docker, "dockerd"), (self.kubelet || !self.has_cluster, "kubelet")];
-        let mut waiting: Vec<String> = wanted.iter().filter(|(there, _)| !there).map(|(_, name)| no_answer(name)).collect();
+        let daemons = [(self.containerd, "containerd"), (self.docker, "dockerd"), (self.kubelet || !self.has_cluster, "kubelet")];
+        let mut waiting: Vec<String> = daemons.iter().filter(|(answers, _)| !answers).map(|(_, name)| no_answer(name)).collect();
         if !self.has_cluster {
             return waiting;
         }
@@ -115,23 +115,23 @@ impl State {
         waiting
     }
 
-    /// Whether a limit runs: the cluster is not up (what the user's own scripts wait for is theirs to
-    /// limit), and was not given up either.
-    pub fn is_awaited(&self) -> bool {
+    /// Whether the cluster's time limit runs: it is not up and has not failed. The user's manifests and scripts
+    /// have a limit of their own.
+    pub fn is_limited(&self) -> bool {
         self.has_cluster && !self.cluster_up() && self.failure.is_none()
     }
 
-    /// Makes untrue what cannot be true beside the rest. Called after every change.
+    /// Clears what cannot be true given the rest. Called after every change.
     pub fn make_consistent(&mut self, before: &State) {
         if !self.api_server {
             self.pods = Pods::Unknown;
         }
         if self.pods != Pods::Ready {
-            // It is asked again: CoreDNS is one of the pods.
+            // CoreDNS is one of the pods, so it has to be queried again.
             self.dns = false;
             self.outages += u32::from(before.pods == Pods::Ready);
         }
-        // A cluster that was given up for being late, and is whole after all, has not failed.
+        // A cluster that failed because it was late, and is up now, has not failed.
         if self.cluster_up() && self.extensions == Extensions::Done {
             self.failure = None;
         }
@@ -164,59 +164,59 @@ pub mod tests {
         }
     }
 
-    type Spoil = fn(&mut State);
+    type Break = fn(&mut State);
 
-    /// Everything that can be missing, and what is said of it.
-    const SPOILS: [(Spoil, &str); 10] = [
+    /// Everything that can be missing, and the line for it in `waiting`.
+    const MISSING: [(Break, &str); 10] = [
         (|state| state.containerd = false, "containerd: no answer yet"),
         (|state| state.docker = false, "dockerd: no answer yet"),
         (|state| state.kubelet = false, "kubelet: no answer yet"),
         (|state| state.etcd = false, "etcd: no answer yet"),
         (|state| state.api_server = false, "the API server: no answer yet"),
         (|state| state.pods = Pods::Unknown, "the list of pods"),
-        (|state| state.pods = Pods::Waiting(vec!["kube-system/etcd-kind: not there".into()]), "kube-system/etcd-kind: not there"),
+        (|state| state.pods = Pods::Waiting(vec!["kube-system/etcd-kind: does not exist".into()]), "kube-system/etcd-kind: does not exist"),
         (|state| state.dns = false, "the DNS: no answer yet"),
         (|state| state.services = false, "Services of type LoadBalancer: no address yet"),
         (|state| state.extensions = Extensions::Waiting(vec!["default/app: not started".into()]), "default/app: not started"),
     ];
 
     #[test]
-    fn kubernetes_is_ready_only_when_nothing_is_missing_and_what_is_missing_is_said() {
+    fn kubernetes_is_ready_unless_something_is_missing_which_is_in_waiting() {
         assert!(ready().kubernetes_ready() && ready().waiting().is_empty());
-        for (spoil, said) in SPOILS {
+        for (break_it, line) in MISSING {
             let mut state = ready();
-            spoil(&mut state);
+            break_it(&mut state);
             state.make_consistent(&ready());
-            assert!(!state.kubernetes_ready(), "{said}");
-            assert_eq!(state.waiting(), [said]);
+            assert!(!state.kubernetes_ready(), "{line}");
+            assert_eq!(state.waiting(), [line]);
         }
         let ending = State { ending: true, ..ready() };
         assert!(!ending.kubernetes_ready() && !ending.docker_ready() && ending.waiting().is_empty());
     }
 
     #[test]
-    fn a_late_cluster_has_not_failed_whatever_is_the_last_to_come_back() {
-        for (spoil, said) in SPOILS {
+    fn a_late_cluster_that_comes_up_has_not_failed() {
+        for (break_it, line) in MISSING {
             let mut late = ready();
-            spoil(&mut late);
+            break_it(&mut late);
             late.failure = Some(Failure::new("late", 1));
             late.make_consistent(&ready());
-            assert!(late.failure.is_some() && !late.kubernetes_ready(), "{said}");
-            let mut whole = State { failure: late.failure, ..ready() };
-            whole.make_consistent(&ready());
-            assert!(whole.failure.is_none() && whole.kubernetes_ready(), "{said}");
+            assert!(late.failure.is_some() && !late.kubernetes_ready(), "{line}");
+            let mut up = State { failure: late.failure, ..ready() };
+            up.make_consistent(&ready());
+            assert!(up.failure.is_none() && up.kubernetes_ready(), "{line}");
         }
     }
 
     #[test]
-    fn the_dns_is_not_blamed_for_an_api_server_that_is_gone() {
+    fn while_the_api_server_is_down_the_dns_is_not_in_waiting() {
         let mut state = State { api_server: false, dns: false, ..ready() };
         state.make_consistent(&ready());
         assert_eq!(state.waiting(), ["the API server: no answer yet"]);
     }
 
     #[test]
-    fn an_answer_of_the_dns_does_not_outlive_the_pods() {
+    fn an_answer_of_the_dns_counts_only_until_a_pod_is_not_ready() {
         let mut state = State { pods: Pods::Waiting(vec!["kube-system/coredns: not Ready".into()]), ..ready() };
         state.make_consistent(&ready());
         assert!(!state.dns);
@@ -226,7 +226,7 @@ pub mod tests {
     }
 
     #[test]
-    fn without_a_cluster_docker_is_all_there_is() {
+    fn without_a_cluster_only_docker_counts() {
         let mut state = State::default();
         assert_eq!(state.waiting(), ["containerd: no answer yet", "dockerd: no answer yet"]);
         (state.containerd, state.docker) = (true, true);

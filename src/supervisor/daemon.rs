@@ -1,5 +1,5 @@
-//! One daemon's life: it is started, asked until it answers, and started again when it dies, until the
-//! init stops or the daemon has died too often.
+//! Starts a daemon, waits until it answers, and restarts it when it dies, until the init stops or the daemon
+//! has died too often.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -17,25 +17,25 @@ use crate::readiness::{Failure, Readiness, State};
 use crate::supervisor::reaper::{self, Child, Handle};
 use crate::supervisor::shutdown::Shutdown;
 
-/// A daemon that answered for this long had started well: the next death counts as the first again.
+/// After a daemon has answered for this long, its next death counts as the first one again.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// Deaths in a row after which restarting is given up; the pauses before that add up to 6 s.
+/// Give up after this many deaths in a row. The pauses between them add up to 6 s.
 const MAX_DEATHS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Lines of a daemon's log that a failure shows.
+/// Lines at the end of the daemon's log that a failure message includes.
 const TAIL_LINES: usize = 15;
 
 type Callback<T> = Box<dyn Fn() -> T + Send + Sync>;
 
-/// What is known of a daemon before it is started.
+/// How to start a daemon and how to tell whether it works.
 pub struct Spec {
     pub name: &'static str,
-    /// Called for every start.
+    /// Called before each start.
     pub command: Callback<Result<Command>>,
     pub answers: Callback<bool>,
-    /// Called before the daemon is told to read its configuration again.
+    /// Called before the daemon is told to reload its configuration.
     pub before_reload: Option<Callback<Result<()>>>,
-    /// What becomes true when it answers, and untrue when it ends.
+    /// The field of the state that is true while the daemon answers.
     pub condition: fn(&mut State) -> &mut bool,
 }
 
@@ -52,16 +52,16 @@ struct Progress {
     process: Option<Handle>,
     answers: bool,
     given_up: bool,
-    /// Its next end is one that we asked for.
+    /// We asked it to end: its next end is not a death.
     restarting: bool,
 }
 
 impl Daemon {
-    /// A daemon that is not started yet, with an empty log in `logs`: the log covers this start of the
-    /// container only.
+    /// A daemon that is not started yet. Its log in `logs` is emptied, so that it covers only this start of the
+    /// container.
     pub fn new(logs: &Path, spec: Spec) -> Result<Arc<Daemon>> {
         let log = logs.join(format!("{}.log", spec.name));
-        fs::create_dir_all(logs).map_err(|cause| Error::io("make the directory", logs, cause))?;
+        fs::create_dir_all(logs).map_err(|cause| Error::io("create the directory", logs, cause))?;
         File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
         Ok(Arc::new(Daemon { name: spec.name, log, progress: Mutex::default(), changed: Condvar::new(), spec }))
     }
@@ -75,7 +75,7 @@ impl Daemon {
         self.changed.notify_all();
     }
 
-    /// Waits until the daemon answers; returns false when it was given up or `limit` has passed.
+    /// Waits until the daemon answers. Returns false if it was given up or `limit` has passed.
     pub fn wait_until_answers(&self, limit: Duration) -> bool {
         let mut waited = Stopwatch::start();
         let mut progress = self.progress();
@@ -92,50 +92,51 @@ impl Daemon {
         }
     }
 
-    /// Prepares the daemon's configuration and tells it with SIGHUP to read it again.
+    /// Writes the daemon's configuration again and sends SIGHUP, on which the daemon reloads it.
     pub fn reload(&self) {
         if let Some(Err(error)) = self.spec.before_reload.as_ref().map(|prepare| prepare()) {
-            log::error!(target: self.name, "its configuration stays as it is: {error}");
+            log::error!(target: self.name, "keeping the current configuration: {error}");
         }
         self.signal(Signal::SIGHUP);
     }
 
-    /// Kills the process and its group at once.
+    /// Kills the process and its process group.
     pub fn kill(&self) {
         if let Some(process) = self.progress().process {
             process.kill_group();
         }
     }
 
-    /// Ends the process so that its supervisor starts it again.
+    /// Asks the process to end; `keep_running` then starts it again, and does not count a death.
     pub fn restart(&self) {
         self.change(|progress| progress.restarting = true);
         self.signal(Signal::SIGTERM);
     }
 
-    /// Waits for the process to end after it was asked to; returns whether it has. The init is stopping.
+    /// Waits for the process to end; returns whether it has. Only while the init is stopping: otherwise the
+    /// process is restarted.
     pub fn ends_within(&self, limit: Duration) -> bool {
         let wait = self.changed.wait_timeout_while(self.progress(), limit, |progress| progress.process.is_some());
         let (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
         progress.process.is_none()
     }
 
-    /// Waits like `ends_within`, and kills what has not ended.
-    pub fn end(&self, limit: Duration) {
+    /// Waits like `ends_within`, and kills the process if it is still running then.
+    pub fn wait_or_kill(&self, limit: Duration) {
         if !self.ends_within(limit) {
-            log::warn!(target: self.name, "still running after {:.1} s: killed", limit.as_secs_f64());
+            log::warn!(target: self.name, "still running after {:.1} s: killing it", limit.as_secs_f64());
             self.kill();
         }
     }
 
-    /// The last lines that the daemon wrote.
+    /// The last lines of the daemon's log.
     fn tail(&self) -> String {
         reaper::tail(&fs::read_to_string(&self.log).unwrap_or_default(), TAIL_LINES)
     }
 }
 
-/// Keeps a daemon running in a thread of its own, with a growing pause after each death, until the init
-/// stops or the daemon has died too often: then the boot has failed.
+/// Keeps a daemon running in a thread of its own, with a longer pause after each death, until the init stops.
+/// A daemon that dies too often is given up, which is a failure of the boot.
 pub fn supervise(daemon: &Arc<Daemon>, shutdown: &Arc<Shutdown>, readiness: &Arc<Readiness>) -> Result<()> {
     let (ours, shutdown, readiness) = (daemon.clone(), shutdown.clone(), readiness.clone());
     let body = move || keep_running(&shutdown, &readiness, &ours);
@@ -147,7 +148,7 @@ fn keep_running(shutdown: &Shutdown, readiness: &Readiness, daemon: &Daemon) {
     let mut deaths = 0;
     while !shutdown.stopping() {
         let mut answered = None;
-        let ended = start(shutdown, daemon).map(|child| follow(readiness, daemon, &child, &mut answered));
+        let ended = start(shutdown, daemon).map(|child| wait_for_end(readiness, daemon, &child, &mut answered));
         readiness.update(|state| *(daemon.spec.condition)(state) = false);
         daemon.change(|progress| (progress.process, progress.answers) = (None, false));
         if shutdown.stopping() {
@@ -163,12 +164,12 @@ fn keep_running(shutdown: &Shutdown, readiness: &Readiness, daemon: &Daemon) {
         };
         if deaths >= MAX_DEATHS {
             daemon.change(|progress| progress.given_up = true);
-            let why = format!("{} {what}, for the {deaths}th time in a row. The end of its log:\n{}", daemon.name, daemon.tail());
+            let why = format!("{} {what}, {deaths} times in a row. The end of its log:\n{}", daemon.name, daemon.tail());
             return readiness.fail(Failure::new(why, status));
         }
         let pause = FIRST_PAUSE * 2u32.pow(deaths - 1);
         let last_line = reaper::tail(&daemon.tail(), 1);
-        log::warn!(target: daemon.name, "{what}; starting it again in {:.1} s. Its last line: {last_line}", pause.as_secs_f64());
+        log::warn!(target: daemon.name, "{what}; starting it again in {:.1} s. The last line of its log: {last_line}", pause.as_secs_f64());
         shutdown.pause(pause);
     }
 }
@@ -179,15 +180,15 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
     let mut command = (daemon.spec.command)()?;
     let child = reaper::spawn(command.stdout(output).stderr(errors))?;
     daemon.change(|progress| progress.process = Some(child.handle()));
-    // A stop that began while the process was being made has not seen it.
+    // A stop that began during the spawn did not find this process, so nobody has signalled it.
     if shutdown.stopping() {
         child.handle().signal(Signal::SIGTERM);
     }
     Ok(child)
 }
 
-/// Waits for the process to answer, then to end.
-fn follow(readiness: &Readiness, daemon: &Daemon, child: &Child, answered: &mut Option<Instant>) -> ExitStatus {
+/// Waits until the process answers, then until it ends. Sets `answered` to the time of the first answer.
+fn wait_for_end(readiness: &Readiness, daemon: &Daemon, child: &Child, answered: &mut Option<Instant>) -> ExitStatus {
     let started = Instant::now();
     let mut waited = Stopwatch::start();
     while !(daemon.spec.answers)() {
@@ -195,12 +196,12 @@ fn follow(readiness: &Readiness, daemon: &Daemon, child: &Child, answered: &mut 
             return status;
         }
         if waited.elapsed() > DAEMON_LIMIT {
-            log::warn!(target: daemon.name, "does not answer after {} s: killed", DAEMON_LIMIT.as_secs());
+            log::warn!(target: daemon.name, "no answer after {} s: killing it", DAEMON_LIMIT.as_secs());
             child.handle().kill_group();
             return child.wait();
         }
     }
-    log::info!(target: daemon.name, "answers, {:.2} s after its start", started.elapsed().as_secs_f64());
+    log::info!(target: daemon.name, "answers {:.2} s after its start", started.elapsed().as_secs_f64());
     readiness.milestone(daemon.name);
     *answered = Some(Instant::now());
     daemon.change(|progress| progress.answers = true);

@@ -1,5 +1,5 @@
-//! What PID 1 is for: it reaps, handles signals, keeps daemons running, and stops them in order. It knows
-//! no daemon by name: which there are, and in which order they stop, is the boot's to say.
+//! The duties of PID 1: reaping, signals, keeping daemons running, and stopping them in order. It knows no daemon
+//! by name: `boot` decides which ones there are and in which order they stop.
 
 pub mod daemon;
 pub mod reaper;
@@ -15,7 +15,7 @@ use crate::readiness::{Failure, Readiness};
 use crate::supervisor::daemon::{Daemon, Spec};
 use crate::supervisor::shutdown::Shutdown;
 
-/// What the threads share: the settings, what is ready, whether the init is stopping, and the daemons.
+/// What the threads share: the settings, the state, whether the init is stopping, and the daemons.
 pub struct Init {
     pub config: Config,
     pub readiness: Arc<Readiness>,
@@ -31,7 +31,7 @@ impl Init {
     /// Starts a daemon and keeps it running.
     pub fn supervise(&self, spec: Spec) -> Result<Arc<Daemon>> {
         let daemon = Daemon::new(&self.config.path(LOG_DIR), spec)?;
-        // First of all, so that a stop finds it.
+        // Before it starts, so that a stop that begins now finds it.
         self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon.clone());
         daemon::supervise(&daemon, &self.shutdown, &self.readiness)?;
         Ok(daemon)
@@ -45,11 +45,11 @@ impl Init {
         self.daemons().into_iter().find(|daemon| daemon.name == name)
     }
 
-    /// Gives up: says why where a waiting client sees it, and goes on serving that. A failure that a
-    /// requested stop brings about is for the log alone.
+    /// Fails the boot: clients see why, and the file server goes on. During a requested stop, errors are only its
+    /// consequence, so they are just logged.
     pub fn fail(&self, error: &Error) {
         if self.shutdown.requested() {
-            return log::error!(target: "boot", "also: {error}");
+            return log::error!(target: "boot", "error while stopping: {error}");
         }
         self.readiness.fail(Failure::new(error.to_string(), error.status()));
     }

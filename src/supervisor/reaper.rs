@@ -1,8 +1,8 @@
-//! The one place that spawns, waits and kills: the only module that knows pids.
+//! Spawns, waits for and kills processes: the only module that does, and the only one that knows pids.
 //!
-//! A `waitpid(-1)` loop beside `Child::wait` steals exit statuses, so there is one reaper. `spawn`
-//! holds the table's lock across fork and registration; `drain`, called by the main thread on
-//! SIGCHLD, takes the lock again for each pid and sends the status to whoever registered it.
+//! A `waitpid(-1)` loop takes exit statuses away from a concurrent `Child::wait`, so all waiting goes through
+//! one reaper. `spawn` holds the table's lock across fork and registration; `drain`, which the main thread calls
+//! on SIGCHLD, takes the lock for each pid and sends the status to whoever registered the pid.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::HashMap;
@@ -22,11 +22,11 @@ use crate::clock::Stopwatch;
 use crate::error::{Error, Result};
 use crate::sys::{reap_one, send_signal, Reaped};
 
-/// Lines of a failed command's output that its error carries.
+/// Lines at the end of a failed command's output that the error includes.
 const TAIL_LINES: usize = 12;
 
-/// How long killed processes may take to be gone; one in an uninterruptible wait may not go at all.
-const LAST_ONES: Duration = Duration::from_millis(500);
+/// How long to wait for killed processes to end. One in uninterruptible sleep may never end.
+const KILL_LIMIT: Duration = Duration::from_millis(500);
 
 type Table = HashMap<i32, Sender<ExitStatus>>;
 
@@ -35,19 +35,19 @@ fn table() -> MutexGuard<'static, Table> {
     TABLE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Collects every child that has ended. SIGCHLD coalesces, so this goes on until nothing is left.
+/// Reaps every child that has ended. Several deaths may raise a single SIGCHLD, hence the loop.
 pub fn drain() {
     loop {
         let mut children = table();
         match reap_one() {
-            // A receiver that is gone did not want the status; an unknown pid was an orphan.
+            // Without a receiver nobody wants the status; an unknown pid was an orphan.
             Reaped::Child(pid, status) => drop(children.remove(&pid).map(|owner| owner.send(status))),
             Reaped::Nothing | Reaped::NoChildren => return,
         }
     }
 }
 
-/// Collects our own children alone: for tests, whose process has others that std waits for.
+/// Reaps only registered children: for tests, in whose process std waits for others.
 #[cfg(test)]
 pub fn drain_ours() {
     table().retain(|pid, owner| match crate::sys::reap(*pid) {
@@ -56,18 +56,18 @@ pub fn drain_ours() {
     });
 }
 
-/// A process of ours that may still run.
+/// A process that we have spawned.
 pub struct Child {
     pid: i32,
     exit: Receiver<ExitStatus>,
 }
 
-/// Names a process for signals; does nothing once the process was reaped.
+/// Sends signals to a process, and does nothing once it has been reaped.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Handle(i32);
 
 impl Handle {
-    /// Signals the process, only while its pid is still registered and so cannot be another's.
+    /// Signals the process if its pid is still registered: a reaped pid may belong to another process.
     pub fn signal(self, signal: Signal) {
         self.signal_number(signal as i32);
     }
@@ -95,11 +95,11 @@ impl Child {
     }
 
     pub fn wait(&self) -> ExitStatus {
-        // The sender lives in the table until the status is sent: an error means that the pid was lost.
+        // The table holds the sender until the status is sent, so an error means that the status was lost.
         self.exit.recv().unwrap_or_else(|_| ExitStatus::from_raw(255 << 8))
     }
 
-    /// The status, or `None` when the process still runs after `limit`.
+    /// The status, or `None` if the process is still running after `limit`.
     pub fn wait_timeout(&self, limit: Duration) -> Option<ExitStatus> {
         match self.exit.recv_timeout(limit) {
             Ok(status) => Some(status),
@@ -118,19 +118,19 @@ fn spawn_raw(command: &mut Command) -> io::Result<(Child, std::process::Child)> 
     Ok((Child { pid, exit }, process))
 }
 
-/// What every process gets that is not the user's own command. Clean signals and no descriptors of
-/// ours it has anyway: see `main`.
-fn confine(command: &mut Command) -> &mut Command {
+/// `/dev/null` on stdin and `/` as the working directory, for everything but the user's own command. `main` has
+/// already reset the signals and marked the descriptors that children would inherit.
+fn detach(command: &mut Command) -> &mut Command {
     command.stdin(Stdio::null()).current_dir("/")
 }
 
-/// Starts a long-lived process in a group of its own, with `/dev/null` on stdin and cwd `/`.
+/// Starts a long-lived process in a process group of its own.
 pub fn spawn(command: &mut Command) -> Result<Child> {
-    confine(command).process_group(0);
+    detach(command).process_group(0);
     spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
 
-/// Starts the user's own command, which shares our terminal and stdin.
+/// Starts the user's own command, which keeps our stdin and terminal.
 pub fn spawn_foreground(command: &mut Command) -> Result<Child> {
     spawn_raw(command).map(|(child, _)| child).map_err(|cause| cannot_run(command, &cause))
 }
@@ -138,10 +138,10 @@ pub fn spawn_foreground(command: &mut Command) -> Result<Child> {
 /// Runs a short helper to its end and returns its standard output.
 ///
 /// # Errors
-/// The command cannot be started, or ends with a status that is not 0; the error then carries argv,
-/// status and the tail of its output.
+/// The command cannot be started, or its status is not 0. The error then has argv, status and the end of the
+/// output.
 pub fn run(command: &mut Command) -> Result<String> {
-    confine(command).stdout(Stdio::piped()).stderr(Stdio::piped());
+    detach(command).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (child, mut process) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     let stderr = process.stderr.take();
     let errors = thread::Builder::new().name("output".into()).spawn(move || read_all(stderr));
@@ -151,14 +151,14 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(output)
 }
 
-/// Whether a short helper succeeds, in a process that has only this one child and no loop that waits.
+/// Whether a short helper succeeds. Only for a process without a reaper and with no other child.
 pub fn succeeds(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Runs a command to its end with our own output as its output.
+/// Runs a command to its end; its output goes to ours.
 pub fn run_visibly(command: &mut Command) -> Result<()> {
-    confine(command);
+    detach(command);
     let (child, _) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     check(command, child.wait(), "")
 }
@@ -176,7 +176,7 @@ fn cannot_run(command: &Command, cause: &io::Error) -> Error {
     Error::new(format!("cannot run {}: {cause}", argv(command))).with_status(code_of_failed_exec(cause))
 }
 
-/// As shells have it: not found, or found and not executable.
+/// Exit statuses as in a shell: not found, and found but not executable.
 pub const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
@@ -196,7 +196,7 @@ fn argv(command: &Command) -> String {
 fn read_all(source: Option<impl Read>) -> String {
     let mut bytes = Vec::new();
     if let Some(mut source) = source {
-        // What was read before an error is still worth showing.
+        // Keep what was read before an error.
         let _ = source.read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
@@ -208,7 +208,7 @@ pub fn tail(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// "ended with status 3" or "was killed by SIGKILL".
+/// `ended with status 3` or `was killed by SIGKILL`.
 pub fn describe(status: ExitStatus) -> impl fmt::Display {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with status {code}"),
@@ -220,7 +220,7 @@ pub fn describe(status: ExitStatus) -> impl fmt::Display {
     }
 }
 
-/// The exit status as a shell gives it: the code itself, or 128 + signal.
+/// The exit status as a shell reports it: the code, or 128 + signal.
 pub fn exit_code(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => code as u8,
@@ -229,26 +229,26 @@ pub fn exit_code(status: ExitStatus) -> u8 {
     }
 }
 
-/// Signals processes that are not our children, such as those of pods; one that has ended is passed over.
+/// Signals processes that are not our children, such as those of pods. One that has ended is skipped.
 pub fn signal_all(pids: &[i32], signal: Signal) {
     for pid in pids.iter().filter(|pid| **pid > 1) {
         let _ = kill(Pid::from_raw(*pid), signal);
     }
 }
 
-/// Kills whatever is left in the container, when we are its PID 1, and collects it.
-pub fn kill_everyone() {
+/// Kills and reaps every process that is left in the container. Does nothing unless we are PID 1.
+pub fn kill_all() {
     if std::process::id() != 1 {
         return;
     }
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    poll(Duration::from_millis(5), LAST_ONES, || match reap_one() {
+    poll(Duration::from_millis(5), KILL_LIMIT, || match reap_one() {
         Reaped::NoChildren => Some(()),
         _ => None,
     });
 }
 
-/// Calls `check` every `interval` until it gives a value or `limit` has passed.
+/// Calls `check` every `interval` until it returns a value or `limit` has passed.
 pub fn poll<T>(interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let mut waited = Stopwatch::start();
     loop {
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_becomes_the_code_a_shell_would_give() {
+    fn exit_codes_are_those_of_a_shell() {
         for code in 0..=255 {
             assert_eq!(exit_code(ExitStatus::from_raw(code << 8)), code as u8);
         }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_described_in_words_also_for_real_time_signals() {
+    fn a_status_is_described_in_words() {
         for (raw, words) in [(3 << 8, "ended with status 3"), (9, "was killed by SIGKILL"), (34, "was killed by signal 34")] {
             assert_eq!(describe(ExitStatus::from_raw(raw)).to_string(), words);
         }
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(tail("", 2), "");
     }
 
-    /// Runs one of the tests below as a process of its own, since a reaper takes every child's status.
+    /// Runs one of the tests below in a separate process, since its reaper takes the status of every child.
     fn in_a_process(test: &str) -> String {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([&format!("supervisor::reaper::tests::{test}"), "--exact", "--ignored", "--nocapture"]).env("TEST_REAPER", test);
@@ -298,8 +298,8 @@ mod tests {
         said
     }
 
-    /// In that process: adopts orphans, of which there is a storm until `end` is called, and reaps.
-    fn reap_a_storm() -> Option<Child> {
+    /// In that process: becomes a subreaper, starts a shell that keeps making orphans, and reaps them.
+    fn start_storm_of_orphans() -> Option<Child> {
         std::env::var_os("TEST_REAPER")?;
         nix::sys::prctl::set_child_subreaper(true).unwrap();
         let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGCHLD]).unwrap();
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     #[ignore = "run by the test below, in a process of its own"]
     fn helpers_in_a_storm() {
-        let Some(storm) = reap_a_storm() else { return };
+        let Some(storm) = start_storm_of_orphans() else { return };
         for number in 0..HELPERS {
             let expected = number % 3;
             let ended = run(Command::new("sh").args(["-c", &format!("echo {number}; exit {expected}")]));
@@ -321,28 +321,28 @@ mod tests {
                 Err(error) => assert!(error.to_string().contains(&format!("ended with status {expected}:\n{number}")), "{error}"),
             }
         }
-        assert_eq!(storm.wait_timeout(Duration::ZERO), None, "the storm went on to the end");
+        assert_eq!(storm.wait_timeout(Duration::ZERO), None, "the storm of orphans has ended too early");
         storm.handle().kill_group();
     }
 
     #[test]
-    fn no_status_of_300_helpers_is_lost_beside_a_storm_of_orphans() {
+    fn no_helpers_status_is_lost_in_a_storm_of_orphans() {
         in_a_process("helpers_in_a_storm");
     }
 
     #[test]
     #[ignore = "run by the test below, in a process of its own"]
-    fn careless_helpers_in_a_storm() {
-        let Some(storm) = reap_a_storm() else { return };
+    fn helpers_waited_for_by_std_in_a_storm() {
+        let Some(storm) = start_storm_of_orphans() else { return };
         let lost = (0..HELPERS).filter(|_| Command::new("true").status().is_err()).count();
         storm.handle().kill_group();
         println!("lost={lost}=");
     }
 
-    /// The negative control: std's own waiting beside the same reaper loses some.
+    /// The negative control: with the same reaper, std's own waiting loses some statuses.
     #[test]
-    fn waiting_beside_the_reaper_is_noticed() {
-        let said = in_a_process("careless_helpers_in_a_storm");
+    fn stds_own_waiting_beside_the_reaper_loses_statuses() {
+        let said = in_a_process("helpers_waited_for_by_std_in_a_storm");
         let lost: usize = said.split("lost=").nth(1).and_then(|rest| rest.split('=').next()).unwrap().parse().unwrap();
         assert!(lost > 0, "none of {HELPERS} was lost");
     }
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     #[ignore = "run by the test below, in a process of its own"]
     fn pairs_in_a_storm() {
-        let Some(storm) = reap_a_storm() else { return };
+        let Some(storm) = start_storm_of_orphans() else { return };
         for round in 0..200 {
             let pair = [Signal::SIGTERM, Signal::SIGKILL].map(|signal| (spawn(Command::new("sleep").arg("1000")).unwrap(), signal));
             pair.iter().for_each(|(child, signal)| child.handle().signal(*signal));
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn two_children_that_die_together_are_both_noticed_200_times_over() {
+    fn two_children_that_die_together_are_both_reaped_200_times() {
         in_a_process("pairs_in_a_storm");
     }
 }

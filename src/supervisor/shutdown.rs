@@ -1,4 +1,4 @@
-//! Whether the init is stopping: one flag for all threads, and the condition variable that ends every pause.
+//! Whether the init is stopping: a flag for all threads, and the condition variable that interrupts their pauses.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,8 +25,7 @@ impl Shutdown {
         self.stage().stopping
     }
 
-    /// Begins the stop because somebody asked for it; returns whether it had been asked for before. A
-    /// second request makes it hurry.
+    /// Begins the stop on request. Returns whether this is not the first request, which makes the stop hurry.
     pub fn request(&self) -> bool {
         let mut stage = self.stage();
         stage.stopping = true;
@@ -35,13 +34,13 @@ impl Shutdown {
         stage.hurrying
     }
 
-    /// Begins the stop although nobody asked for it.
+    /// Begins the stop without a request, after a failure.
     pub fn begin(&self) {
         self.stage().stopping = true;
         self.begun.notify_all();
     }
 
-    /// Whether somebody asked for the stop: errors from here on are only its echo.
+    /// Whether the stop was requested: errors from then on are only its consequences.
     pub fn requested(&self) -> bool {
         self.stage().requested
     }

@@ -1,20 +1,20 @@
-//! What each signal does: the table signal → action, and the main thread's loop.
+//! What each signal does, and the main thread's loop that does it.
 //!
-//! | signal | a node (`kind run`, `kind bake`) | beside a command (`kind run COMMAND`) |
+//! | signal | in a node (`kind run`, `kind bake`) | with a command (`kind run COMMAND`) |
 //! |---|---|---|
 //! | CHLD | reap | reap |
-//! | TERM, INT, QUIT, PWR, RTMIN+3 | stop in order; when stopping already, hurry | to the command |
-//! | HUP, USR1 | to the daemon that the boot names for it | to the command |
-//! | TSTP, TTIN, TTOU | nothing: job control must not stop a container | nothing: whoever holds the terminal gets them |
-//! | PIPE | ignored by std: writing where nobody reads is an error | the same; forwarded, our own would kill the command |
-//! | ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS | the kernel's default: they tell of a fault of our own | the same |
+//! | TERM, INT, QUIT, PWR, RTMIN+3 | stop in order; if already stopping, hurry | to the command |
+//! | HUP, USR1 | to the daemon that the boot has chosen | to the command |
+//! | TSTP, TTIN, TTOU | nothing: job control must not stop a container | nothing: the terminal sends them to its foreground group |
+//! | PIPE | ignored by std: writing to a closed pipe is an error | the same: forwarding our own would kill the command |
+//! | ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS | the kernel's default: they mean a bug of ours | the same |
 //! | KILL, STOP, and glibc's 32 and 33 | cannot be caught | the same |
 //! | all others, the real-time signals too | nothing | to the command |
 //!
-//! PWR and RTMIN+3 are how LXC and images with systemd (kindest/node too) are told to stop.
+//! LXC stops a container with PWR; images with systemd, such as kindest/node, are stopped with RTMIN+3.
 //!
-//! Handlers instead of a blocked mask and sigwait: children inherit a mask, and Go passes it on to
-//! all of its children. A handler is reset by exec.
+//! We use handlers instead of a blocked mask and sigwait, because children inherit a mask (and Go programs pass
+//! it on to theirs), while exec resets handlers.
 
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ use crate::supervisor::stop::{self, Step};
 use crate::supervisor::Init;
 
 const SIGPWR: i32 = libc::SIGPWR;
-/// glibc keeps the first two real-time signals for itself, so that this is RTMIN.
+/// RTMIN: glibc reserves the first two real-time signals.
 const FIRST_REAL_TIME: i32 = 34;
 const LAST_SIGNAL: i32 = 64;
-/// What `systemctl halt` is for a systemd that is PID 1, and `STOPSIGNAL` of images that hold one.
+/// RTMIN+3: makes systemd halt, and so is the `STOPSIGNAL` of images with systemd.
 const HALT: i32 = FIRST_REAL_TIME + 3;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,12 +41,11 @@ enum Action {
     ToDaemon(Signal),
     ToCommand,
     Nothing,
-    /// No handler is there.
+    /// We install no handler.
     Uncaught,
 }
 
-/// What a signal does in a node.
-fn of_node(signal: i32) -> Action {
+fn node_action(signal: i32) -> Action {
     match signal {
         SIGCHLD => Action::Reap,
         SIGTERM | SIGINT | SIGQUIT | SIGPWR | HALT => Action::Stop,
@@ -59,48 +58,47 @@ fn of_node(signal: i32) -> Action {
     }
 }
 
-/// What a signal does beside a user's own command.
-fn of_command(signal: i32) -> Action {
-    match of_node(signal) {
+fn command_action(signal: i32) -> Action {
+    match node_action(signal) {
         kept @ (Action::Reap | Action::Uncaught) => kept,
         _ if [SIGTSTP, SIGTTIN, SIGTTOU].contains(&signal) => Action::Nothing,
         _ => Action::ToCommand,
     }
 }
 
-/// Catches the signals from here on. Called before any thread starts.
+/// Installs the handlers. Call it before any thread starts.
 pub fn register() -> Result<Signals> {
-    let caught = (1..=LAST_SIGNAL).filter(|signal| of_node(*signal) != Action::Uncaught);
+    let caught = (1..=LAST_SIGNAL).filter(|signal| node_action(*signal) != Action::Uncaught);
     Signals::new(caught).map_err(|cause| Error::new(format!("cannot catch signals: {cause}")))
 }
 
-/// What a node makes of the signals that ask for something.
+/// What a node does on the signals that stop or reload it.
 pub struct Plan {
     pub stop: &'static [Step],
-    /// The daemon that SIGHUP tells to read its configuration again.
+    /// The daemon that SIGHUP makes reload its configuration.
     pub reload: &'static str,
-    /// The daemon that SIGUSR1 is handed on to.
+    /// The daemon that gets SIGUSR1.
     pub user_signal: &'static str,
 }
 
-/// The main thread of a node: reaps and acts, for ever. The stop ends the process.
+/// The main thread's loop in a node. It never returns: a stop exits the process.
 pub fn serve(mut signals: Signals, init: &Arc<Init>, plan: &Plan) {
-    // Children that ended before the handler was there.
+    // Reap children that ended before the handler was installed.
     reaper::drain();
     for signal in signals.forever() {
-        match of_node(signal) {
+        match node_action(signal) {
             Action::Reap => reaper::drain(),
             Action::Stop => stop::request(init, signal, plan.stop),
-            Action::ToDaemon(signal) => hand_on(init, plan, signal),
+            Action::ToDaemon(signal) => forward_to_daemon(init, plan, signal),
             Action::ToCommand | Action::Nothing | Action::Uncaught => {}
         }
     }
 }
 
-fn hand_on(init: &Init, plan: &Plan, signal: Signal) {
+fn forward_to_daemon(init: &Init, plan: &Plan, signal: Signal) {
     let name = if signal == Signal::SIGHUP { plan.reload } else { plan.user_signal };
     let Some(daemon) = init.daemon(name) else { return };
-    log::info!(target: "signals", "{signal} handed on to {name}");
+    log::info!(target: "signals", "forwarding {signal} to {name}");
     if signal == Signal::SIGHUP {
         daemon.reload();
     } else {
@@ -108,11 +106,11 @@ fn hand_on(init: &Init, plan: &Plan, signal: Signal) {
     }
 }
 
-/// The main thread beside a user's own command: reaps, and hands the other signals on to it.
+/// The main thread's loop with a user's own command: reaps, and forwards the other signals to it.
 pub fn forward(mut signals: Signals, child: Handle) {
     reaper::drain();
     for signal in signals.forever() {
-        match of_command(signal) {
+        match command_action(signal) {
             Action::Reap => reaper::drain(),
             Action::ToCommand => child.signal_number(signal),
             _ => {}
@@ -145,10 +143,10 @@ mod tests {
         ];
         for (signals, node, command) in &table {
             for signal in *signals {
-                assert_eq!((of_node(*signal), of_command(*signal)), (*node, *command), "signal {signal}");
+                assert_eq!((node_action(*signal), command_action(*signal)), (*node, *command), "signal {signal}");
             }
         }
         let named: std::collections::BTreeSet<i32> = table.iter().flat_map(|(signals, ..)| signals.iter().copied()).collect();
-        assert!((1..FIRST_REAL_TIME).all(|signal| named.contains(&signal)), "the table is whole: {named:?}");
+        assert!((1..FIRST_REAL_TIME).all(|signal| named.contains(&signal)), "the table has every signal: {named:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The end, in the order that the boot hands over, inside the 10 s after which Docker kills the container.
+//! Stops the daemons in the order that `boot` gives, within the 10 s after which Docker kills the container.
 
 use std::sync::Arc;
 use std::thread;
@@ -6,25 +6,24 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::supervisor::daemon::Daemon;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// How one daemon is stopped: asked with SIGTERM, and killed when its time is over.
+/// How to stop one daemon: it gets SIGTERM, and SIGKILL if that takes too long.
 pub struct Step {
     pub daemon: &'static str,
-    /// Called before the daemon is asked.
+    /// Called before SIGTERM.
     pub before: Option<fn()>,
-    /// Called when the daemon has not ended after this long.
+    /// Called if the daemon is still running after this long.
     pub nudge: Option<(Duration, fn())>,
-    /// From then on, until it is killed.
+    /// How long it may take after SIGTERM, or after `nudge` if there is one, before it is killed.
     pub limit: Duration,
 }
 
-/// Begins the stop in a thread of its own; a second request makes it hurry.
+/// Begins the stop in a thread of its own. A second request kills every daemon at once.
 pub fn request(init: &Arc<Init>, signal: i32, order: &'static [Step]) {
     if init.shutdown.request() {
-        log::info!(target: "stop", "asked again: killing everything now");
+        log::info!(target: "stop", "second request: killing everything now");
         return init.daemons().iter().for_each(|daemon| daemon.kill());
     }
     let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
@@ -40,27 +39,27 @@ pub fn request(init: &Arc<Init>, signal: i32, order: &'static [Step]) {
     }
 }
 
-/// Stops whatever runs. Returns the exit status for the caller to end the process with.
+/// Stops everything that runs. Returns the status with which the caller is to exit.
 pub fn everything(init: &Init, order: &[Step]) -> u8 {
     let started = Instant::now();
     init.shutdown.begin();
     let status = init.readiness.end();
     order.iter().for_each(|step| stop_daemon(init, step));
-    reaper::kill_everyone();
+    reaper::kill_all();
     if !init.daemons().is_empty() {
         log::info!(target: "stop", "stopped in {:.1} s", started.elapsed().as_secs_f64());
     }
     status
 }
 
-/// Stops one daemon. The init is stopping.
+/// Stops one daemon. Only while the init is stopping: otherwise it is restarted.
 pub fn stop_daemon(init: &Init, step: &Step) {
     let hurried = |limit| if init.shutdown.hurrying() { Duration::ZERO } else { limit };
     if let Some(before) = step.before {
         before();
     }
     let Some(daemon) = init.daemon(step.daemon) else { return };
-    // Once: a third time, dockerd would quit without its containers.
+    // Only once: on the third SIGTERM, dockerd quits without stopping its containers.
     daemon.signal(Signal::SIGTERM);
     if let Some((patience, nudge)) = step.nudge {
         if daemon.ends_within(hurried(patience)) {
@@ -68,5 +67,5 @@ pub fn stop_daemon(init: &Init, step: &Step) {
         }
         nudge();
     }
-    Daemon::end(&daemon, hurried(step.limit));
+    daemon.wait_or_kill(hurried(step.limit));
 }

@@ -133,7 +133,7 @@ fn sighup_has_docker_read_a_changed_daemon_json() {
     write("{");
     docker(&["kill", "--signal", "HUP", &container.id]).ok();
     wait_for("the log says so", LIMIT, || {
-        container.logs().contains("its settings stay as they are: /etc/docker/daemon.json").then_some(())
+        container.logs().contains("keeping the current configuration: /etc/docker/daemon.json").then_some(())
     });
     assert!(info().contains("changed=yes"));
 }
