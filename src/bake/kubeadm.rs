@@ -1,4 +1,4 @@
-//! kubeadm, driven phase by phase: it makes what any kubeadm cluster has, and kubelet is ours to start.
+//! Runs kubeadm phase by phase: the result is an ordinary kubeadm cluster, but we start kubelet ourselves.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ pub struct Kubeadm {
     version: String,
     dialect: &'static Dialect,
     configuration: String,
-    /// What the control plane runs from, by full name.
+    /// Full names of the images that this version needs.
     images: Vec<String>,
 }
 
@@ -50,18 +50,18 @@ impl Kubeadm {
 
     pub fn pause_image(&self) -> Result<String> {
         let pause = self.images.iter().find(|image| image.contains("/pause:"));
-        pause.cloned().ok_or_else(|| Error::new(format!("kubeadm {} names no pause image", self.version)))
+        pause.cloned().ok_or_else(|| Error::new(format!("kubeadm {} lists no pause image", self.version)))
     }
 
-    /// Checks that every image is there; says whether CoreDNS is, without which the bake goes on.
+    /// Fails if an image is missing. Returns whether CoreDNS is there, which is optional.
     pub fn check_images(&self, loaded: &[String]) -> Result<bool> {
         let (dns, others): (Vec<_>, Vec<_>) = self.images.iter().partition(|image| image.contains(COREDNS));
         if let Some(missing) = others.iter().find(|image| !loaded.contains(image)) {
-            return Err(Error::new(format!("the bundle's images lack {missing}")).advise("Make the bundle anew"));
+            return Err(Error::new(format!("the bundle does not have the image {missing}")).advise("Create the bundle again"));
         }
         let has_dns = dns.iter().any(|image| loaded.contains(image));
         if !has_dns {
-            log::warn!(target: "bake", "the bundle has no CoreDNS image: the cluster gets no DNS but what its manifests bring");
+            log::warn!(target: "bake", "the bundle has no CoreDNS image: the cluster has no DNS unless its manifests include one");
         }
         Ok(has_dns)
     }
@@ -78,17 +78,17 @@ impl Kubeadm {
         self.phase(&[&["control-plane", "all"], flag].concat())?;
         self.phase(&[&["etcd", "local"], flag].concat())?;
         self.phase(&["kubelet-start"])?;
-        keep_kubelets_certificate(&Path::new(KUBELET_DIR).join("config.yaml"))
+        disable_certificate_rotation(&Path::new(KUBELET_DIR).join("config.yaml"))
     }
 
-    /// Tells the API server what a kubeadm cluster has in it.
+    /// Creates the API objects of a kubeadm cluster.
     pub fn set_up_cluster(&self, has_dns: bool) -> Result<()> {
         self.phase(&["upload-config", "all"])?;
         self.phase(&["mark-control-plane"])?;
         self.phase(&["addon", "kube-proxy"])?;
         if has_dns {
             self.phase(&["addon", "coredns"])?;
-            // One is enough, and it is to be seen Ready as soon as it is (kubeadm asks every 10 s).
+            // One replica is enough, and a probe every second, instead of kubeadm's 10 s, shows it Ready without delay.
             let patch = r#"{"spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "coredns", "readinessProbe": {"initialDelaySeconds": 0, "periodSeconds": 1}}]}}}}"#;
             kubectl::run(&["--namespace", "kube-system", "patch", "deployment", "coredns", "--patch", patch], kubectl::APPLY_LIMIT)?;
         }
@@ -102,14 +102,14 @@ impl Kubeadm {
     }
 }
 
-/// kubeadm turns the rotation of kubelet's certificate on, whatever its configuration says. kubelet would
-/// keep a copy of the one that is valid for a year, and ask for new ones that nobody approves.
-fn keep_kubelets_certificate(path: &Path) -> Result<()> {
+/// kubeadm enables certificate rotation for kubelet, whatever its configuration says. kubelet would then keep a copy
+/// of the certificate that is valid for a year, and request new ones that nobody approves.
+fn disable_certificate_rotation(path: &Path) -> Result<()> {
     let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
     write(path, &text.replace("rotateCertificates: true", "rotateCertificates: false"))
 }
 
-/// Only what every supported version understands, but for the dialect's few lines.
+/// kubeadm's configuration. Everything but the dialect's few lines is the same in every supported version.
 fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String], patches: &Path) -> String {
     let Dialect { api, ecdsa, .. } = dialect;
     let patches = match dialect.patches {
@@ -146,7 +146,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /kubelet
 failSwapOn: false
 resolvConf: {RESOLV_CONF}
-{fail_cgroup_v1}# It sees the host's disk, which is not ours to keep clean.
+{fail_cgroup_v1}# kubelet sees the usage of the host's disk, which is not ours to clean up.
 imageGCHighThresholdPercent: 100
 evictionHard:
   imagefs.available: \"0%\"
@@ -157,7 +157,7 @@ apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: iptables
 iptables:
-  # The default of a second is for clusters with thousands of Services, and keeps a new one waiting.
+  # The default of 1 s is for clusters with thousands of Services, and delays new ones.
   minSyncPeriod: 100ms
 conntrack:
   maxPerCore: 0
@@ -165,9 +165,9 @@ conntrack:
     )
 }
 
-/// kubeadm's static pods first pass a startup probe every 10 s and then, some of them, a readiness probe, and
-/// wait for leases that the bake left behind. Patched, the readiness probe begins at once, so that each is
-/// Ready within a second of being so, and the liveness probe after as long as the startup probe would take.
+/// Patches that make kubeadm's static pods Ready sooner. Unpatched, they have a startup probe every 10 s, followed
+/// by a readiness probe in some of them, and wait for leases that the bake has left. The patches replace the startup
+/// probe with a readiness probe every second, and delay the liveness probe as long as the startup probe would.
 fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
     let patch = |name: &str| {
         let container = |path: &str| format!("/spec/containers/0/{path}");
@@ -191,23 +191,23 @@ fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"].map(patch).into()
 }
 
-/// Seconds: as long as kubeadm's startup probes have patience.
+/// Seconds: how long kubeadm lets its startup probes fail.
 const LIVENESS_DELAY: &str = "240";
 
-/// What is added to a static pod's command line.
+/// Flags to add to a static pod's command.
 fn flags(name: &str) -> &'static [&'static str] {
     match name {
-        // Every start throws the data away: nothing is gained by waiting for a disk.
+        // Every start discards the data, so waiting for the disk has no use.
         "etcd" => &["--unsafe-no-fsync=true"],
-        // The pods' addresses are the CNI's to give; the controller that gives nodes a part of them holds
-        // the others up for 10 s (in 1.20), and with them the DNS where its pod has another address now.
+        // CNI assigns the pods' addresses. The controller that allocates node CIDRs delays the other controllers by
+        // 10 s (in 1.20), and with them the endpoints of a DNS pod whose address has changed.
         "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true", "--allocate-node-cidrs=false"],
         "kube-scheduler" => &["--leader-elect=false"],
         _ => &[],
     }
 }
 
-/// One operation of a JSON patch (RFC 6902), as an item of a YAML list.
+/// An `add` operation of a JSON patch (RFC 6902), as an item of a YAML list.
 fn add(path: &str, value: &str) -> String {
     format!("- {{op: add, path: {path}, value: {value}}}\n")
 }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_speaks_the_versions_dialect() {
+    fn the_configuration_is_in_the_versions_dialect() {
         let (old, new) = (rendered("v1.20.2"), rendered("v1.36.2"));
         assert!(old.contains("kubeadm.k8s.io/v1beta2") && !old.contains("failCgroupV1") && !old.contains("patches:"), "{old}");
         assert!(
@@ -241,8 +241,9 @@ mod tests {
             assert!(text.contains("advertiseAddress: 172.99.99.1\n  bindPort: 8443"), "{text}");
         }
     }
+
     #[test]
-    fn each_static_pod_has_one_probe_that_makes_it_ready() {
+    fn each_static_pod_has_one_readiness_probe() {
         for (version, with_their_own) in [("v1.20.2", 1), ("v1.31.14", 2), ("v1.36.2", 3)] {
             let patches = static_pod_patches(dialect(version).unwrap());
             let with = |text: &str| patches.iter().filter(|(_, patch)| patch.contains(text)).count();

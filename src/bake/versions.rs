@@ -1,24 +1,24 @@
-//! What differs between Kubernetes versions: nothing else in the code asks for the version.
+//! The differences between Kubernetes versions. No other code depends on the version.
 
 use crate::error::{Error, Result};
 
-/// How kubeadm and kubelet of one range of versions want to be talked to.
+/// How to configure kubeadm and kubelet of a range of versions.
 #[derive(Debug, PartialEq)]
 pub struct Dialect {
     /// First and last minor version of 1.x.
     minors: (u32, u32),
-    /// Of kubeadm's configuration file.
+    /// The API version of kubeadm's configuration file.
     pub api: &'static str,
     pub patches: Patches,
     /// The line of ClusterConfiguration that makes kubeadm's keys ECDSA (P-256) instead of RSA.
     pub ecdsa: &'static str,
-    /// Whether KubeletConfiguration knows `failCgroupV1` (from 1.31; 1.35 and later refuse v1 without it).
+    /// Whether KubeletConfiguration has `failCgroupV1` (since 1.31). Without it, 1.35 and later refuse cgroup v1.
     pub fail_cgroup_v1: bool,
     /// The static pods for which kubeadm writes a readiness probe.
     pub readiness_probes: &'static [&'static str],
 }
 
-/// Where kubeadm takes the directory of patches for static pods.
+/// How kubeadm is given the directory of patches for static pods.
 #[derive(Debug, PartialEq)]
 pub enum Patches {
     Flag(&'static str),
@@ -52,7 +52,7 @@ pub fn dialect(version: &str) -> Result<&'static Dialect> {
     let minor = version.trim_start_matches('v').strip_prefix("1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
     minor.and_then(|minor| TABLE.iter().find(|row| (row.minors.0..=row.minors.1).contains(&minor))).ok_or_else(|| {
         Error::new(format!("Kubernetes {version} is not supported"))
-            .advise("Supported are 1.31 to 1.36 (and 1.20, for building from Debian alone)")
+            .advise("Supported versions are 1.31 to 1.36, and 1.20 for builds from Debian packages")
     })
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_supported_version_has_its_row() {
+    fn each_supported_version_has_a_dialect() {
         for (version, api) in [("v1.20.2", "v1beta2"), ("v1.31.0", "v1beta4"), ("1.36.2", "v1beta4")] {
             assert!(dialect(version).unwrap().api.ends_with(api), "{version}");
         }

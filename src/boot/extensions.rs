@@ -1,5 +1,5 @@
-//! What the user adds to a cluster that is up, before `kubernetes-ready` says so: manifests in
-//! `/kind/manifests`, then `/kubernetes-ready.sh`, then the scripts in `/kubernetes-ready.d`.
+//! What the user adds to the cluster before `kubernetes-ready`: manifests in `/kind/manifests`, then
+//! `/kubernetes-ready.sh`, then the scripts in `/kubernetes-ready.d`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// The milestone from which on it is the user's own work that readiness waits for.
+/// The milestone at which the cluster is up, and the user's manifests and scripts start.
 pub const CLUSTER_UP: &str = "cluster";
 const WAIT_POLL: Duration = Duration::from_millis(250);
 
-/// What there is to do, in order.
+/// The manifests and scripts, in order.
 #[derive(Debug, Default, PartialEq)]
 struct Work {
     manifests: Vec<PathBuf>,
     scripts: Vec<PathBuf>,
 }
 
-/// Does all of it as soon as the cluster is up, in a thread of its own; where there is nothing, at no cost.
+/// Applies the manifests and runs the scripts once the cluster is up. Starts no thread if there are none.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
     let work = Work::find(Path::new("/"))?;
     if work == Work::default() {
@@ -48,7 +48,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
         }
     };
     let started = thread::Builder::new().name("extensions".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for {READY_SCRIPT}: {cause}")))
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for manifests and scripts: {cause}")))
 }
 
 impl Work {
@@ -64,10 +64,10 @@ impl Work {
         let left = || end.saturating_duration_since(Instant::now());
         if !self.manifests.is_empty() {
             let started = Instant::now();
-            log::info!(target: "manifests", "the cluster is up: applying {} of {MANIFESTS_DIR}", counted(self.manifests.len(), "file"));
+            log::info!(target: "manifests", "the cluster is up: applying {} from {MANIFESTS_DIR}", with_plural(self.manifests.len(), "file"));
             self.manifests.iter().try_for_each(|path| apply(path, left().min(kubectl::APPLY_LIMIT)))?;
             wait_for_everything(init, api, cluster, left())?;
-            log::info!(target: "manifests", "applied, and every workload Ready, in {:.1} s", started.elapsed().as_secs_f64());
+            log::info!(target: "manifests", "applied, and all workloads Ready, after {:.1} s", started.elapsed().as_secs_f64());
             init.readiness.milestone("manifests");
         }
         if !self.scripts.is_empty() {
@@ -79,11 +79,12 @@ impl Work {
     }
 }
 
-fn counted(number: usize, what: &str) -> String {
+fn with_plural(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The files of a folder that may be missing, by name. Links too: a ConfigMap's files are links.
+/// The files with these extensions in a directory that may be missing, sorted by name. Includes symbolic links, as
+/// in a mounted ConfigMap.
 fn files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -120,9 +121,9 @@ fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duratio
     });
     match ready {
         Some(true) => Ok(()),
-        Some(false) => Err(Error::new("stopped")),
+        Some(false) => Err(Error::new("the container is stopping")),
         None => Err(Error::new(format!(
-            "what {MANIFESTS_DIR} holds is not ready after {} s: {}",
+            "the manifests in {MANIFESTS_DIR} are not ready after {} s: {}",
             EXTENSIONS_LIMIT.as_secs(),
             waiting.join(", ")
         ))),
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_there_is_to_do_is_found_in_order() {
+    fn manifests_and_scripts_are_found_in_order() {
         let root = std::env::temp_dir().join(format!("kind-extensions-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         assert_eq!(Work::find(&root).unwrap(), Work::default());
@@ -151,7 +152,7 @@ mod tests {
             "kubernetes-ready.sh",
         ];
         ours.iter().for_each(|name| file(name));
-        // A ConfigMap's own folder, and what is neither.
+        // The directory that a ConfigMap's links point to, and files that are neither manifests nor scripts.
         ["kind/manifests/..data/c.yaml", "kind/manifests/notes.txt", "kubernetes-ready.d/readme"].iter().for_each(|name| file(name));
         std::os::unix::fs::symlink(root.join("kind/manifests/..data/c.yaml"), root.join("kind/manifests/c.yaml")).unwrap();
         let found = Work::find(&root).unwrap();

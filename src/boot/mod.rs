@@ -99,7 +99,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         let removed = containerd::remove_pod_containers()?;
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
-    if let Err(error) = control_plane::hold_back(Path::new(STATIC_POD_DIR)) {
+    if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
         // A manifest that the user has mounted, for example.
         log::warn!(target: "boot", "the whole control plane starts at once: {error}");
     }
@@ -109,7 +109,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         init.readiness.milestone("certificates");
     }
     init.supervise(dockerd)?;
-    if let Err(error) = iptables::lead_to_api_server(&iptables, cluster.static_ip) {
+    if let Err(error) = iptables::redirect_api_service(&iptables, cluster.static_ip) {
         log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
     }
     image_names::keep(init)?;

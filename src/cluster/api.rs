@@ -1,4 +1,4 @@
-//! The API server, asked in-process over one kept connection.
+//! A client for the API server, in this process, with connections that are kept open.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -16,12 +16,12 @@ use crate::config::{API_PORT, KUBELET_PORT, REQUEST_LIMIT};
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY};
 
-/// Bytes, for each connection: of ureq's own 128 KiB the init's connections took 1.5 MB together. The first
-/// must hold an answer's whole head.
+/// Bytes per connection. With ureq's default of 128 KiB the init's connections took 1.5 MB. The input buffer must
+/// hold the whole head of a response.
 const INPUT_BUFFER: usize = 16 << 10;
 const OUTPUT_BUFFER: usize = 8 << 10;
 
-/// Bytes of an error's text that are shown.
+/// Bytes of an error response that an error includes.
 const LONGEST_ERROR: u64 = 16 << 10;
 
 pub struct Api {
@@ -40,7 +40,7 @@ impl Api {
             .root_certs(RootCerts::new_with_certs(&[certificate(CA_CERT)?]))
             .client_cert(Some(ClientCert::new_with_certs(&[certificate(CLIENT_CERT)?], key)))
             .build();
-        // The environment's proxy is for the user's pulls, not for a server on our own address.
+        // The proxy in the environment is for pulling images; this server is on our own address.
         let config = Agent::config_builder().tls_config(tls).proxy(None).http_status_as_error(false);
         let config = config.input_buffer_size(INPUT_BUFFER).output_buffer_size(OUTPUT_BUFFER).build();
         Ok(Api {
@@ -50,24 +50,23 @@ impl Api {
         })
     }
 
-    /// Whether the server says that it can be used.
+    /// Whether the server reports itself ready.
     pub fn is_ready(&self) -> bool {
         self.readiness() == Some(200)
     }
 
-    /// The status with which the server says whether it can be used, when it says anything.
+    /// The HTTP status of `/readyz`, if the server answers.
     pub fn readiness(&self) -> Option<u16> {
         let answer = self.agent.get(format!("{}/readyz", self.base)).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
         answer.ok().map(|answer| answer.status().as_u16())
     }
 
-    /// An object, or a list of them, however long: it is parsed as it arrives, and what nobody names
-    /// is not kept.
+    /// Gets an object or a list of any length. It is parsed while it arrives, and only the fields of `T` are kept.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.get_from(&self.base, path)
     }
 
-    /// The pods that kubelet itself knows, the static ones under the names that it gives them.
+    /// The pods that kubelet itself reports; static ones have the names that kubelet gives them.
     pub fn kubelets_pods(&self) -> Result<Vec<Pod>> {
         self.get_from::<List<Pod>>(&self.kubelet, "/pods").map(|list| list.items)
     }
@@ -80,21 +79,21 @@ impl Api {
         let body = BufReader::new(answer.body_mut().as_reader());
         if status != 200 {
             let mut text = String::new();
-            // What was read before an error is still worth showing.
+            // Keep what was read before an error.
             let _ = body.take(LONGEST_ERROR).read_to_string(&mut text);
-            return Err(Error::new(format!("GET {url} is answered with {status}: {}", text.trim())));
+            return Err(Error::new(format!("GET {url} returned status {status}: {}", text.trim())));
         }
-        serde_json::from_reader(body).map_err(|cause| Error::new(format!("the answer to GET {url} is broken: {cause}")))
+        serde_json::from_reader(body).map_err(|cause| Error::new(format!("the response to GET {url} is not valid: {cause}")))
     }
 
-    /// Deletes an object; one that is gone already counts as deleted.
+    /// Deletes an object. Succeeds if it does not exist.
     pub fn delete(&self, path: &str) -> Result<()> {
         let url = format!("{}{path}", self.base);
         let answer = self.agent.delete(&url).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
         check("DELETE", &url, answer, &[200, 202, 404])
     }
 
-    /// Merges `patch` into an object (RFC 7386).
+    /// Applies a JSON merge patch (RFC 7386) to an object.
     pub fn patch(&self, path: &str, patch: &Value) -> Result<()> {
         let url = format!("{}{path}", self.base);
         let request = self.agent.patch(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
@@ -102,39 +101,40 @@ impl Api {
         check("PATCH", &url, answer, &[200, 201])
     }
 
-    /// Opens a watch, which goes on until the server ends it.
+    /// Opens a watch, which lasts until the server ends it.
     ///
     /// # Errors
-    /// Each event may be one: the connection broke, or the server ended the watch with an error.
+    /// The watch cannot be opened. Each event may be an error too: the connection broke, or the server ended the
+    /// watch with an error.
     pub fn watch<T: DeserializeOwned>(&self, path: &str) -> Result<impl Iterator<Item = Result<Event<T>>>> {
         let url = format!("{}{path}", self.base);
         let answer = self.agent.get(&url).call().map_err(|cause| Error::new(format!("GET {url}: {cause}")))?;
         if answer.status() != 200 {
-            return Err(Error::new(format!("GET {url} is answered with {}", answer.status())));
+            return Err(Error::new(format!("GET {url} returned status {}", answer.status())));
         }
         let lines = BufReader::new(answer.into_body().into_reader()).lines();
         Ok(lines.map(move |line| {
             let line = line.map_err(|cause| Error::new(format!("the watch {url} ended: {cause}")))?;
-            event(&line).ok_or_else(|| Error::new(format!("the API server ended the watch {url}: {line}")))
+            parse_event(&line).ok_or_else(|| Error::new(format!("the API server ended the watch {url}: {line}")))
         }))
     }
 }
 
-/// An event of a watch; `None` for the server's own error, and for what cannot be read.
-fn event<T: DeserializeOwned>(line: &str) -> Option<Event<T>> {
+/// Parses an event of a watch. `None` for an error event, and for what cannot be parsed.
+fn parse_event<T: DeserializeOwned>(line: &str) -> Option<Event<T>> {
     serde_json::from_str(line).ok().filter(|event: &Event<T>| event.kind != "ERROR")
 }
 
-fn check(method: &str, url: &str, answer: std::result::Result<Response<Body>, ureq::Error>, fine: &[u16]) -> Result<()> {
+fn check(method: &str, url: &str, answer: std::result::Result<Response<Body>, ureq::Error>, accepted: &[u16]) -> Result<()> {
     let fail = |cause: ureq::Error| Error::new(format!("{method} {url}: {cause}"));
     let mut answer = answer.map_err(fail)?;
     let status = answer.status().as_u16();
-    // Read to its end in either case, for the connection to be kept.
+    // Read the whole body in any case: otherwise the connection cannot be reused.
     let body = answer.body_mut().read_to_string().map_err(fail)?;
-    if fine.contains(&status) {
+    if accepted.contains(&status) {
         return Ok(());
     }
-    Err(Error::new(format!("{method} {url} is answered with {status}: {}", body.trim())))
+    Err(Error::new(format!("{method} {url} returned status {status}: {}", body.trim())))
 }
 
 #[cfg(test)]
@@ -142,10 +142,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_server_is_not_an_event() {
+    fn an_error_event_is_not_an_event() {
         let pod = r#"{"type": "ADDED", "object": {"metadata": {"name": "a"}}}"#;
-        assert_eq!(event::<Pod>(pod).unwrap().object.metadata.name, "a");
-        assert!(event::<Pod>(r#"{"type": "ERROR", "object": {"kind": "Status", "code": 410}}"#).is_none());
-        assert!(event::<Pod>("").is_none());
+        assert_eq!(parse_event::<Pod>(pod).unwrap().object.metadata.name, "a");
+        assert!(parse_event::<Pod>(r#"{"type": "ERROR", "object": {"kind": "Status", "code": 410}}"#).is_none());
+        assert!(parse_event::<Pod>("").is_none());
     }
 }

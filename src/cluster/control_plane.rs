@@ -1,7 +1,6 @@
-//! The order in which the control plane starts. Four pods at once compete for the CPUs, and three of them
-//! wait for the API server anyway; kubelet looks only once a second whether the API server knows its node,
-//! so an API server that comes a little later costs a second. The controller-manager and the scheduler
-//! begin when it answers.
+//! Starts the controller-manager and the scheduler only once the API server answers. Before that they can only
+//! wait, and compete with it for the CPUs. kubelet checks once a second whether the API server knows its node, so
+//! an API server that starts a little later may cost a whole second.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +9,13 @@ use crate::error::{Error, Result};
 
 const LATE: [&str; 2] = ["kube-controller-manager.yaml", "kube-scheduler.yaml"];
 
-/// Hides what begins later from kubelet, which takes no file whose name begins with a dot.
-pub fn hold_back(manifests: &Path) -> Result<()> {
+/// Hides the manifests that start later: kubelet ignores files whose names begin with a dot.
+pub fn hide_late_manifests(manifests: &Path) -> Result<()> {
     LATE.iter().try_for_each(|name| rename(manifests.join(name), hidden(manifests, name)))
 }
 
-/// Shows kubelet what was held back, in this start or in one that was killed.
-pub fn let_go(manifests: &Path) -> Result<()> {
+/// Undoes `hide_late_manifests`, even that of an earlier start that was killed.
+pub fn show_late_manifests(manifests: &Path) -> Result<()> {
     LATE.iter().try_for_each(|name| rename(hidden(manifests, name), manifests.join(name)))
 }
 
@@ -24,9 +23,9 @@ fn hidden(manifests: &Path, name: &str) -> PathBuf {
     manifests.join(format!(".{name}"))
 }
 
-/// One that is not there is there under the other name, or a user's hook has taken it away.
+/// Does nothing if `from` does not exist: the file already has the other name, or a user's hook has removed it.
 fn rename(from: PathBuf, to: PathBuf) -> Result<()> {
-    // Asked first: on a file system that is read-only, the error would be another one.
+    // Checked beforehand because on a read-only file system rename(2) does not fail with ENOENT.
     if !from.exists() {
         return Ok(());
     }
@@ -45,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn what_begins_later_is_hidden_and_comes_back_after_a_start_that_was_killed_too() {
+    fn late_manifests_are_hidden_and_shown_even_after_a_start_that_was_killed() {
         let directory = std::env::temp_dir().join(format!("kind-control-plane-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         for name in ["etcd.yaml", "kube-apiserver.yaml", "kube-controller-manager.yaml", "kube-scheduler.yaml"] {
@@ -54,11 +53,11 @@ mod tests {
         let whole = names(&directory);
         let early = [".kube-controller-manager.yaml", ".kube-scheduler.yaml", "etcd.yaml", "kube-apiserver.yaml"];
         for _ in 0..2 {
-            hold_back(&directory).unwrap();
+            hide_late_manifests(&directory).unwrap();
             assert_eq!(names(&directory), early);
         }
         for _ in 0..2 {
-            let_go(&directory).unwrap();
+            show_late_manifests(&directory).unwrap();
             assert_eq!(names(&directory), whole);
         }
         assert_eq!(fs::read_to_string(directory.join("kube-scheduler.yaml")).unwrap(), "kube-scheduler.yaml");

@@ -1,4 +1,4 @@
-//! Whether the cluster's DNS answers, asked over UDP (RFC 1035).
+//! Whether the cluster's DNS answers queries over UDP (RFC 1035).
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -13,55 +13,55 @@ const PORT: u16 = 53;
 /// Every cluster has this Service.
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 const HEADER: usize = 12;
-/// How often a question is asked again, and how many of them an answer is still waited for: two
-/// seconds' worth, which a starved machine may need.
+/// The time between two queries, and the number of queries whose answers still count: those of the last two
+/// seconds, which an answer may take on a starved machine.
 const INTERVAL: Duration = Duration::from_millis(50);
 const OUTSTANDING: usize = 40;
-/// How often the sockets are looked at.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often to check the sockets for an answer.
+const CHECK: Duration = Duration::from_millis(5);
 
-/// Asks in a thread of its own whenever the pods have become ready, until there is an answer. So whoever
-/// follows the pods is never kept from seeing one of them die meanwhile.
+/// Queries the DNS whenever the pods have become ready, until there is an answer. It does so in a thread of its
+/// own, so that meanwhile the watch on pods goes on.
 pub fn follow(readiness: &Arc<Readiness>, server: Ipv4Addr) -> Result<()> {
     let readiness = readiness.clone();
     let body = move || {
         while readiness.wait_until(|state| state.pods == Pods::Ready && !state.dns) {
-            ask_until_answered(&readiness, server);
+            query_until_answered(&readiness, server);
         }
     };
     let started = thread::Builder::new().name("dns".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that asks the DNS: {cause}")))
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that queries the DNS: {cause}")))
 }
 
-/// Returns when there is an answer, or no need for one any more.
-fn ask_until_answered(readiness: &Readiness, server: Ipv4Addr) {
+/// Returns when there is an answer, or when none is needed any more.
+fn query_until_answered(readiness: &Readiness, server: Ipv4Addr) {
     let outages = readiness.state().outages;
-    let mut questions = Questions::new(server);
-    while !questions.ask() {
+    let mut queries = Queries::new(server);
+    while !queries.send_and_check() {
         let state = readiness.state();
         if state.ending || state.outages != outages {
             return;
         }
     }
     readiness.milestone("dns");
-    // An answer from before an outage says nothing of what came after it.
+    // An answer from before an outage of the pods does not count.
     readiness.update(|state| state.dns |= state.pods == Pods::Ready && state.outages == outages);
 }
 
-/// Questions for the address of the API server's Service. Until kube-proxy has made its rules they are
-/// lost, and with them whatever waits for an answer: so each is soon followed by another.
-pub struct Questions {
+/// Queries for the address of the API server's Service. They are lost until kube-proxy has made its rules, so
+/// instead of waiting for one answer we keep sending new ones.
+struct Queries {
     server: SocketAddr,
     sockets: VecDeque<UdpSocket>,
 }
 
-impl Questions {
-    pub fn new(server: Ipv4Addr) -> Questions {
-        Questions { server: (server, PORT).into(), sockets: VecDeque::new() }
+impl Queries {
+    fn new(server: Ipv4Addr) -> Queries {
+        Queries { server: (server, PORT).into(), sockets: VecDeque::new() }
     }
 
-    /// Asks once more, and waits for a moment for an answer to this question or an earlier one.
-    pub fn ask(&mut self) -> bool {
+    /// Sends another query, and waits for `INTERVAL` for an answer to any of them.
+    fn send_and_check(&mut self) -> bool {
         if let Ok(socket) = self.send() {
             self.sockets.push_back(socket);
         }
@@ -75,17 +75,17 @@ impl Questions {
             if self.sockets.iter().any(&mut answered) {
                 return true;
             }
-            thread::sleep(LOOK);
+            thread::sleep(CHECK);
         }
         false
     }
 
-    /// Each from a socket of its own: conntrack would keep an old one on the way without kube-proxy.
+    /// Uses a new socket, since conntrack would keep routing an old one as before kube-proxy's rules.
     fn send(&self) -> std::io::Result<UdpSocket> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_nonblocking(true)?;
         socket.connect(self.server)?;
-        socket.send(&question(id(), NAME))?;
+        socket.send(&query(id(), NAME))?;
         Ok(socket)
     }
 }
@@ -95,7 +95,7 @@ fn id() -> u16 {
 }
 
 /// A query for the A record of `name`, recursion desired.
-fn question(id: u16, name: &str) -> Vec<u8> {
+fn query(id: u16, name: &str) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.') {
@@ -107,7 +107,7 @@ fn question(id: u16, name: &str) -> Vec<u8> {
     message
 }
 
-/// Whether the message is a response to `id` without an error and with at least one record.
+/// Whether a message answers query `id` without an error and with at least one record.
 fn has_answer(id: u16, message: &[u8]) -> bool {
     message.len() > HEADER
         && message[..2] == id.to_be_bytes()
@@ -121,29 +121,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_is_laid_out_as_the_rfc_has_it() {
-        let message = question(0x1234, "a.bc");
+    fn a_query_has_the_format_of_the_rfc() {
+        let message = query(0x1234, "a.bc");
         assert_eq!(message, [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1]);
     }
 
     #[test]
-    fn a_question_that_is_lost_is_followed_by_another_and_a_late_answer_counts() {
+    fn a_late_answer_to_an_earlier_query_counts() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut questions = Questions { server: server.local_addr().unwrap(), sockets: VecDeque::new() };
-        assert!(!questions.ask(), "nobody has answered");
-        assert!(!questions.ask(), "nobody has answered");
+        let mut queries = Queries { server: server.local_addr().unwrap(), sockets: VecDeque::new() };
+        assert!(!queries.send_and_check(), "nobody has answered");
+        assert!(!queries.send_and_check(), "nobody has answered");
         let mut message = [0; 512];
-        // The first is answered when the third is asked.
+        // The first query is answered before the third is sent.
         let (length, asker) = server.recv_from(&mut message).unwrap();
         (message[2], message[7]) = (0x84, 1);
         server.send_to(&message[..length], asker).unwrap();
-        assert!(questions.ask());
+        assert!(queries.send_and_check());
     }
 
     #[test]
-    fn only_a_record_in_answer_to_our_question_counts() {
+    fn only_an_answer_to_our_query_with_a_record_counts() {
         let reply = |id: u16, flags: u8, code: u8, count: u8| {
-            let mut message = question(id, NAME);
+            let mut message = query(id, NAME);
             (message[2], message[3], message[7]) = (flags, code, count);
             message
         };

@@ -1,6 +1,6 @@
-//! Whether etcd runs, on which everything else rests. kubelet can tell nobody of its death, since the
-//! API server stores nothing without it, and the watch on pods stays open meanwhile. So a connection is
-//! held to its port for metrics: the kernel closes it in the moment in which the process ends.
+//! Whether etcd runs. The watch on pods cannot tell: without etcd, the API server stores nothing of what kubelet
+//! reports, and the watch stays open. So we keep a connection to etcd's metrics port, which the kernel closes at
+//! the moment the process ends.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
@@ -12,9 +12,9 @@ use crate::cluster::api::Api;
 use crate::error::{Error, Result};
 use crate::supervisor::Init;
 
-/// kubeadm's `--listen-metrics-urls`, of every version; its probes ask there too.
+/// From `--listen-metrics-urls`, which every version of kubeadm sets; etcd's probes use it too.
 const METRICS_PORT: u16 = 2381;
-/// While there is no etcd; a refused connection costs nothing.
+/// How often to try while etcd is down. A refused connection costs nothing.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Follows etcd in a thread that sleeps as long as it runs.
@@ -33,11 +33,11 @@ pub fn follow(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that follows etcd: {cause}")))
 }
 
-/// Returns when the connection is closed. That alone says nothing: a server may close an idle one. But
-/// of a process that ended, the listening socket was closed before.
+/// Returns when the connection is closed. That alone does not mean that etcd has ended, since a server may close
+/// an idle connection; but if it has, its listening socket is closed as well, and connecting fails.
 fn hold(init: &Init, api: &Api, mut connection: TcpStream) {
     if !init.readiness.state().etcd {
-        // It counts when the API server has found it, which says so in its own readiness.
+        // etcd counts only once the API server has connected to it, which its own readiness includes.
         while !api.is_ready() {
             if init.shutdown.stopping() {
                 return;

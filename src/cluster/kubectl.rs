@@ -1,6 +1,6 @@
-//! kubectl, which applies what users write: server-side, so that the size of an object does not matter
-//! (client-side, kubectl keeps a copy in an annotation, which holds 256 KiB; the CRDs of Argo and of
-//! Prometheus are larger). What passes is tried again, and what the API server refuses ends at once.
+//! Runs kubectl, to apply users' manifests. It applies server-side: client-side, kubectl keeps a copy of the object
+//! in an annotation, which holds 256 KiB at most, and the CRDs of Argo and Prometheus are larger. Transient errors
+//! are retried; anything that the API server refuses fails at once.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,15 +12,15 @@ use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 
 const PAUSE: Duration = Duration::from_millis(500);
-/// A kind that was defined a moment ago, a webhook whose pods start, or a namespace's service account
-/// comes within this.
+/// Long enough for a kind that was just defined, a webhook whose pods are starting, or a new namespace's service
+/// account.
 pub const APPLY_LIMIT: Duration = Duration::from_secs(60);
-/// Owner of the fields that we apply.
+/// The owner of the fields that we apply, as `managedFields` shows it.
 const FIELD_MANAGER: &str = "kind";
 
-/// What kubectl says of errors that pass: the server is not there yet or busy, or something that the
-/// object needs is about to appear.
-const PASSING: [&str; 20] = [
+/// Parts of kubectl's messages for transient errors: the server is down or busy, or something that the object needs
+/// does not exist yet.
+const TRANSIENT: [&str; 20] = [
     "no matches for kind",
     "could not find the requested resource",
     "failed calling webhook",
@@ -43,17 +43,17 @@ const PASSING: [&str; 20] = [
     "the object has been modified",
 ];
 
-/// Applies a file. Returns what kubectl says of it, a line for each object.
+/// Applies a file. Returns kubectl's output, a line for each object.
 ///
 /// # Errors
-/// The API server refuses it, or it cannot be applied within `limit`; the error carries kubectl's words.
+/// The API server refuses it, or it cannot be applied within `limit`. The error has kubectl's message.
 pub fn apply(path: &Path, limit: Duration) -> Result<String> {
     let path = path.to_string_lossy();
     let manager = format!("--field-manager={FIELD_MANAGER}");
     run(&["apply", "--server-side", "--force-conflicts", &manager, "-f", &path], limit)
 }
 
-/// Runs kubectl as the cluster's administrator, again while it meets an error that passes.
+/// Runs kubectl as the cluster's administrator. Retries transient errors for up to `limit`.
 pub fn run(arguments: &[&str], limit: Duration) -> Result<String> {
     let mut last = None;
     let done = reaper::poll(PAUSE, limit, || {
@@ -61,7 +61,7 @@ pub fn run(arguments: &[&str], limit: Duration) -> Result<String> {
         command.args(["--kubeconfig", ADMIN_KUBECONFIG]).args(arguments);
         match reaper::run(without_proxy(&mut command)) {
             Ok(said) => Some(Ok(said)),
-            Err(error) if passes(&error.to_string()) => {
+            Err(error) if is_transient(&error.to_string()) => {
                 last = Some(error);
                 None
             }
@@ -71,8 +71,8 @@ pub fn run(arguments: &[&str], limit: Duration) -> Result<String> {
     done.unwrap_or_else(|| Err(last.unwrap_or_else(|| Error::new("kubectl was not run"))))
 }
 
-fn passes(error: &str) -> bool {
-    PASSING.iter().any(|words| error.contains(words))
+fn is_transient(error: &str) -> bool {
+    TRANSIENT.iter().any(|words| error.contains(words))
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_api_server_refuses_is_not_tried_again() {
+    fn only_transient_errors_are_retried() {
         for error in [
             "error: error parsing /m/a.yaml: error converting YAML to JSON: yaml: line 2: mapping values are not allowed in this context",
             "error: unable to decode \"/m/a.yaml\": no kind \"x\" is registered",
@@ -89,7 +89,7 @@ mod tests {
             "Error from server (Forbidden): namespaces \"x\" is forbidden",
             "Error from server (NotFound): error when creating \"a.yaml\": namespaces \"x\" not found",
         ] {
-            assert!(!passes(error), "{error}");
+            assert!(!is_transient(error), "{error}");
         }
         for error in [
             "resource mapping not found for name: \"a\" namespace: \"\" from \"a.yaml\": no matches for kind \"A\" in version \"x/v1\"",
@@ -100,7 +100,7 @@ mod tests {
             "Get \"https://172.99.99.1:8443/api?timeout=32s\": net/http: TLS handshake timeout",
             "Unable to connect to the server: EOF",
         ] {
-            assert!(passes(error), "{error}");
+            assert!(is_transient(error), "{error}");
         }
     }
 }

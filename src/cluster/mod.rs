@@ -1,4 +1,4 @@
-//! The baked cluster: what the bake wrote down of it, and what its API server says now.
+//! The baked cluster: its description from the bake, and what its API server reports now.
 
 pub mod api;
 pub mod control_plane;
@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// What the image holds, as written to `/kind/cluster.json` by the bake.
+/// The cluster in the image, as the bake describes it in `/kind/cluster.json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cluster {
-    /// A name for this bake alone, to recognise a volume that comes back.
+    /// A unique name of this bake, by which a volume from an earlier start is recognised.
     pub bake: String,
     pub kubernetes_version: String,
     #[serde(rename = "staticIP")]
@@ -34,28 +34,28 @@ pub struct Cluster {
     pub pause_image: String,
     /// Every name and address in the API server's certificate.
     pub certificate_names: Vec<String>,
-    /// Where pods ask for names, when the cluster has a DNS.
+    /// The address of the cluster's DNS Service, if it has one.
     pub dns: Option<Ipv4Addr>,
     pub pods: Vec<BakedPod>,
-    /// Ids of the bake's containers: a pod with one of these was not started in this boot.
+    /// Ids of the bake's containers: a pod with one of them has not been started in this boot.
     pub containers: BTreeSet<String>,
 }
 
-/// A pod that the bake left in etcd.
+/// A pod that the bake has left in etcd.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct BakedPod {
     /// `namespace/name`
     pub name: String,
-    /// Made by kubelet from a file: it has the same name in every boot.
+    /// Whether kubelet makes it from a file, under the same name in every boot.
     #[serde(rename = "static")]
     pub is_static: bool,
-    /// What makes another one when it is gone (`pods::owner`).
+    /// The controller that replaces the pod when it is gone (`pods::owner`).
     #[serde(default)]
     pub owner: Option<String>,
 }
 
 impl Cluster {
-    /// Reads the description, or `None` in an image without a cluster.
+    /// Reads the description. `None` in an image without a cluster.
     pub fn load(path: &Path) -> Result<Option<Cluster>> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
@@ -63,7 +63,7 @@ impl Cluster {
             Err(cause) => return Err(Error::io("read", path, cause)),
         };
         serde_json::from_str(&text).map(Some).map_err(|cause| {
-            Error::new(format!("{} is broken: {cause}", path.display())).advise("Bake the image again with this version of kind")
+            Error::new(format!("{} is not valid: {cause}", path.display())).advise("Bake the image again with this version of kind")
         })
     }
 
@@ -94,7 +94,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_cluster_survives_being_written_and_read() {
+    fn what_is_written_is_read_back() {
         let path = std::env::temp_dir().join(format!("kind-cluster-{}.json", std::process::id()));
         for cluster in [cluster(), Cluster { dns: None, ..cluster() }] {
             fs::write(&path, cluster.to_json()).unwrap();

@@ -1,5 +1,5 @@
-//! The thread that follows the cluster: polls until the API server answers, then holds a watch open,
-//! so that `kubernetes-ready` comes and goes with the truth at almost no wakeups.
+//! Follows the cluster: polls until the API server answers, then keeps a watch open, so that `kubernetes-ready` is
+//! always up to date with hardly any wakeups.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 use crate::readiness::Pods;
 use crate::supervisor::Init;
 
-/// A refused connection costs nothing; an API server that starts is asked often to be caught at once.
+/// Often, so that no time is lost once the API server answers; a refused connection costs nothing.
 const POLL: Duration = Duration::from_millis(50);
 
 pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
@@ -22,12 +22,12 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     if let Some(server) = cluster.dns {
         dns::follow(&init.readiness, server)?;
     }
-    let (mut served, mut held_back) = (false, true);
+    let (mut served, mut hidden) = (false, true);
     while !init.shutdown.stopping() {
         let answer = api.readiness();
-        if held_back && answer.is_some() {
-            control_plane::let_go(Path::new(STATIC_POD_DIR))?;
-            held_back = false;
+        if hidden && answer.is_some() {
+            control_plane::show_late_manifests(Path::new(STATIC_POD_DIR))?;
+            hidden = false;
         }
         if answer != Some(200) {
             init.readiness.update(|state| state.api_server = false);
@@ -42,8 +42,8 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
             etcd::follow(init, api.clone())?;
             served = true;
         }
-        // A watch that ends in order wants the list asked again, every half hour or so; or the server
-        // has ended, and the next round finds out.
+        // The server ends each watch after half an hour or so; then list the pods again. If it ended because the
+        // server did, the next round finds out.
         if let Err(error) = follow(init, api, cluster) {
             log::debug!(target: "cluster", "{error}");
             init.readiness.update(|state| state.api_server = false);
@@ -67,7 +67,7 @@ fn follow(init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
     let mut known = pods::Known::new();
     list.items.iter().for_each(|pod| pods::update(&mut known, cluster, pod, false));
     let version = list.metadata.resource_version;
-    // Not kept for as long as the watch is open.
+    // Free the list before the watch, which stays open.
     drop(list.items);
     update_pods(init, cluster, &known);
     for event in api.watch::<Pod>(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {

@@ -1,12 +1,12 @@
-//! The API's objects, as far as they matter here: what is not named is not kept, so that a list of
-//! thousands of pods costs little memory. Field names are the API's own.
+//! The fields of the API's objects that we use. serde skips all others, so that a list of thousands of pods takes
+//! little memory. Field names are those of the API.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/>
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
-/// Go writes an empty list as `null` where the field is not `omitempty`.
+/// Go encodes a nil slice or map as `null` unless the field is `omitempty`.
 fn null_is_empty<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
@@ -94,7 +94,7 @@ pub struct Condition {
 #[serde(default, rename_all = "camelCase")]
 pub struct ContainerStatus {
     pub name: String,
-    /// `containerd://ID`, or empty where there is no container.
+    /// `containerd://ID`, or empty if there is no container yet.
     #[serde(rename = "containerID")]
     pub container_id: String,
     pub state: ContainerState,
@@ -102,7 +102,7 @@ pub struct ContainerStatus {
 }
 
 impl ContainerStatus {
-    /// The container's id without the runtime's prefix, where there is a container.
+    /// The container's id without the runtime's prefix, if there is a container.
     pub fn id(&self) -> Option<&str> {
         self.container_id.split("://").last().filter(|id| !id.is_empty())
     }
@@ -120,7 +120,7 @@ pub struct ContainerState {
 pub struct Reason {
     pub reason: String,
     pub message: String,
-    /// Of a container that has ended.
+    /// Only for a container that has terminated.
     pub exit_code: i64,
 }
 
@@ -157,7 +157,7 @@ pub struct WorkloadSpec {
 pub struct WorkloadStatus {
     pub observed_generation: u64,
     pub ready_replicas: u64,
-    /// These two are a DaemonSet's.
+    /// This and the next are set only for a DaemonSet.
     pub desired_number_scheduled: u64,
     pub number_ready: u64,
 }
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_or_null_is_empty_and_what_is_unknown_is_passed_over() {
+    fn missing_and_null_fields_are_empty_and_unknown_ones_are_skipped() {
         let list: List<Pod> = serde_json::from_str(r#"{"metadata": {"resourceVersion": "7"}, "items": null}"#).unwrap();
         assert_eq!((list.metadata.resource_version.as_str(), list.items.len()), ("7", 0));
         let pod = r#"{"metadata": {"name": "a", "managedFields": [1]}, "status": {"conditions": null, "podIP": "1.2.3.4"}}"#;

@@ -1,17 +1,17 @@
-//! Whether a pod runs in this boot, from what the API server says of it.
+//! Whether a pod runs in this boot, according to the API server, and which pods readiness depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::objects::{Condition, ContainerStatus, Pod};
 use crate::cluster::{BakedPod, Cluster};
 
-/// The label by which a ReplicaSet's name and that of its Deployment differ.
+/// A ReplicaSet's name is that of its Deployment, a hyphen and the value of this label.
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
-/// Why a pod is not ready, or nothing when it is.
+/// `Ok` if a pod is ready, otherwise why it is not.
 pub type State = Result<(), String>;
 
-/// What is kept of a pod.
+/// What we remember of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     pub state: State,
@@ -26,13 +26,13 @@ pub fn is_static(pod: &Pod) -> bool {
     pod.metadata.annotations.contains_key("kubernetes.io/config.mirror")
 }
 
-/// Whether kubelet itself says so of a pod of its own list.
-pub fn comes_from_a_file(pod: &Pod) -> bool {
+/// The same for a pod in kubelet's own list.
+pub fn is_from_file(pod: &Pod) -> bool {
     pod.metadata.annotations.get("kubernetes.io/config.source").is_some_and(|source| source == "file")
 }
 
-/// What makes another pod when this one is gone, such as `Deployment default/app`: the names of its pods
-/// change, it does not.
+/// The controller that replaces the pod when it is gone, such as `Deployment default/app`. Unlike the names of its
+/// pods, its own name does not change.
 pub fn owner(pod: &Pod) -> Option<String> {
     let owner = pod.metadata.owner_references.iter().find(|owner| owner.controller).filter(|_| !is_static(pod))?;
     let hash = pod.metadata.labels.get(TEMPLATE_HASH);
@@ -50,14 +50,14 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses)
 }
 
-/// What the API server says of a pod, given the ids of the bake's containers.
+/// Whether a pod is ready, given the ids of the bake's containers.
 ///
-/// The baked etcd remembers Ready=True and Running from the build. Clocks may lie about when a
-/// container started, but its id is new in every boot.
+/// The baked etcd still has Ready=True and Running from the build. When a container was started cannot tell the
+/// two apart, since clocks may be wrong; its id can, since it is new in every boot.
 pub fn state(pod: &Pod, baked: &BTreeSet<String>) -> State {
     match pod.status.phase.as_str() {
         "Succeeded" => return Ok(()),
-        // Its owner, a Job for example, has another one in its place.
+        // Its owner, a Job for example, replaces it.
         "Failed" if owner(pod).is_some() => return Ok(()),
         _ => {}
     }
@@ -76,7 +76,7 @@ pub fn state(pod: &Pod, baked: &BTreeSet<String>) -> State {
     }
 }
 
-/// Why a pod is not ready in words for people: `state`, and what kubelet and the scheduler say besides.
+/// Why a pod is not ready: the reason of `state`, and the messages of kubelet and the scheduler.
 pub fn explain(pod: &Pod, baked: &BTreeSet<String>) -> State {
     let Err(why) = state(pod, baked) else { return Ok(()) };
     let mut words = vec![why];
@@ -92,14 +92,14 @@ pub fn explain(pod: &Pod, baked: &BTreeSet<String>) -> State {
     Err(words.join("; "))
 }
 
-/// The first line of a message; the rest of a long one is for `kubectl describe`.
+/// The start of a message's first line. `kubectl describe` shows the rest.
 fn first_line(message: &str) -> Option<String> {
     const LONGEST: usize = 300;
     let text = message.lines().next()?;
     (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
 }
 
-/// Keeps what is to know of a pod, where readiness depends on it: it was baked, or has taken the place of one that was.
+/// Remembers a pod if readiness depends on it: if it was baked, or has replaced one that was.
 pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool) {
     let (name, owner) = (pod.metadata.full_name(), owner(pod));
     let matters = |baked: &BakedPod| match &owner {
@@ -109,17 +109,17 @@ pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool)
     if !cluster.pods.iter().any(matters) {
         return;
     }
-    // One with an owner that is on its way out has a successor, or is not wanted any more.
-    let is_leaving = owner.is_some() && pod.metadata.deletion_timestamp.is_some();
-    if is_deleted || is_leaving {
+    // A pod with an owner that is being deleted is replaced, or no longer wanted.
+    let is_terminating = owner.is_some() && pod.metadata.deletion_timestamp.is_some();
+    if is_deleted || is_terminating {
         known.remove(&name);
     } else {
         known.insert(name, Seen { state: explain(pod, &cluster.containers), owner });
     }
 }
 
-/// What is not ready of that which was baked, and why. A pod that the user deleted is not waited for; of
-/// those with an owner, as many as were baked must be Ready, or all where there are fewer by now.
+/// Which baked pods are not ready, and why. A pod that the user has deleted does not count. Of an owner's pods, as
+/// many as were baked must be Ready, or all of them if there are fewer now.
 pub fn waiting(cluster: &Cluster, known: &Known) -> Vec<String> {
     let why = |name: &str, seen: &Seen| seen.state.as_ref().err().map(|why| format!("{name}: {why}"));
     let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
@@ -128,7 +128,7 @@ pub fn waiting(cluster: &Cluster, known: &Known) -> Vec<String> {
         match (&pod.owner, known.get(&pod.name)) {
             (Some(owner), _) => *owners.entry(owner).or_default() += 1,
             (None, Some(seen)) => waiting.extend(why(&pod.name, seen)),
-            (None, None) if pod.is_static => waiting.push(format!("{}: not there", pod.name)),
+            (None, None) if pod.is_static => waiting.push(format!("{}: does not exist", pod.name)),
             (None, None) => {}
         }
     }
@@ -175,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn ready_from_the_bake_is_not_ready() {
+    fn a_pod_that_was_ready_in_the_bake_is_not_ready() {
         assert_eq!(state(&parsed(&pod("old", "True")), &baked()), Err("container etcd: not started in this boot".into()));
         assert_eq!(state(&parsed(&pod("new", "True")), &baked()), Ok(()));
         assert_eq!(state(&parsed(&pod("new", "False")), &baked()), Err("not Ready".into()));
     }
 
     #[test]
-    fn a_pod_that_has_done_its_work_is_not_waited_for() {
+    fn a_completed_pod_is_ready() {
         let mut done = pod("old", "False");
         done["status"]["phase"] = json!("Succeeded");
         assert_eq!(state(&parsed(&done), &baked()), Ok(()));
@@ -215,9 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn a_static_pod_must_be_there_and_another_may_be_gone() {
+    fn a_static_pod_must_exist_and_others_may_be_deleted() {
         let cluster = cluster(&[baked_pod("kube-system/etcd-kind", true, None), baked_pod("default/app", false, None)]);
-        assert_eq!(waiting(&cluster, &Known::new()), ["kube-system/etcd-kind: not there"]);
+        assert_eq!(waiting(&cluster, &Known::new()), ["kube-system/etcd-kind: does not exist"]);
         let etcd = ("kube-system/etcd-kind".to_string(), seen(Ok(()), None));
         assert!(waiting(&cluster, &Known::from([etcd.clone()])).is_empty());
         let app = ("default/app".to_string(), seen(Err("not Ready".into()), None));
@@ -225,16 +225,16 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_is_followed_and_not_the_names_of_its_pods() {
+    fn readiness_follows_a_deployment_and_not_the_names_of_its_pods() {
         let app = "Deployment default/app";
         let cluster = cluster(&[baked_pod("default/app-1-a", false, Some(app)), baked_pod("default/app-1-b", false, Some(app))]);
         let (fine, failing) = (|| seen(Ok(()), Some(app)), || seen(Err("not Ready".into()), Some(app)));
         for (pods, expected) in [
             (vec![], vec![]),
             (vec![("a", fine()), ("b", fine())], vec![]),
-            // The next one fails in the place of one that was baked.
+            // The replacement of a baked pod fails.
             (vec![("a", fine()), ("c", failing())], vec!["c: not Ready"]),
-            // An update that has not got rid of the old ones does no harm, nor does a larger number.
+            // A rollout, or more replicas than were baked.
             (vec![("a", fine()), ("b", fine()), ("c", failing())], vec![]),
             // Scaled down.
             (vec![("a", fine())], vec![]),
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_successor_of_a_baked_pod_matters_and_the_users_own_do_not() {
+    fn readiness_depends_on_replacements_of_baked_pods_and_not_on_the_users_own() {
         let mut pod = json!({"metadata": {"namespace": "default", "name": "app-2-c", "labels": {"pod-template-hash": "2"},
             "ownerReferences": [{"kind": "ReplicaSet", "name": "app-2", "controller": true}]}});
         assert_eq!(owner(&parsed(&pod)).as_deref(), Some("Deployment default/app"));
@@ -256,15 +256,15 @@ mod tests {
         assert!(known.contains_key("default/app-2-c"));
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         update(&mut known, &cluster, &parsed(&pod), false);
-        assert!(known.is_empty(), "it is on its way out");
+        assert!(known.is_empty(), "it is being deleted");
         pod["metadata"]["ownerReferences"][0]["name"] = json!("other-2");
         pod["metadata"]["deletionTimestamp"] = Value::Null;
         update(&mut known, &cluster, &parsed(&pod), false);
-        assert!(known.is_empty(), "another Deployment's");
+        assert!(known.is_empty(), "it belongs to another Deployment");
     }
 
     #[test]
-    fn an_owner_is_what_would_make_the_next_pod() {
+    fn the_owner_is_the_controller_that_makes_the_next_pod() {
         let owner = |kind: &str, name: &str, hash: Value| {
             let references = json!([{"kind": "Other", "name": "x"}, {"kind": kind, "name": name, "controller": true}]);
             owner(&parsed(
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_explained_with_the_words_of_those_who_know() {
+    fn an_explanation_has_the_messages_of_kubelet_and_the_scheduler() {
         let unscheduled = json!({"status": {"phase": "Pending", "conditions": [
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory."},
         ]}});

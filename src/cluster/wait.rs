@@ -1,5 +1,5 @@
-//! Waiting until everything in the cluster is Ready: for the bake, for the manifests of a boot, and for
-//! `kind status`.
+//! What in the cluster is not Ready, and waiting until everything is: for the bake, for the user's manifests, and
+//! for `kind status`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub fn for_everything(init: &Init, api: &Api) -> Result<()> {
 fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
     let mut last = vec![];
     let ready = reaper::poll(POLL, CLUSTER_LIMIT, || {
-        // A daemon that was given up ends the wait; its failure was logged.
+        // A failure ends the wait. It was logged when it happened.
         if init.shutdown.stopping() || init.readiness.state().failure.is_some() {
             return Some(false);
         }
@@ -35,12 +35,12 @@ fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
     });
     match ready {
         Some(true) => Ok(()),
-        Some(false) => Err(Error::new("a daemon failed")),
+        Some(false) => Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping")),
         None => Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), last.join(", ")))),
     }
 }
 
-/// What is not Ready, and why; `baked` are ids of containers that count as not started.
+/// What is not Ready, and why. Containers with an id in `baked` count as not started.
 pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
     let mut unready = vec![];
     for node in api.get::<List<Node>>("/api/v1/nodes")?.items {
@@ -48,7 +48,7 @@ pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
             unready.push("the node".to_string());
         }
     }
-    // A workload that was just applied has no pods yet.
+    // A workload that was just applied has no pods yet, so the list of pods is not enough.
     for kind in ["daemonsets", "deployments", "statefulsets"] {
         for Workload { metadata, spec, status } in api.get::<List<Workload>>(&format!("/apis/apps/v1/{kind}"))?.items {
             let (wanted, ready) = match kind {
@@ -61,11 +61,11 @@ pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
         }
     }
     let pods = api.get::<List<Pod>>("/api/v1/pods")?.items;
-    // kubelet tells the API server of its static pods some time after it has started them.
-    for pod in api.kubelets_pods()?.iter().filter(|pod| pods::comes_from_a_file(pod)) {
+    // kubelet reports static pods to the API server some time after it has started them.
+    for pod in api.kubelets_pods()?.iter().filter(|pod| pods::is_from_file(pod)) {
         let name = pod.metadata.full_name();
         if !pods.iter().any(|pod| pod.metadata.full_name() == name) {
-            unready.push(format!("{name}: not there"));
+            unready.push(format!("{name}: does not exist"));
         }
     }
     for pod in &pods {

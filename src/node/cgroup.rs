@@ -1,7 +1,7 @@
-//! cgroups(7), made ready for daemons that make cgroups of their own.
+//! Prepares cgroups(7) for daemons that create cgroups of their own.
 //!
-//! Version 2: a cgroup with processes in it cannot hand controllers to its children ("no internal
-//! processes"), so ours move into `/init`. Version 1: `/kubelet` is made in every hierarchy.
+//! Version 2: a cgroup with processes in it cannot enable controllers for its children ("no internal processes"),
+//! so we move ours into `/init`. Version 1: we create `/kubelet` in every hierarchy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,23 +18,23 @@ const CGROUP_DIR: &str = "/sys/fs/cgroup";
 const KUBELET_CGROUP: &str = "kubelet";
 /// dockerd's default `cgroup-parent` with the driver cgroupfs.
 const DOCKER_CGROUP: &str = "docker";
-/// `docker exec` and health checks put processes into the root at any moment, so moving them is retried.
-const NEST_LIMIT: Duration = Duration::from_secs(5);
+/// How long to retry, since `docker exec` and health checks may put processes into the root at any moment.
+const ENABLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How the kernel's cgroups are mounted.
 #[derive(Debug, PartialEq)]
 enum Layout {
     /// One hierarchy at `/sys/fs/cgroup`.
     V2,
-    /// One mount for each controller: its mount point and the options that name the controller.
+    /// Mounts by controller: the mount point, and the options that name the controllers.
     V1(Vec<(PathBuf, String)>),
 }
 
-/// Makes the cgroup that we were started in the root of what this container sees.
+/// Enters a cgroup namespace whose root is our own cgroup, unless we are in one.
 ///
-/// In a Kubernetes pod and under cgroup v1 a container shares the host's cgroup namespace, and
-/// moving "every process of the root" would reach the host's own. Called before any thread starts:
-/// unshare(2) affects the calling thread only.
+/// In a Kubernetes pod and under cgroup v1 a container shares the host's cgroup namespace, and moving every process
+/// of the root would move the host's own. Must run before any thread starts: unshare(2) changes only the calling
+/// thread.
 pub fn enter_own_namespace() -> Result<()> {
     let own = fs::read_to_string("/proc/self/cgroup").map_err(|cause| Error::io("read", "/proc/self/cgroup", cause))?;
     if is_root(&own) {
@@ -52,25 +52,25 @@ fn is_root(own: &str) -> bool {
     own.lines().all(|line| line.splitn(3, ':').nth(2) == Some("/"))
 }
 
-/// A cgroup mount shows the namespace that it was made in, so the old one is replaced.
+/// Mounts cgroups again: a mount shows the namespace in which it was made.
 fn remount(target: &Path, kind: &str, options: Option<&str>) -> Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    // Where the old mount is busy, the new one lies over it.
+    // If the old mount is busy, the new one covers it.
     let _ = umount2(target, MntFlags::MNT_DETACH);
     mount(Some(kind), target, Some(kind), flags, options).map_err(|cause| Error::io(&format!("mount {kind} on"), target, cause))
 }
 
-/// Makes `/kubelet` with every controller, in a hierarchy where containers can be started.
+/// Creates `/kubelet` with every controller enabled.
 pub fn prepare() -> Result<()> {
     match layout()? {
         Layout::V2 => {
-            nest()?;
+            enable_controllers()?;
             make_dir(&Path::new(CGROUP_DIR).join(KUBELET_CGROUP))
         }
         Layout::V1(mounts) => mounts.iter().try_for_each(|(hierarchy, _)| {
             let kubelet = hierarchy.join(KUBELET_CGROUP);
             make_dir(&kubelet)?;
-            // A cpuset starts empty, and an empty one refuses processes with ENOSPC.
+            // A new cpuset is empty, and adding a process to an empty one fails with ENOSPC.
             ["cpuset.cpus", "cpuset.mems"].iter().try_for_each(|file| copy_setting(hierarchy, &kubelet, file))
         }),
     }
@@ -89,7 +89,7 @@ pub fn processes_of_docker() -> Vec<i32> {
 fn processes_below(cgroup: &str) -> Vec<i32> {
     let roots = match layout() {
         Ok(Layout::V2) => vec![PathBuf::from(CGROUP_DIR)],
-        // Each hierarchy holds all of them: one is enough.
+        // Every hierarchy has all processes, so one is enough.
         Ok(Layout::V1(mounts)) => mounts.into_iter().map(|(path, _)| path).filter(|path| path.ends_with("pids")).collect(),
         Err(_) => vec![],
     };
@@ -110,16 +110,17 @@ fn collect_processes(cgroup: &Path, pids: &mut Vec<i32>) {
     }
 }
 
-fn nest() -> Result<()> {
+/// Moves every process out of the root, and enables all controllers there.
+fn enable_controllers() -> Result<()> {
     let root = Path::new(CGROUP_DIR);
     let init = root.join("init");
     make_dir(&init)?;
     let controllers = fs::read_to_string(root.join("cgroup.controllers")).map_err(|cause| Error::io("read", root, cause))?;
     let enable = controllers.split_whitespace().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
     let mut last = None;
-    reaper::poll(Duration::from_millis(5), NEST_LIMIT, || {
+    reaper::poll(Duration::from_millis(5), ENABLE_LIMIT, || {
         for pid in fs::read_to_string(root.join("cgroup.procs")).unwrap_or_default().lines() {
-            // A process that ended meanwhile needs no move.
+            // Fails if the process has ended meanwhile.
             let _ = fs::write(init.join("cgroup.procs"), pid);
         }
         match fs::write(root.join("cgroup.subtree_control"), &enable) {
@@ -137,7 +138,7 @@ fn nest() -> Result<()> {
 
 fn make_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|cause| {
-        Error::io("make the cgroup", path, cause).advise("Start the container with `--privileged`, which makes cgroups writable")
+        Error::io("create the cgroup", path, cause).advise("Start the container with `--privileged`, which makes cgroups writable")
     })
 }
 
@@ -154,7 +155,7 @@ fn layout() -> Result<Layout> {
     })
 }
 
-/// Reads `/proc/self/mountinfo`, proc_pid_mountinfo(5).
+/// Parses `/proc/self/mountinfo`, proc_pid_mountinfo(5).
 fn parse_layout(mounts: &str) -> Option<Layout> {
     let mut v1 = Vec::new();
     for line in mounts.lines() {
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cgroup_path_is_the_root_or_it_is_not() {
+    fn the_root_is_recognised_in_proc_self_cgroup() {
         for (text, root) in [
             ("0::/\n", true),
             ("9:name=systemd:/\n8:pids:/\n0::/\n", true),

@@ -1,5 +1,5 @@
-//! Persistent volumes that pods can write: kube-controller-manager's host-path provisioner makes
-//! directories of mode 0750 owned by root, and a pod that is not root could not use them.
+//! Makes persistent volumes writable: kube-controller-manager's host-path provisioner creates directories of mode
+//! 0750 owned by root, which a pod that does not run as root cannot use.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +11,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::config::HOSTPATH_DIR;
 use crate::error::{Error, Result};
 
-/// Like /tmp itself, without the sticky bit: pods of any user share a volume's files.
+/// The mode of /tmp without the sticky bit, since pods of different users share the files of a volume.
 const MODE: u32 = 0o777;
 
-/// Opens new volumes to everyone as they appear, in a thread that sleeps until one does.
+/// Starts a thread that makes each new volume writable. It sleeps until one appears.
 pub fn watch() -> Result<()> {
     let fail = |cause| Error::io("watch", HOSTPATH_DIR, cause);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(fail)?;
@@ -22,23 +22,23 @@ pub fn watch() -> Result<()> {
     let watch = move || loop {
         match inotify.read_events() {
             Ok(events) => {
-                events.iter().filter_map(|event| event.name.as_ref()).for_each(|name| open_up(&Path::new(HOSTPATH_DIR).join(name)))
+                events.iter().filter_map(|event| event.name.as_ref()).for_each(|name| make_writable(&Path::new(HOSTPATH_DIR).join(name)))
             }
             Err(nix::errno::Errno::EINTR) => {}
             Err(cause) => {
-                return log::error!(target: "volumes", "cannot watch {HOSTPATH_DIR}: {cause}: pods that are not root cannot write new volumes")
+                return log::error!(target: "volumes", "cannot watch {HOSTPATH_DIR}: {cause}. Pods that do not run as root cannot write to new volumes")
             }
         }
     };
     let started = thread::Builder::new().name("volumes".into()).spawn(watch);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for volumes: {cause}")))
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that makes volumes writable: {cause}")))
 }
 
-fn open_up(path: &Path) {
+fn make_writable(path: &Path) {
     if let Err(cause) = fs::set_permissions(path, Permissions::from_mode(MODE)) {
-        // A volume may be deleted as soon as it was made.
+        // A volume may be deleted right after it was created.
         if cause.kind() != std::io::ErrorKind::NotFound {
-            log::warn!(target: "volumes", "cannot open {} to everyone: {cause}", path.display());
+            log::warn!(target: "volumes", "cannot make {} writable: {cause}", path.display());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! iptables(8) has two backends, nft and legacy, that do not see each other's rules: all daemons in one
-//! network namespace must use the same one, which is chosen as docker:dind chooses it.
+//! iptables(8) has two backends, nft and legacy, which do not see each other's rules. All daemons in a network
+//! namespace must use the same one; we choose it as docker:dind does.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -12,18 +12,18 @@ use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::supervisor::reaper;
 
-/// Not empty: legacy. Empty: the image's own, which is nft. Not set: what works.
+/// Not empty: legacy. Empty: the image's default, which is nft. Not set: the one that works.
 const VARIABLE: &str = "DOCKER_IPTABLES_LEGACY";
-/// Where docker:dind has links with the usual names to the legacy programs.
+/// Where docker:dind has links to the legacy programs under the usual names.
 const DIND_DIR: &str = "/usr/local/sbin/.iptables-legacy";
 const PROGRAMS: [&str; 6] = ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
-/// Tables of the legacy backend that somebody has made in this network namespace.
+/// These list the legacy backend's tables in this network namespace, if there are any.
 const LEGACY_TABLES: [&str; 3] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names", "/proc/net/arp_tables_names"];
 
 /// The backend that the daemons use.
 #[derive(Clone, Debug, Default)]
 pub struct Iptables {
-    /// Goes first on the daemons' PATH, where it has to be the legacy one.
+    /// With the legacy backend, the directory that goes first on the daemons' PATH.
     legacy: Option<PathBuf>,
 }
 
@@ -42,18 +42,18 @@ pub fn choose(config: &Config) -> Result<Iptables> {
         load(&["ip_tables", "ip6_tables"]);
         find("iptables-legacy").is_some_and(|program| works(&program.to_string_lossy()))
     };
-    let Some(why) = legacy(wanted.as_deref(), tables, nft_works, legacy_works) else { return Ok(Iptables::default()) };
+    let Some(why) = why_legacy(wanted.as_deref(), tables, nft_works, legacy_works) else { return Ok(Iptables::default()) };
     load(&["ip_tables", "ip6_tables"]);
     let legacy = legacy_directory(&config.path(RUN_DIR))?;
     match legacy {
         Some(_) => log::info!(target: "network", "iptables-legacy is used: {why}"),
-        None => log::warn!(target: "network", "{why}, but this image has no iptables-legacy: its iptables is used"),
+        None => log::warn!(target: "network", "{why}, but this image has no iptables-legacy: using its iptables"),
     }
     Ok(Iptables { legacy })
 }
 
 impl Iptables {
-    /// Lets a command, and what it starts, find the chosen backend.
+    /// Makes a command and its children use the chosen backend.
     pub fn put_on_path_of(&self, command: &mut Command) {
         if let Some(directory) = &self.legacy {
             let path = std::env::var("PATH").unwrap_or_default();
@@ -62,9 +62,9 @@ impl Iptables {
     }
 }
 
-/// Leads the API server's Service to the API server until kube-proxy does. A pod that asks it before that,
-/// as the DNS does first of all, would lose its first packet, and TCP sends another only after a second.
-pub fn lead_to_api_server(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()> {
+/// Redirects the API server's Service to the API server until kube-proxy does. Otherwise a pod that connects before
+/// that, as CoreDNS does, loses its first packet, and TCP retransmits only after a second.
+pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()> {
     let to = format!("{static_ip}:{API_PORT}");
     let service = API_SERVICE_IP.to_string();
     for chain in ["PREROUTING", "OUTPUT"] {
@@ -74,7 +74,7 @@ pub fn lead_to_api_server(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()
             iptables.put_on_path_of(&mut command);
             reaper::run(command.args(["--wait", "-t", "nat", verb]).args(rule))
         };
-        // In a pod's network namespace, an earlier start of the container may have left it.
+        // A pod's network namespace outlives the container, so an earlier start may have added the rule.
         if run("--check").is_err() {
             run("--append")?;
         }
@@ -82,8 +82,8 @@ pub fn lead_to_api_server(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()
     Ok(())
 }
 
-/// Why it has to be the legacy backend, if it has to.
-fn legacy(
+/// Why the legacy backend must be used, or `None` for the default.
+fn why_legacy(
     wanted: Option<&str>,
     tables: bool,
     nft_works: impl FnOnce() -> bool,
@@ -92,21 +92,21 @@ fn legacy(
     match wanted {
         Some("") => None,
         Some(_) => Some("DOCKER_IPTABLES_LEGACY is set"),
-        None if tables => Some("this network namespace has rules of it"),
+        None if tables => Some("this network namespace has legacy rules"),
         None if nft_works() => None,
         None => legacy_works().then_some("nft does not work here"),
     }
 }
 
-/// Asking for an interface of a module's name makes the kernel load it without /lib/modules.
+/// Loads kernel modules even without /lib/modules: the kernel does so itself when asked for an interface of that name.
 fn load(modules: &[&str]) {
     for module in modules {
-        // There is no such interface: the answer is always an error.
+        // Always fails: there is no such interface.
         let _ = reaper::run(Command::new("ip").args(["link", "show", module]));
     }
 }
 
-/// A directory in which the legacy programs have the usual names.
+/// A directory with the legacy programs under their usual names.
 fn legacy_directory(run: &Path) -> Result<Option<PathBuf>> {
     if Path::new(DIND_DIR).join(PROGRAMS[0]).exists() {
         return Ok(Some(DIND_DIR.into()));
@@ -145,7 +145,7 @@ mod tests {
             (None, false, false, true, true),
             (None, false, false, false, false),
         ] {
-            let chosen = legacy(wanted, tables, || nft, || legacy_works);
+            let chosen = why_legacy(wanted, tables, || nft, || legacy_works);
             assert_eq!(chosen.is_some(), expected, "{wanted:?} {tables} {nft} {legacy_works}");
         }
     }

@@ -1,4 +1,4 @@
-//! Limits of the kernel that a node with many pods meets, raised where they can be, and never lowered.
+//! Raises limits of the kernel that a node with many pods reaches. Never lowers one.
 
 use std::fs;
 
@@ -7,11 +7,11 @@ use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use crate::config::Config;
 
 const SYSCTL_DIR: &str = "/proc/sys";
-/// Where each is from: kind.sigs.k8s.io/docs/user/known-issues (pods with "too many open files"), and what
-/// databases and search engines ask for (elastic.co, "Increase virtual memory").
+/// The inotify limits are from kind.sigs.k8s.io/docs/user/known-issues (pods with "too many open files"), the last
+/// is what databases and search engines ask for (elastic.co, "Increase virtual memory").
 const SYSCTLS: [(&str, u64); 3] =
     [("fs/inotify/max_user_instances", 8192), ("fs/inotify/max_user_watches", 524_288), ("vm/max_map_count", 262_144)];
-/// Open files: fewer than the first are too few for containerd with many pods, the second is Docker's own limit.
+/// Open files per process: below the first, containerd runs out with many pods; the second is Docker's own limit.
 const FEW_FILES: u64 = 65_536;
 const FILES: u64 = 1_048_576;
 
@@ -21,28 +21,29 @@ pub fn raise(config: &Config) {
         let current = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
         let Some(value) = current.and_then(|current| raised(current, wanted)) else { continue };
         match fs::write(&path, value.to_string()) {
-            Ok(()) => log::debug!(target: "limits", "{name} raised to {value}"),
-            Err(cause) => log::info!(target: "limits", "{name} stays at {}: {cause}", current.unwrap_or_default()),
+            Ok(()) => log::debug!(target: "limits", "raised {name} to {value}"),
+            Err(cause) => log::info!(target: "limits", "cannot raise {name} above {}: {cause}", current.unwrap_or_default()),
         }
     }
     raise_files();
 }
 
-/// Containers inherit it. The soft limit stays: programs that close all they may have open are slow with a high one.
+/// Raises the hard limit, which containers inherit. The soft limit stays, since some programs close every possible
+/// descriptor, which takes long with a high one.
 fn raise_files() {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     if hard >= FEW_FILES {
         return;
     }
     match setrlimit(Resource::RLIMIT_NOFILE, soft, FILES) {
-        Ok(()) => log::debug!(target: "limits", "open files raised from {hard} to {FILES}"),
+        Ok(()) => log::debug!(target: "limits", "raised the limit of open files from {hard} to {FILES}"),
         Err(cause) => {
-            log::debug!(target: "limits", "no more than {hard} open files for each process ({cause}): docker run --ulimit nofile={FILES}")
+            log::debug!(target: "limits", "cannot raise the limit of {hard} open files per process: {cause}. docker run --ulimit nofile={FILES}")
         }
     }
 }
 
-/// The value to write, where the current one is lower. 0 may mean that there is no limit.
+/// The value to write if the current one is lower. 0 may mean that there is no limit.
 fn raised(current: u64, wanted: u64) -> Option<u64> {
     (current != 0 && current < wanted).then_some(wanted)
 }
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_raised_and_never_lowered() {
+    fn a_limit_is_never_lowered() {
         for (current, wanted, expected) in [(128, 8192, Some(8192)), (8192, 8192, None), (1 << 30, 8192, None), (0, 8192, None)] {
             assert_eq!(raised(current, wanted), expected, "{current}");
         }

@@ -1,4 +1,4 @@
-//! What the machine must look like before the daemons start.
+//! Prepares the machine for the daemons.
 
 pub mod capacity;
 pub mod cgroup;
@@ -23,7 +23,7 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 
-/// Refuses to go on without the privileges that nothing here works without.
+/// Fails unless the container has the privileges that Docker and Kubernetes need.
 pub fn require_privileges() -> Result<()> {
     if has_capability(CAP_SYS_ADMIN) && has_capability(CAP_NET_ADMIN) {
         return Ok(());
@@ -32,7 +32,7 @@ pub fn require_privileges() -> Result<()> {
         .advise("Start it with `docker run --privileged` (in a Kubernetes pod: securityContext.privileged: true)"))
 }
 
-/// Some hosts withhold CAP_SYS_RESOURCE even from privileged containers; no oom_score_adj can be lowered then.
+/// Some hosts withhold CAP_SYS_RESOURCE even from privileged containers, which then cannot lower an oom_score_adj.
 pub fn can_lower_oom_score() -> bool {
     has_capability(CAP_SYS_RESOURCE)
 }

@@ -1,4 +1,4 @@
-//! The mounts that a node needs and that a fresh container lacks.
+//! The mounts and device files that a node needs and a new container does not have.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 
 const NONE: Option<&str> = None;
 
-/// Mounts that Docker alone needs as well.
+/// Mounts that Docker needs, even without a cluster.
 pub fn prepare() -> Result<()> {
     // Volumes with Bidirectional or HostToContainer propagation need a shared root.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SHARED, NONE)
         .map_err(|cause| Error::io("make mounts shared below", "/", cause))?;
-    // As dind does: without it AppArmor and others cannot be seen; some hosts have none.
+    // As dind does: Docker looks for AppArmor there. Some hosts do not have it.
     let security = "/sys/kernel/security";
     if Path::new(security).exists() && !is_mount_point(security) {
         let _ = mount(Some("none"), security, Some("securityfs"), MsFlags::empty(), NONE);
@@ -24,21 +24,21 @@ pub fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Mounts that the cluster needs.
+/// Mounts and files that the cluster needs.
 pub fn prepare_for_cluster() -> Result<()> {
-    // Sockets, pid files and network namespaces of a former start must not be taken for live ones.
+    // Hide sockets, pid files and network namespaces of an earlier start, which the daemons would take for live ones.
     if has_mounts_below("/run") {
-        // What the user mounted there, a secret for example, must stay visible.
+        // A mount of the user's there, such as a secret, must stay visible.
         ["/run/containerd", "/run/docker", "/run/cni", "/run/netns", RUN_DIR].iter().try_for_each(|part| tmpfs(part, "mode=755"))?;
         let _ = fs::remove_file("/run/docker.pid");
     } else {
         tmpfs("/run", "mode=755")?;
     }
-    // kubelet reads the kernel's log and does not start without it.
+    // kubelet does not start without the kernel's log.
     if !Path::new("/dev/kmsg").exists() {
-        symlink("/dev/console", "/dev/kmsg").map_err(|cause| Error::io("make", "/dev/kmsg", cause))?;
+        symlink("/dev/console", "/dev/kmsg").map_err(|cause| Error::io("create", "/dev/kmsg", cause))?;
     }
-    // The node's identity, which containers of one image must not share.
+    // The node's identity: containers of one image must not share it.
     let uuid = "/proc/sys/kernel/random/uuid";
     let id = fs::read_to_string(uuid).map_err(|cause| Error::io("read", uuid, cause))?.replace('-', "");
     fs::write("/etc/machine-id", id).map_err(|cause| Error::io("write", "/etc/machine-id", cause))
@@ -53,18 +53,18 @@ pub fn tmpfs(target: &str, options: &str) -> Result<()> {
 pub fn bind(source: &Path, target: &str) -> Result<()> {
     make_dir(target)?;
     mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)
-        .map_err(|cause| Error::io(&format!("bind {} to", source.display()), target, cause))
+        .map_err(|cause| Error::io(&format!("bind-mount {} on", source.display()), target, cause))
 }
 
 pub fn make_dir(path: impl AsRef<Path>) -> Result<()> {
-    fs::create_dir_all(&path).map_err(|cause| Error::io("make the directory", &path, cause))
+    fs::create_dir_all(&path).map_err(|cause| Error::io("create the directory", &path, cause))
 }
 
 fn is_mount_point(path: &str) -> bool {
     mount_points().iter().any(|point| point == path)
 }
 
-/// Whether `path` or anything below it is a mount.
+/// Whether `path` or anything below it is a mount point.
 fn has_mounts_below(path: &str) -> bool {
     mount_points().iter().any(|point| Path::new(point).starts_with(path))
 }

@@ -1,5 +1,5 @@
-//! Directories that are written often: they lie on the volume or in memory, never on the image's
-//! overlay, and begin every start as the bake left them.
+//! Directories that are written often. They are on the volume or in memory instead of the image's overlay, and
+//! every start begins with the contents that the bake has saved.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ struct Scratch {
     name: &'static str,
     target: &'static str,
     medium: Medium,
-    /// What the bake keeps of it, relative to the target.
+    /// What the bake saves of it, relative to the target.
     seed: &'static [&'static str],
 }
 
@@ -25,15 +25,15 @@ enum Medium {
 }
 
 const ALL: [Scratch; 4] = [
-    // etcd writes little and syncs often; a cluster that is thrown away needs no disk for it.
+    // etcd writes little but syncs often, and a cluster that is thrown away needs nothing of it on disk.
     Scratch { name: "etcd", target: ETCD_DIR, medium: Medium::Memory, seed: &["."] },
-    // The rest of it are pods' directories, which belong to one boot.
+    // The rest are the directories of pods, which are of no use in another boot.
     Scratch { name: "kubelet", target: KUBELET_DIR, medium: Medium::Volume, seed: &["config.yaml", "kubeadm-flags.env", "pki"] },
     Scratch { name: "pod-logs", target: POD_LOG_DIR, medium: Medium::Volume, seed: &[] },
     Scratch { name: "hostpath", target: HOSTPATH_DIR, medium: Medium::Volume, seed: &["."] },
 ];
 
-/// Mounts every directory, empty but for what the bake kept.
+/// Mounts every directory with what the bake has saved, and nothing else.
 pub fn mount_all() -> Result<()> {
     for scratch in &ALL {
         match scratch.medium {
@@ -47,15 +47,15 @@ pub fn mount_all() -> Result<()> {
                 mounts::bind(&source, scratch.target)?;
             }
         }
-        let seed = seed(scratch);
-        if seed.exists() {
-            reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(seed).args(["-C", scratch.target]))?;
+        let archive = seed_archive(scratch);
+        if archive.exists() {
+            reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(archive).args(["-C", scratch.target]))?;
         }
     }
     Ok(())
 }
 
-/// Keeps in the image what the next start begins with. The daemons have stopped.
+/// Saves in the image what the next start begins with. The daemons must have stopped.
 pub fn save_seeds() -> Result<()> {
     for scratch in &ALL {
         let copied = Path::new(SEED_DIR).join(scratch.name);
@@ -63,13 +63,13 @@ pub fn save_seeds() -> Result<()> {
             let from = Path::new(scratch.target).join(part);
             if from.exists() {
                 mounts::make_dir(&copied)?;
-                // tar takes only those files for sparse that have fewer blocks than bytes, and etcd has reserved its log's.
+                // tar detects holes by the number of blocks, and etcd has allocated all blocks of its log. cp looks for zeros.
                 reaper::run(Command::new("cp").args(["-a", "--sparse=always"]).arg(&from).arg(&copied))?;
             }
         }
         if copied.exists() {
             let mut tar = Command::new("tar");
-            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed(scratch)).arg("-C").arg(&copied).arg(".");
+            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed_archive(scratch)).arg("-C").arg(&copied).arg(".");
             reaper::run(&mut tar)?;
             fs::remove_dir_all(&copied).map_err(|cause| Error::io("remove", &copied, cause))?;
         }
@@ -77,7 +77,7 @@ pub fn save_seeds() -> Result<()> {
     Ok(())
 }
 
-/// An archive, because the image's own layers know no holes: etcd's log is 64 MB, of which 1 MB is written.
-fn seed(scratch: &Scratch) -> PathBuf {
+/// An archive, because an image's layers cannot have sparse files: etcd's log is 64 MB, of which 1 MB is used.
+fn seed_archive(scratch: &Scratch) -> PathBuf {
     Path::new(SEED_DIR).join(format!("{}.tar", scratch.name))
 }
