@@ -1,25 +1,25 @@
-//! How fast, measured and not asserted: one command for one image, its rivals in the same run.
+//! Measures how fast an image starts, and its alternatives in the same run. Nothing is asserted.
 //!
 //! ```text
 //! KIND_IMAGE=kind cargo bench
-//! KIND_IMAGE=kind KIND_BUNDLE=bundle KIND_BENCH_SIZES=1 cargo bench     # with every rival, and by size
+//! KIND_IMAGE=kind KIND_BUNDLE=bundle KIND_BENCH_SIZES=1 cargo bench     # with all alternatives and sizes
 //! ```
 //!
-//! `KIND_BENCH_RUNS` (default 5) is how often each start is measured; the rivals take turns with it, so
-//! that what else the machine does meets all of them. `KIND_BUNDLE` gives the kubeadm of the rival that
-//! bootstraps at start, and what `KIND_BENCH_SIZES` bakes from. The boot with the median time is drawn
-//! into `target/boot.svg`, or where `KIND_BENCH_SVG` says.
-#![allow(clippy::disallowed_methods, reason = "it has no reaper of its own that std's waiting could race")]
+//! Each start is measured `KIND_BENCH_RUNS` times (default 5), in turns with the alternatives, so that other load on
+//! the machine affects all of them. `KIND_BUNDLE` is the bundle whose kubeadm creates a cluster at start, and from
+//! which `KIND_BENCH_SIZES` bakes larger images. The boot with the median time is drawn to `target/boot.svg`, or to
+//! the file that `KIND_BENCH_SVG` names.
+#![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
-#[allow(dead_code, reason = "the tests use all of it")]
+#[allow(dead_code, reason = "only the tests use all of it")]
 #[path = "../e2e/cluster.rs"]
 mod cluster;
-#[allow(dead_code, reason = "the tests use all of it")]
+#[allow(dead_code, reason = "only the tests use all of it")]
 #[path = "../e2e/engine.rs"]
 mod engine;
 mod picture;
 #[path = "../e2e/process.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
+#[allow(dead_code, reason = "only the tests use all of it")]
 mod process;
 mod rivals;
 mod start;
@@ -34,7 +34,7 @@ fn main() {
     let runs: usize = setting("KIND_BENCH_RUNS").map_or(5, |text| text.parse().expect("KIND_BENCH_RUNS is a number"));
     let bundle = setting("KIND_BUNDLE").map(|bundle| Path::new(env!("CARGO_MANIFEST_DIR")).join(bundle));
     println!("{} on {} CPUs, Docker {}", engine::image(), cpus(), engine::docker(&["version", "--format", "{{.Server.Version}}"]).ok());
-    // The first start of an image reads it from the disk; what is measured is a warm page cache.
+    // The first start reads the image from disk. Measure with a warm page cache.
     Start::measure();
     let (mut starts, mut kubeadm, mut unpacked) = (vec![], vec![], vec![]);
     for run in 1..=runs {

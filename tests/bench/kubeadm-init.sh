@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Inside a container of a baked image whose init does not run: throws the bake's cluster away, takes its
-# store as the init does, and makes a cluster with `kubeadm init` until every pod is Ready.
+# Runs in a container of a baked image in place of the init: discards the baked cluster, uses the image's store as
+# the init does, creates a cluster with `kubeadm init`, and waits until every pod is Ready.
 set -euo pipefail
 version=$(kubeadm version --output short)
 root=/var/lib/docker/kind/containerd
@@ -38,7 +38,7 @@ containerd --config /containerd.toml >/var/log/containerd.log 2>&1 &
 until ctr version >/dev/null 2>&1; do sleep 0.05; done
 dockerd --containerd /run/containerd/containerd.sock --containerd-namespace k8s.io >/var/log/dockerd.log 2>&1 &
 
-# kubeadm asks an init system for kubelet, and there is none.
+# kubeadm starts kubelet through systemctl, which does not exist here.
 cat >/usr/local/bin/systemctl <<'SH'
 #!/usr/bin/env bash
 case "$*" in
@@ -57,7 +57,7 @@ SH
 [ "$minor" -ge 31 ] || touch /old
 [ -e /usr/local/bin/crictl ] || printf '#!/bin/sh\n' >/usr/local/bin/crictl
 chmod +x /usr/local/bin/systemctl /usr/local/bin/crictl
-# A kube-proxy that may not set the machine's limits would not start.
+# kube-proxy does not start if it cannot set conntrack limits, hence maxPerCore: 0.
 kubeadm config print init-defaults --component-configs KubeProxyConfiguration | sed \
   -e "s/advertiseAddress: .*/advertiseAddress: 172.99.99.1/; s/bindPort: 6443/bindPort: 8443/; s/^  name: .*/  name: kind/" \
   -e "s|criSocket: .*|criSocket: unix:///run/containerd/containerd.sock|; s/^kubernetesVersion: .*/kubernetesVersion: $version/" \
@@ -67,7 +67,7 @@ kubeadm init --config /kubeadm.yaml --ignore-preflight-errors all --skip-phases 
   exit 1
 }
 
-# Ready, all of them: etcd, three of the control plane, kube-proxy, and CoreDNS twice.
+# All seven pods: etcd, three of the control plane, kube-proxy, and two of CoreDNS.
 ready() {
   kubectl --kubeconfig /etc/kubernetes/admin.conf --namespace kube-system get pods --no-headers 2>/dev/null \
     | awk '{ split($2, of, "/"); pods++; ready += of[1] == of[2] } END { exit !(pods >= 7 && ready == pods) }'

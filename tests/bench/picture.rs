@@ -1,4 +1,4 @@
-//! A boot as a picture: one bar for each stage, from where it could begin to where it was reached.
+//! Draws a boot: a bar for each milestone, from when work on it could begin until it was reached.
 
 use crate::start::Start;
 
@@ -6,7 +6,7 @@ const WIDTH: f64 = 900.0;
 const LEFT: f64 = 170.0;
 const ROW: f64 = 26.0;
 
-/// What has to be there before a stage can begin.
+/// The milestone that must be reached before work on `stage` can begin.
 fn begins_after(stage: &str) -> Option<&'static str> {
     match stage {
         "containerd" => Some("store"),
@@ -19,7 +19,7 @@ fn begins_after(stage: &str) -> Option<&'static str> {
     }
 }
 
-/// SVG, readable on light and dark pages.
+/// Returns an SVG that is readable on light and dark pages.
 pub fn draw(start: &Start) -> String {
     let end = start.timeline.last().map_or(1.0, |(at, _)| at.max(1.0));
     let x = |seconds: f64| LEFT + seconds / end * (WIDTH - LEFT - 70.0);

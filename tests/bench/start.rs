@@ -1,4 +1,4 @@
-//! One start of the image under test, from `docker run` to `docker stop`.
+//! Measures one start of the image under test, from `docker run` to `docker stop`.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT, TIMELINE};
 use crate::engine::{docker, docker_within};
 use crate::process::{poll, wait_for};
 
-/// How long an idle init is watched.
+/// How long to count the wakeups of an idle init.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Times in seconds.
@@ -16,7 +16,7 @@ pub struct Start {
     pub pod_running: f64,
     pub cpu: f64,
     pub stop: f64,
-    /// Seconds since the init's start, and what was reached.
+    /// Milestones, in seconds since the start of the init.
     pub timeline: Vec<(f64, String)>,
 }
 
@@ -38,7 +38,7 @@ impl Start {
         cluster.kubectl(&["run", "bench", "--image=bench:1"]).ok();
         poll(LIMIT, || (cluster.field("pod/bench", "{.status.phase}") == "Running").then_some(())).expect("the pod runs");
         let pod_running = began.elapsed().as_secs_f64();
-        // A grace period is the pod's matter.
+        // Its grace period must not count.
         cluster.kubectl(&["delete", "pod", "bench", "--now"]).ok();
 
         let began = Instant::now();
@@ -46,13 +46,13 @@ impl Start {
         Start { docker_ready, kubernetes_ready, pod_running, cpu, stop: began.elapsed().as_secs_f64(), timeline }
     }
 
-    /// When something was reached, since the init's start.
+    /// When a milestone was reached, in seconds since the start of the init.
     pub fn milestone(&self, name: &str) -> f64 {
         self.timeline.iter().find(|(_, what)| what == name).unwrap_or_else(|| panic!("the timeline has no {name}")).0
     }
 }
 
-/// What the container has used, by its cgroup's own account (version 1 or 2).
+/// The CPU time that the container has used, from its cgroup (version 1 or 2).
 fn cpu_seconds(cluster: &Cluster) -> f64 {
     let read = "sed -n 's/^usage_usec //p' /sys/fs/cgroup/cpu.stat 2>/dev/null || cat /sys/fs/cgroup/cpuacct/cpuacct.usage";
     let read = format!("{read}; test -e /sys/fs/cgroup/cpu.stat && echo 1000000 || echo 1000000000");
@@ -61,12 +61,13 @@ fn cpu_seconds(cluster: &Cluster) -> f64 {
     numbers[0] / numbers[1]
 }
 
-/// The init of a cluster with which nobody does anything.
+/// The init of an idle cluster.
 pub struct Idle {
-    /// Megabytes.
+    /// Resident memory in MB.
     pub memory: f64,
+    /// Size in MB.
     pub binary: f64,
-    /// A second: how often any of its threads was scheduled.
+    /// Context switches of all threads per second.
     pub wakeups: f64,
 }
 
@@ -74,7 +75,7 @@ pub fn idle() -> Idle {
     let cluster = Cluster::ready(&[]);
     let number = |script: &str| -> f64 { cluster.container.exec(&["sh", "-c", script]).ok().trim().parse().expect("it is a number") };
     let switches = "cat /proc/1/task/*/status | awk '/ctxt_switches/ { sum += $2 } END { print sum }'";
-    // The boot's last threads end.
+    // Let the last threads of the boot end.
     std::thread::sleep(IDLE / 3);
     let before = number(switches);
     std::thread::sleep(IDLE);

@@ -1,4 +1,4 @@
-//! What was measured, as a table.
+//! The results as a table.
 
 /// The values of one measurement.
 #[derive(Clone)]
@@ -6,7 +6,7 @@ pub struct Series {
     name: String,
     unit: &'static str,
     goal: &'static str,
-    /// In order.
+    /// Sorted.
     values: Vec<f64>,
 }
 
@@ -21,7 +21,7 @@ impl Series {
     }
 }
 
-/// How much larger the median of `of` is, or why that is not known.
+/// How many times larger the median of `of` is than that of `to`.
 pub fn ratio(of: &Series, to: &Series) -> String {
     match (of.median(), to.median()) {
         (Some(of), Some(to)) => format!("{:.1} times ({of:.2} s and {to:.2} s)", of / to),
@@ -29,7 +29,7 @@ pub fn ratio(of: &Series, to: &Series) -> String {
     }
 }
 
-/// In Markdown; what was not measured has a dash.
+/// The table in Markdown. A dash stands for what was not measured.
 pub fn render(table: &[Series]) -> String {
     let mut text = String::from("| | goal | minimum | median | maximum | runs |\n|---|---|---|---|---|---|\n");
     for series in table {
