@@ -1,4 +1,5 @@
-//! The API server, asked in-process with the files that port 10080 serves: quick enough to catch moments.
+//! A client for the API server in the test's process, with the credentials from port 10080. Unlike kubectl, it is
+//! fast enough to see short-lived states.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub struct Api {
     base: String,
 }
 
-/// What the API server says of a baked pod.
+/// A baked pod as the API server reports it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pod {
     pub name: String,
@@ -27,14 +28,14 @@ impl Pod {
         self.containers.iter().any(|id| tools().baked_containers.contains(id))
     }
 
-    /// Every container has an id that the bake did not know, and the pod is Ready.
+    /// Whether the pod is Ready, with containers that are not the bake's.
     pub fn runs_in_this_boot(&self) -> bool {
         self.ready && !self.containers.is_empty() && self.containers.iter().all(|id| !id.is_empty()) && !self.is_from_the_bake()
     }
 }
 
 impl Api {
-    /// The three files must be served.
+    /// Panics unless the three files are served.
     pub fn new(cluster: &Cluster) -> Api {
         let [ca, client, key] = CREDENTIALS.map(|name| cluster.file(name).unwrap_or_else(|| panic!("{name} is not served")));
         let certificate = |pem: &str| Certificate::from_pem(pem.as_bytes()).expect("it is a certificate");
@@ -52,7 +53,7 @@ impl Api {
         self.agent.get(format!("{}/readyz", self.base)).call().is_ok_and(|response| response.status() == 200)
     }
 
-    /// The baked pods, when the server answers.
+    /// The baked pods, if the server answers.
     pub fn baked_pods(&self) -> Option<Vec<Pod>> {
         let mut response = self.agent.get(format!("{}/api/v1/pods", self.base)).call().ok()?;
         if response.status() != 200 {

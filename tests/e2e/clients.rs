@@ -1,4 +1,4 @@
-//! The credentials work from where they were asked for.
+//! The credentials work under the name by which the client has fetched them.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::process::run;
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn kubectl_works_with_the_config_fetched_by_either_name_of_this_machine() {
+fn kubectl_works_with_the_config_fetched_from_localhost_and_127_0_0_1() {
     let cluster = shared();
     for host in ["127.0.0.1", "localhost"] {
         let (_, config) = fetch(&cluster.url(host, "config")).expect("the file server answers");
@@ -36,12 +36,12 @@ fn kubectl_works_with_the_config_fetched_from_the_containers_address() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn kubectl_works_from_another_container_under_a_name_that_nobody_knew() {
+fn kubectl_works_from_another_container_under_a_name_unknown_to_the_bake() {
     let cluster = shared();
     let job = Container::idle(&["--network", cluster.network], &["sleep", "infinity"]);
     // The first is not in the certificate, the second is.
     for (name, has_server_name) in [("my-cluster", true), ("docker", false)] {
-        // kubectl is an HTTP client as good as any, and the only one in the image.
+        // kubectl is the only HTTP client in the image.
         let fetch = format!("kubectl get --raw /config --server http://{name}:10080 >/{name}");
         job.exec(&["sh", "-c", &fetch]).ok();
         let config = job.exec(&["cat", &format!("/{name}")]).ok();
@@ -59,7 +59,7 @@ fn kubectl_works_from_another_container_under_a_name_that_nobody_knew() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn the_separate_files_serve_the_recipe_of_the_seed() {
+fn kubectl_works_with_a_kubeconfig_made_of_the_separate_files() {
     let cluster = shared();
     let dir = session().dir.join("recipe");
     std::fs::create_dir_all(&dir).expect("the session's directory can be written");

@@ -11,9 +11,9 @@ use ureq::Agent;
 use crate::engine::{free_port, image, session, tools, Container, Network, BUSYBOX};
 use crate::process::{poll, run, run_with_input, wait_for, Outcome};
 
-/// A boot takes 10 s on two cores; a machine that does other things besides gets time.
+/// A boot takes 10 s on two cores; this leaves time for a busy machine.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// For a pod to run that has nothing to pull, and for whatever is waited for in a running cluster.
+/// For anything in a running cluster, such as starting a pod whose image is there.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub const API_PORT: u16 = 8443;
@@ -32,14 +32,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A container that is not started yet; `arguments` are options of `docker create`.
+    /// A container that is not started yet. `arguments` are options of `docker create`.
     pub fn create(arguments: &[&str]) -> Cluster {
         Cluster::create_of(image(), arguments)
     }
 
-    /// The same of another image than the one under test.
+    /// The same with another image than the one under test.
     fn create_of(image: &str, arguments: &[&str]) -> Cluster {
-        // Chosen here and not by Docker, which would choose others at the next start.
+        // Docker would choose other ports at the next start.
         let (docker_port, api_port, files_port) = (free_port(), free_port(), free_port());
         let publish = [(docker_port, 2375), (api_port, API_PORT), (files_port, 10080)];
         let publish = publish.map(|(outer, inner)| format!("--publish=127.0.0.1:{outer}:{inner}"));
@@ -73,7 +73,7 @@ impl Cluster {
         self.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("the cluster is not ready: {why}"));
     }
 
-    /// Waits as a CI job would: until it is ready, or the boot has given up, or `limit` has passed.
+    /// Waits as a CI job would: until the cluster is ready, the boot has failed, or `limit` has passed.
     pub fn ready_within(&self, limit: Duration) -> Result<Duration, String> {
         let started = Instant::now();
         let ready = poll(limit, || match self.file(FAILED) {
@@ -83,12 +83,12 @@ impl Cluster {
         ready.unwrap_or_else(|| Err(format!("not after {} s", limit.as_secs())))
     }
 
-    /// Where the files are, for a client that calls this machine `host`.
+    /// The URL of a file, for a client that calls this machine `host`.
     pub fn url(&self, host: &str, file: &str) -> String {
         format!("http://{host}:{}/{file}", self.files_port)
     }
 
-    /// Status of a file, or nothing when nobody answers.
+    /// The HTTP status of a file, or `None` if nobody answers.
     pub fn status(&self, file: &str) -> Option<u16> {
         fetch(&self.url("127.0.0.1", file)).map(|(status, _)| status)
     }
@@ -97,12 +97,12 @@ impl Cluster {
         self.status(file) == Some(200)
     }
 
-    /// A file, when it is served.
+    /// A file, if it is served.
     pub fn file(&self, file: &str) -> Option<String> {
         fetch(&self.url("127.0.0.1", file)).filter(|(status, _)| *status == 200).map(|(_, body)| body)
     }
 
-    /// Writes `/config` as it comes for `host`, but for the port, which is not the published one.
+    /// Saves the `/config` that clients of `host` get, with the published port. Returns its path.
     pub fn kubeconfig(&self, host: &str) -> PathBuf {
         let (status, config) = fetch(&self.url(host, CONFIG)).expect("the file server answers");
         assert_eq!(status, 200, "{config}");
@@ -121,26 +121,26 @@ impl Cluster {
         run_with_input(command.args(["apply", "-f", "-"]), manifest, LIMIT).ok();
     }
 
-    /// Creates an object without the copy of it that `apply` keeps in an annotation.
+    /// Creates an object with `kubectl create`, which, unlike `apply`, keeps no copy of it in an annotation.
     pub fn create_object(&self, manifest: &str) {
         let mut command = kubectl_command(&self.kubeconfig("127.0.0.1"));
         run_with_input(command.args(["create", "-f", "-"]), manifest, LIMIT).ok();
     }
 
-    /// A field of an object, as kubectl's jsonpath; empty where it is missing.
+    /// A field of an object, as a JSONPath template of kubectl. Empty if it is missing.
     pub fn field(&self, object: &str, path: &str) -> String {
         self.kubectl(&["get", object, "--output", &format!("jsonpath={path}")]).ok()
     }
 
     pub fn wait_for_pod(&self, selector: &[&str]) {
-        // `kubectl wait` fails at once where there is no pod yet.
+        // `kubectl wait` fails at once if there is no pod yet.
         wait_for(&format!("a pod {selector:?} that is Ready"), LIMIT, || {
             let wait = ["wait", "--for=condition=Ready", "--timeout=5s", "pod"];
             self.kubectl(&[&wait, selector].concat()).succeeded().then_some(())
         });
     }
 
-    /// A docker command for the engine inside, over port 2375.
+    /// Runs a docker command with the engine in the container, over port 2375.
     pub fn inner_docker(&self, arguments: &[&str]) -> Outcome {
         let mut command = Command::new("docker");
         // The engine's own builder, which needs no plugin on this side.
@@ -148,7 +148,7 @@ impl Cluster {
         run(command.env_remove("DOCKER_CONTEXT").args(arguments), LIMIT)
     }
 
-    /// Builds `image`: a web server on port 8080 with one page, out of a context that is sent over.
+    /// Builds `image`, a web server on port 8080 with one page, from a context on this machine.
     pub fn build(&self, image: &str, page: &str) -> Outcome {
         let context = session().dir.join(format!("context-{}", free_port()));
         let dockerfile = format!(
@@ -161,7 +161,7 @@ impl Cluster {
         self.inner_docker(&["build", "--tag", image, &context.to_string_lossy()])
     }
 
-    /// A pod to ask from, with the programs of busybox.
+    /// A pod with busybox, from which tests connect to others.
     pub fn client(&self) -> &'static str {
         const CLIENT: &str = "client";
         if self.kubectl(&["get", "pod", CLIENT]).succeeded() {
@@ -178,17 +178,17 @@ impl Cluster {
         self.kubectl(&[&["exec", pod, "--"], arguments].concat())
     }
 
-    /// The address that the engine gave the container, which this machine reaches.
+    /// The container's address on its network, which this machine can reach.
     pub fn address(&self) -> String {
         self.container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
     }
 
-    /// Ends every process of that name, as an operator's mistake or the kernel would.
+    /// Kills every process with that name, as the OOM killer would.
     pub fn kill(&self, process: &str) {
         self.container.exec(&["pkill", "-KILL", "-x", process]).ok();
     }
 
-    /// Writes a file into the container, which is not started yet.
+    /// Writes a file into a container that is not started yet.
     pub fn put(&self, path: &str, text: &str) {
         let file = session().dir.join(format!("put-{}", &self.container.id[..12]));
         std::fs::write(&file, text).expect("the session's directory can be written");
@@ -215,12 +215,12 @@ pub fn kubectl_with(kubeconfig: &std::path::Path, arguments: &[&str]) -> Outcome
 
 fn kubectl_command(kubeconfig: &std::path::Path) -> Command {
     let mut command = Command::new(&tools().kubectl);
-    // Its cache belongs to the session, and no proxy stands between this machine and itself.
+    // HOME is where kubectl has its cache. This machine does not reach itself through a proxy.
     command.env("KUBECONFIG", kubeconfig).env("HOME", &session().dir).env("NO_PROXY", "*");
     command
 }
 
-/// Status and body of a URL, or nothing when nobody answers.
+/// Status and body of a URL, or `None` if nobody answers.
 pub fn fetch(url: &str) -> Option<(u16, String)> {
     fetch_within(Duration::from_secs(5), url)
 }
@@ -231,8 +231,8 @@ pub fn fetch_within(limit: Duration, url: &str) -> Option<(u16, String)> {
     Some((response.status().as_u16(), response.body_mut().read_to_string().ok()?))
 }
 
-/// The cluster of the tests that only look, or add what no other test minds. It is on a network that
-/// a user made, as CI services are: its resolver is Docker's own, 127.0.0.11.
+/// The cluster of the tests that change nothing, or only add objects that do not affect others. It is on a
+/// user-defined network, as CI services are, where Docker's own DNS listens on 127.0.0.11.
 pub fn shared() -> Shared {
     static SHARED: OnceLock<(Network, Cluster, Result<Duration, String>)> = OnceLock::new();
     let (network, cluster, ready) = SHARED.get_or_init(|| {
@@ -249,7 +249,7 @@ pub fn shared() -> Shared {
     shared
 }
 
-/// Tells about the shared cluster when the test that holds this fails.
+/// Access to the shared cluster. Prints its logs if the test fails.
 pub struct Shared {
     cluster: &'static Cluster,
     pub network: &'static str,

@@ -1,4 +1,4 @@
-//! A service that was docker:dind before: its variables, its flags, its certificates.
+//! As a replacement for docker:dind: the same variables, flags and certificates.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::process::{run, wait_for, Outcome};
 
 const TLS_PORT: u16 = 2376;
 
-/// A container of the image with these options and this command, once Docker in it answers.
+/// Starts a container of the image with these options and this command, and waits until its Docker is ready.
 fn docker_ready(options: &[&str], command: &[&str]) -> Container {
     let container = Container::create(&[&["--privileged"], options, &[image()], command].concat());
     container.start();
@@ -21,12 +21,12 @@ fn wait_until_docker_answers(container: &Container) {
     wait_for(&format!("Docker answers: {}", container.logs()), BOOT_LIMIT, is_there);
 }
 
-/// The command line of the daemon.
+/// dockerd's command line.
 fn arguments(container: &Container) -> String {
     container.exec(&["sh", "-c", "tr '\\0' ' ' </proc/$(pgrep -x dockerd)/cmdline"]).ok()
 }
 
-/// This machine's client, with the certificates that the container made for clients.
+/// This machine's docker command, with the container's client certificates.
 struct Client {
     certificates: String,
     address: String,
@@ -75,7 +75,7 @@ fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
     let warnings: Vec<String> = container.logs().lines().filter(|line| line.starts_with("WARN")).map(str::to_string).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("DOCKER_HOST=") && warnings[0].contains("DOCKER_DRIVER=overlay2"), "{warnings:?}");
 
-    // The next start has the same keys, and the clients of before are let in.
+    // The next start keeps the keys, so earlier client certificates still work.
     docker(&["kill", &container.id]).ok();
     container.start();
     wait_until_docker_answers(&container);
@@ -84,7 +84,7 @@ fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn flags_and_a_daemon_json_that_say_the_same_do_not_stop_docker() {
+fn settings_in_both_flags_and_daemon_json_do_not_stop_docker() {
     let flags = ["--debug", "--mtu", "1250", "-s", "overlay2", "--label", "from=flag", "--feature", "cdi=false"];
     let container = Container::create(&[&["--privileged", image()], &flags[..]].concat());
     let directory = session().dir.join("docker");
@@ -103,7 +103,7 @@ fn flags_and_a_daemon_json_that_say_the_same_do_not_stop_docker() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_proxy_is_for_those_who_pull() {
+fn only_daemons_that_pull_get_the_proxy() {
     let proxy = "HTTPS_PROXY=http://127.0.0.1:9";
     let container = docker_ready(&["--env", proxy], &[]);
     let environment = |daemon: &str| {
@@ -113,23 +113,23 @@ fn a_proxy_is_for_those_who_pull() {
     for (daemon, has_it) in [("dockerd", true), ("containerd", true), ("kubelet", false)] {
         let environment = environment(daemon);
         assert_eq!(environment.lines().any(|line| line == proxy), has_it, "{daemon}: {environment}");
-        // Without it they would load AppArmor profiles, where the machine has AppArmor.
+        // Without it, they would load AppArmor profiles if the machine has AppArmor.
         assert!(environment.lines().any(|line| line == "container=docker"), "{daemon}: {environment}");
     }
 }
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn sighup_has_docker_read_a_changed_daemon_json() {
+fn sighup_makes_docker_reload_daemon_json() {
     let container = docker_ready(&[], &[]);
     let write = |text: &str| container.exec(&["sh", "-c", &format!("mkdir -p /etc/docker && echo '{text}' >/etc/docker/daemon.json")]).ok();
     write(r#"{"labels": ["changed=yes"]}"#);
     let info = || container.exec(&["docker", "info"]).ok();
-    assert!(!info().contains("changed=yes"), "it is not read by itself");
+    assert!(!info().contains("changed=yes"), "it is not reloaded without SIGHUP");
     docker(&["kill", "--signal", "HUP", &container.id]).ok();
     wait_for("dockerd has the new label", LIMIT, || info().contains("changed=yes").then_some(()));
     assert!(info().contains("io.containerd.snapshotter.v1"));
-    // One that is broken changes nothing.
+    // An invalid one changes nothing.
     write("{");
     docker(&["kill", "--signal", "HUP", &container.id]).ok();
     wait_for("the log says so", LIMIT, || {
@@ -140,7 +140,7 @@ fn sighup_has_docker_read_a_changed_daemon_json() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn an_explicit_dockerd_has_no_hosts_but_its_own() {
+fn an_explicit_dockerd_listens_only_where_its_flags_say() {
     let container = docker_ready(&[], &["dockerd", "--debug"]);
     container.exec(&["docker", "version"]).ok();
     let address = container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
@@ -154,12 +154,12 @@ fn an_explicit_dockerd_has_no_hosts_but_its_own() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn the_node_is_as_large_as_its_container_may_be() {
+fn with_enforce_capacity_the_node_is_as_large_as_the_containers_limits() {
     let cluster = Cluster::ready(&["--env", "ENFORCE_CAPACITY=1", "--cpus", "1.5", "--memory", "3g"]);
     let size = |kind: &str| cluster.field("node/kind", &format!("{{.status.{kind}.cpu}} {{.status.{kind}.memory}}"));
     assert_eq!(size("capacity"), "2 3Gi");
     assert_eq!(size("allocatable"), "1500m 3Gi");
-    // kubelet's volumes must still be seen by containerd.
+    // containerd must still see the volumes that kubelet mounts.
     let account = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
     let client = cluster.client();
     assert_eq!(cluster.in_pod(client, &["cat", account]).ok().trim(), "default");
@@ -174,7 +174,7 @@ fn without_enforce_capacity_the_node_is_as_large_as_the_machine() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_volume_in_memory_and_legacy_iptables_carry_a_cluster() {
+fn a_cluster_works_with_a_tmpfs_volume_and_legacy_iptables() {
     let cluster = Cluster::ready(&["--tmpfs", "/var/lib/docker", "--env", "DOCKER_IPTABLES_LEGACY=1"]);
     let rules =
         |kind: &str| cluster.container.exec(&["sh", "-c", &format!("iptables-{kind}-save | grep -c ^-A")]).stdout.trim().to_string();
@@ -182,7 +182,7 @@ fn a_volume_in_memory_and_legacy_iptables_carry_a_cluster() {
     assert_ne!(rules("legacy"), "0");
     let legacy = cluster.container.exec(&["iptables-legacy-save"]).ok();
     assert!(legacy.contains("KUBE-SERVICES") && legacy.contains("DOCKER"), "{legacy}");
-    // A Service is reached, through the rules of all of them.
+    // A Service is reachable, which needs the rules of all daemons.
     let client = cluster.client();
     cluster.in_pod(client, &["nslookup", "kubernetes.default.svc.cluster.local"]).ok();
 }
@@ -212,7 +212,7 @@ fn the_kernels_limits_are_high_enough_for_many_pods() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn as_entrypoint_of_an_image_without_a_cluster_it_starts_docker_alone() {
-    // The image under test without what was baked: its own entrypoint, its own Docker.
+    // The image under test with an empty /kind, that is, without the baked cluster.
     let without = session().dir.join("nothing");
     std::fs::create_dir_all(&without).expect("the session's directory can be written");
     let nothing = format!("{}:/kind:ro", without.display());

@@ -1,5 +1,5 @@
-//! The Docker engine of this machine, and what the tests make on it: all of it bears one label, by
-//! which a process that outlives this one removes it.
+//! This machine's Docker engine, and what the tests create with it. All of it has one label, by which a process that
+//! outlives this one removes it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,17 @@ use serde_json::Value;
 
 use crate::process::{run, Outcome};
 
-/// For commands that answer at once on a machine that is not busy.
+/// For commands that take a moment on an idle machine.
 const LIMIT: Duration = Duration::from_secs(60);
-/// In the image, as the bake wrote it.
+/// The bake's description of the cluster, in the image.
 const CLUSTER_FILE: &str = "/kind/cluster.json";
-/// What pods and builds of the tests are made of; baked in.
+/// The baked image that the tests use for pods and builds.
 pub const BUSYBOX: &str = "kind-lab/busybox:1";
 
 /// The image under test.
 pub fn image() -> &'static str {
     static IMAGE: OnceLock<String> = OnceLock::new();
-    IMAGE
-        .get_or_init(|| std::env::var("KIND_IMAGE").expect("KIND_IMAGE names no image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"))
+    IMAGE.get_or_init(|| std::env::var("KIND_IMAGE").expect("KIND_IMAGE is not set: KIND_IMAGE=kind cargo test --test e2e -- --ignored"))
 }
 
 pub fn docker(arguments: &[&str]) -> Outcome {
@@ -38,7 +37,7 @@ pub struct Session {
     pub label: String,
     /// Removed at the end.
     pub dir: PathBuf,
-    /// Holds the other end of the cleaner's pipe.
+    /// Keeps the pipe to the cleaner open.
     _cleaner: Child,
 }
 
@@ -52,7 +51,8 @@ pub fn session() -> &'static Session {
     })
 }
 
-/// Its standard input ends when this process does, however that happens; what is left goes then.
+/// Starts a process that removes what is left when its standard input is closed, which happens when this process ends
+/// for whatever reason.
 fn start_cleaner(label: &str, dir: &Path) -> Child {
     use std::os::unix::process::CommandExt;
     let script = r#"
@@ -64,18 +64,18 @@ fn start_cleaner(label: &str, dir: &Path) -> Child {
     "#;
     let mut command = Command::new("sh");
     command.args(["-c", script, "cleaner", label]).arg(dir);
-    // A group of its own, which Ctrl-C does not reach.
+    // In its own process group, so that Ctrl-C does not end it.
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("sh is there")
 }
 
-/// A container that is removed, with its volumes, when the test ends.
+/// A container, which is removed with its volumes when this is dropped.
 pub struct Container {
     pub id: String,
 }
 
 impl Container {
-    /// `docker create`, with what follows it.
+    /// Runs `docker create` with these arguments.
     pub fn create(arguments: &[&str]) -> Container {
         Container { id: docker(&[&["create", "--label", &session().label], arguments].concat()).ok() }
     }
@@ -84,7 +84,7 @@ impl Container {
         docker(&["start", &self.id]).ok();
     }
 
-    /// A running container of the image under test whose init is another command.
+    /// Starts a container of the image under test with `command` instead of the init.
     pub fn idle(arguments: &[&str], command: &[&str]) -> Container {
         let (entrypoint, rest) = command.split_first().expect("a command has a name");
         let container = Container::create(&[arguments, &["--entrypoint", entrypoint, image()], rest].concat());
@@ -116,7 +116,7 @@ impl Drop for Container {
     }
 }
 
-/// A network that is removed when the test ends: declare it before the containers on it.
+/// A network, which is removed when this is dropped: declare it before the containers on it.
 pub struct Network {
     pub name: String,
 }
@@ -135,7 +135,7 @@ impl Drop for Network {
     }
 }
 
-/// A volume that is removed when the test ends: declare it before the containers that use it.
+/// A volume, which is removed when this is dropped: declare it before the containers that use it.
 pub struct Volume {
     pub name: String,
 }
@@ -147,7 +147,7 @@ impl Volume {
         Volume { name }
     }
 
-    /// The option that makes it the containers' image store.
+    /// The option that mounts it on a container's /var/lib/docker.
     pub fn mount(&self) -> String {
         format!("--volume={}:/var/lib/docker", self.name)
     }
@@ -159,16 +159,16 @@ impl Drop for Volume {
     }
 }
 
-/// What the tests take out of the image under test.
+/// What the tests take from the image under test.
 pub struct Tools {
     pub kubectl: PathBuf,
     pub kind: PathBuf,
-    /// `namespace/name` of the pods that the bake left.
+    /// The baked pods, as `namespace/name`.
     pub baked_pods: Vec<String>,
     /// Ids of the bake's containers.
     pub baked_containers: Vec<String>,
     pub static_ip: String,
-    /// The bake's own name.
+    /// The unique name of the bake.
     pub bake: String,
 }
 
@@ -196,7 +196,7 @@ pub fn tools() -> &'static Tools {
     })
 }
 
-/// A port that is free on this machine, for the moment.
+/// A port on loopback that is free at the moment.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
     listener.local_addr().expect("it is bound").port()

@@ -1,4 +1,4 @@
-//! What a user adds when the container is started: manifests, scripts, arguments for the daemons.
+//! What users add at the start of the container: manifests, scripts, arguments for the daemons.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use crate::cluster::{fetch, Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY, LIMIT
 use crate::engine::{session, BUSYBOX};
 use crate::process::wait_for;
 
-/// A pod that is Ready only some time after it was started.
+/// A pod that becomes Ready only some time after its start.
 const SLOW_WEB: &str = "
 apiVersion: apps/v1
 kind: Deployment
@@ -24,7 +24,7 @@ spec:
         readinessProbe: {httpGet: {port: 8080, path: /index.html}, periodSeconds: 1}
 ";
 
-/// As large as those of Argo and of Prometheus: more than an annotation holds.
+/// A CRD as large as those of Argo and Prometheus: larger than an annotation may be.
 fn large_crd() -> String {
     let description = "word ".repeat(60_000);
     format!(
@@ -44,14 +44,14 @@ spec:
     )
 }
 
-/// Puts a file into a container that is not started yet, with the mode that a ConfigMap gives.
+/// Writes a file that is not executable, as in a ConfigMap, into a container that is not started yet.
 fn put(cluster: &Cluster, path: &str, text: &str) {
     let local: PathBuf = session().dir.join(format!("{}-{}", &cluster.container.id[..12], path.replace('/', "_")));
     std::fs::write(&local, text).expect("the session's directory can be written");
     cluster.container.copy_to(&local, path);
 }
 
-fn make_folder(cluster: &Cluster, path: &str) {
+fn make_directory(cluster: &Cluster, path: &str) {
     let local = session().dir.join(format!("empty-{}", path.replace('/', "_")));
     std::fs::create_dir_all(&local).expect("the session's directory can be written");
     cluster.container.copy_to(&local, path);
@@ -63,15 +63,15 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     let arguments =
         ["--env", "KIND_KUBELET_ARGS=--max-pods=50 --system-reserved=memory=64Mi", "--env", "KIND_DOCKERD_ARGS=--label=tier=ci"];
     let cluster = Cluster::create(&arguments);
-    make_folder(&cluster, "/kind/manifests");
+    make_directory(&cluster, "/kind/manifests");
     put(&cluster, "/kind/manifests/10-custom.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: added}\n");
     put(&cluster, "/kind/manifests/20-slow.yaml", &SLOW_WEB.replace("BUSYBOX", BUSYBOX));
     put(&cluster, "/kind/manifests/05-large.yaml", &large_crd());
     let note = "echo \"$(basename $0) $(kubectl get deployment slow --output=jsonpath={.status.readyReplicas})\" >>/seen\n";
     put(&cluster, "/kubernetes-ready.sh", &format!("{note}echo 'to the log'\n[ ! -e /var/kind/kubernetes-ready ] || echo early >>/seen\n"));
-    make_folder(&cluster, "/kubernetes-ready.d");
+    make_directory(&cluster, "/kubernetes-ready.d");
     put(&cluster, "/kubernetes-ready.d/20-last.sh", note);
-    // What it leaves in the background is nobody's hurry.
+    // kubernetes-ready does not wait for processes that a script leaves in the background.
     put(&cluster, "/kubernetes-ready.d/10-first.sh", &format!("{note}sleep 1000 &\n"));
     put(&cluster, "/kubernetes-ready.d/notes.txt", "exit 1\n");
     cluster.container.start();
@@ -89,24 +89,24 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     assert_eq!(cluster.inner_docker(&["info", "--format", "{{.Labels}}"]).ok(), "[tier=ci]");
 }
 
-/// Waits until the boot has given up, and returns why.
+/// Waits until the boot has failed, and returns why.
 fn failure(cluster: &Cluster) -> String {
-    wait_for("the boot gives up", BOOT_LIMIT, || cluster.file(FAILED))
+    wait_for("the boot fails", BOOT_LIMIT, || cluster.file(FAILED))
 }
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_script_that_fails_is_why_the_cluster_does_not_become_ready() {
+fn a_script_that_fails_fails_the_boot() {
     let cluster = Cluster::create(&[]);
     put(&cluster, "/kubernetes-ready.sh", "echo 'the seed data is broken' >&2\nexit 7\n");
-    make_folder(&cluster, "/kubernetes-ready.d");
+    make_directory(&cluster, "/kubernetes-ready.d");
     put(&cluster, "/kubernetes-ready.d/after.sh", "echo ran >/ran\n");
     cluster.container.start();
     let why = failure(&cluster);
     assert!(why.contains("/kubernetes-ready.sh ended with status 7") && why.contains("the seed data is broken"), "{why}");
     assert!(!cluster.serves(KUBERNETES_READY) && !cluster.container.exec(&["kind", "healthcheck"]).succeeded());
     assert!(!cluster.container.exec(&["test", "-e", "/ran"]).succeeded(), "no script runs after one that failed");
-    // What waits in a job tells it on.
+    // wait-for-kind.sh reports it to the job.
     let script = session().dir.join("wait-for-kind.sh");
     let (_, text) = fetch(&cluster.url("127.0.0.1", "wait-for-kind.sh")).expect("it is served");
     std::fs::write(&script, text).expect("the session's directory can be written");
@@ -118,9 +118,9 @@ fn a_script_that_fails_is_why_the_cluster_does_not_become_ready() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_manifest_that_cannot_be_applied_is_named_with_kubectls_words() {
+fn a_manifest_that_cannot_be_applied_is_named_with_kubectls_error() {
     let cluster = Cluster::create(&[]);
-    make_folder(&cluster, "/kind/manifests");
+    make_directory(&cluster, "/kind/manifests");
     put(&cluster, "/kind/manifests/wrong.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Not_A_Name}\n");
     cluster.container.start();
     let why = failure(&cluster);

@@ -1,4 +1,4 @@
-//! What is true no longer is not said any longer, and what died comes back.
+//! When something dies, its state is withdrawn, and it comes back.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,14 @@ use crate::engine::BUSYBOX;
 use crate::process::wait_for;
 use crate::watch::Watch;
 
-/// Within which a state that is not true must be gone.
+/// How soon a state that is no longer true must be withdrawn.
 const TRUTH_LIMIT: Duration = Duration::from_secs(5);
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_system_pod_that_dies_takes_kubernetes_ready_away_until_it_runs_again() {
+fn a_system_pod_that_dies_withdraws_kubernetes_ready_until_it_runs_again() {
     let cluster = Cluster::ready(&[]);
-    // One that is a static pod, and one that is not.
+    // A static pod, and one of a DaemonSet.
     for process in ["kube-scheduler", "kube-proxy"] {
         let watch = Watch::new(&cluster, KUBERNETES_READY);
         let docker = Watch::new(&cluster, DOCKER_READY);
@@ -47,18 +47,18 @@ fn a_daemon_that_is_killed_comes_back_and_readiness_follows() {
         });
         let log = cluster.container.logs();
         let told = log.lines().filter(|line| line.starts_with("WARN") && line.contains(&format!("[{daemon}]"))).count();
-        assert_eq!(told, 1, "one line says that {daemon} died:\n{log}");
+        assert_eq!(told, 1, "not exactly one line says that {daemon} died:\n{log}");
         use_it(&cluster, daemon);
     }
 }
 
-/// Processes of the control plane, and shims, which take their pod along: kubelet starts them again.
+/// Kills processes of the control plane, and shims, whose pods die with them. kubelet restarts them.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows() {
     let cluster = Cluster::ready(&[]);
     for (victim, process) in VICTIMS {
-        settle(&cluster);
+        wait_until_stable(&cluster);
         let watch = Watch::new(&cluster, KUBERNETES_READY);
         let docker = Watch::new(&cluster, DOCKER_READY);
         let killed = Instant::now();
@@ -69,7 +69,7 @@ fn a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows() {
         println!("{victim} {process}: not ready after {:.2} s, ready again {:.1} s later", seconds(killed, lost), seconds(lost, back));
         assert!(!docker.was_lost(), "Docker has nothing to do with {victim} {process}");
         assert!(!cluster.serves(FAILED));
-        // What is ready can be used.
+        // The cluster is usable.
         wait_for("a list of pods", LIMIT, || cluster.kubectl(&["get", "pods", "--all-namespaces"]).succeeded().then_some(()));
     }
     cluster.kubectl(&["run", "afterwards", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
@@ -92,11 +92,11 @@ fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready()
 const VICTIMS: [(&str, &str); 5] =
     [("process", "kube-apiserver"), ("process", "etcd"), ("shim", "kube-proxy"), ("shim", "etcd"), ("shim", "kube-apiserver")];
 
-/// Waits until readiness holds: kubelet tells of a pod that was started again in several steps, between
-/// which it is not Ready for a moment.
-fn settle(cluster: &Cluster) {
+/// Waits until the cluster stays ready: kubelet reports a restarted pod in several steps, and in between the pod is
+/// not Ready for a moment.
+fn wait_until_stable(cluster: &Cluster) {
     let mut since = Instant::now();
-    wait_for("readiness that holds", BOOT_LIMIT, || {
+    wait_for("a cluster that stays ready", BOOT_LIMIT, || {
         if !cluster.serves(KUBERNETES_READY) {
             since = Instant::now();
         }
@@ -104,7 +104,7 @@ fn settle(cluster: &Cluster) {
     });
 }
 
-/// Kills a process, or the shim whose child it is, as soon as it is there.
+/// Kills a process, or the shim that is its parent, as soon as it exists.
 fn kill_at_once(cluster: &Cluster, victim: &str, process: &str) {
     // The fourth field of proc_pid_stat(5) is the parent.
     let script = r#"
@@ -119,14 +119,14 @@ fn pid(cluster: &Cluster, daemon: &str) -> Option<String> {
     cluster.container.exec(&["pgrep", "-o", "-x", daemon]).stdout.lines().next().map(str::to_string)
 }
 
-/// Builds an image and runs it as a pod, and shows that a pod which ran all the while still does.
+/// Builds an image and runs it as a pod, and checks that pods were not restarted.
 fn use_it(cluster: &Cluster, after: &str) {
     let name = format!("after-{after}");
-    // containerd answers a moment after its process is there, and dockerd finds it a moment later.
+    // A new containerd takes a moment to answer, and dockerd a moment more to reconnect.
     wait_for(&format!("a build after {after} was killed"), LIMIT, || cluster.build(&format!("{name}:1"), after).succeeded().then_some(()));
     cluster.kubectl(&["run", &name, &format!("--image={name}:1")]).ok();
     cluster.wait_for_pod(&[&name]);
     cluster.inner_docker(&["run", "--rm", BUSYBOX, "true"]).ok();
     let restarts = cluster.kubectl(&["get", "pods", "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}"]).ok();
-    assert!(restarts.split(' ').all(|count| count == "0"), "pods were restarted with {after}: {restarts}");
+    assert!(restarts.split(' ').all(|count| count == "0"), "killing {after} restarted pods: {restarts}");
 }

@@ -1,4 +1,4 @@
-//! What readiness follows once a job works with the cluster: owners and not names, however much there is.
+//! Readiness while a job uses the cluster: it follows the owners of baked pods, even in a large cluster.
 
 use std::time::{Duration, Instant};
 
@@ -10,20 +10,20 @@ const DNS: [&str; 3] = ["--namespace=kube-system", "deployment/coredns", "--outp
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_baked_deployment_whose_next_pod_fails_takes_kubernetes_ready_away() {
+fn a_baked_deployment_whose_next_pod_fails_withdraws_kubernetes_ready() {
     let cluster = Cluster::ready(&[]);
     let [namespace, dns, output] = DNS;
-    // The baked pod is deleted, and what comes in its place has another name and does not start.
+    // Delete the baked pod; its replacement has another name and does not start.
     let watch = Watch::new(&cluster, KUBERNETES_READY);
     let changed = Instant::now();
     cluster.kubectl(&["set", "image", namespace, dns, "coredns=registry.example.com/missing:1", output]).ok();
     cluster.kubectl(&["scale", namespace, dns, "--replicas=0"]).ok();
     cluster.kubectl(&["scale", namespace, dns, "--replicas=1"]).ok();
     let lost = watch.lost(changed, LIMIT);
-    let waiting = wait_for("the next pod is waited for", LIMIT, || cluster.file("waiting").filter(|text| text.contains("coredns-")));
+    let waiting = wait_for("the new pod is in /waiting", LIMIT, || cluster.file("waiting").filter(|text| text.contains("coredns-")));
     assert!(waiting.contains("kube-system/coredns-"), "{waiting}");
     std::thread::sleep(Duration::from_secs(2));
-    assert!(!cluster.serves(KUBERNETES_READY), "the DNS is gone, and kubernetes-ready is served");
+    assert!(!cluster.serves(KUBERNETES_READY), "kubernetes-ready is served without a DNS");
     cluster.kubectl(&["rollout", "undo", namespace, dns]).ok();
     watch.back(lost, BOOT_LIMIT);
     assert!(!cluster.serves("waiting"));
@@ -31,9 +31,9 @@ fn a_baked_deployment_whose_next_pod_fails_takes_kubernetes_ready_away() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_list_of_more_than_10_mb_is_followed_too() {
+fn readiness_works_with_a_pod_list_of_more_than_10_mb() {
     let cluster = Cluster::ready(&[]);
-    // Pods that no node takes, each with as many annotations as an object may have (256 KiB).
+    // Pods that cannot be scheduled, each with almost as many annotations as allowed (256 KiB).
     let filler = "x".repeat(250_000);
     for number in 0..45 {
         cluster.create_object(&format!(
@@ -43,7 +43,7 @@ fn a_list_of_more_than_10_mb_is_followed_too() {
     }
     let length = cluster.kubectl(&["get", "--raw", "/api/v1/pods"]).ok().len();
     assert!(length > 10 << 20, "the list has {length} bytes");
-    // The list is asked for again when the API server is back.
+    // After its restart, the init lists the pods again.
     let watch = Watch::new(&cluster, KUBERNETES_READY);
     let killed = Instant::now();
     cluster.kill("kube-apiserver");

@@ -1,4 +1,4 @@
-//! One real cluster, every promise: the image under test is run by the Docker engine of this machine.
+//! End-to-end tests: they run the image under test with this machine's Docker engine.
 //!
 //! ```text
 //! export KIND_TEST_SECRET=anything-unusual
@@ -6,13 +6,13 @@
 //! KIND_IMAGE=IMAGE cargo test --test e2e -- --ignored --test-threads=1
 //! ```
 //!
-//! `KIND_TEST_SECRET` must be the same for both. The image must hold `kind-lab/busybox:1`, which the
-//! tests' pods run; nothing depends on its version of Kubernetes: kubectl, the init and the list of
-//! baked pods are taken out of it. `DEBIAN_IMAGE` and `DOCKER_IMAGE` are handed on to `build.sh`.
+//! `KIND_TEST_SECRET` must be the same for both. The image must contain `kind-lab/busybox:1`, which the tests' pods
+//! run. Nothing depends on its version of Kubernetes: the tests take kubectl, the init and the list of baked pods
+//! from it. `DEBIAN_IMAGE` and `DOCKER_IMAGE` are passed on to `build.sh`.
 //!
-//! Tests that only look share one cluster; the others start their own, and remove it. Whatever
-//! happens to the test process, everything that it made is removed (`engine`).
-#![allow(clippy::disallowed_methods, reason = "the tests have no reaper of their own that std's waiting could race")]
+//! Tests that change nothing share a cluster; the others start their own, and remove it. Even if the test process is
+//! killed, everything that it has created is removed (`engine`).
+#![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
 mod api;
 mod bake;
@@ -39,7 +39,7 @@ mod registry;
 mod release;
 mod restart;
 mod secrets;
-#[allow(dead_code, reason = "its failures are for the tests of downloads alone")]
+#[allow(dead_code, reason = "only the tests of downloads use its faults")]
 #[path = "../common/server.rs"]
 mod server;
 mod store;

@@ -1,5 +1,5 @@
-//! Inside a Kubernetes pod: privileged, an emptyDir on /var/lib/docker, the node's cgroups in sight.
-//! The node is a container of the image under test, and so is its pod.
+//! In a Kubernetes pod: privileged, with an emptyDir on /var/lib/docker, and with the node's cgroups visible. The node
+//! is a container of the image under test, and so is the pod.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -9,10 +9,10 @@ use crate::cluster::{Cluster, BOOT_LIMIT, LIMIT};
 use crate::engine::{image, BUSYBOX};
 use crate::process::{run, wait_for, Outcome};
 
-/// The image, a gigabyte, goes from this machine's engine into the one of the node.
+/// To copy the image, about a gigabyte, from this machine's engine to the node's.
 const LOAD_LIMIT: Duration = Duration::from_secs(600);
 
-/// The cgroups of the node's processes by pid and name, in every hierarchy, without those of the pod.
+/// The cgroups, in every hierarchy, of all processes that the node sees, by `pid name`.
 fn cgroups(node: &Cluster) -> BTreeMap<String, String> {
     let script = r#"
         for dir in /proc/[0-9]*; do
@@ -24,7 +24,7 @@ fn cgroups(node: &Cluster) -> BTreeMap<String, String> {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn in_a_pod_it_boots_and_touches_no_process_of_the_node() {
+fn in_a_pod_it_boots_and_does_not_affect_the_nodes_processes() {
     let node = Cluster::ready(&[]);
     let load = format!("docker save {} | DOCKER_HOST=tcp://127.0.0.1:{} docker load", image(), node.docker_port);
     let loaded = run(Command::new("bash").args(["-o", "pipefail", "-c", &load]), LOAD_LIMIT);
@@ -57,19 +57,19 @@ spec:
     let inside = |argv: &[&str]| node.in_pod("inner", argv);
     wait_for("kubernetes-ready in the pod", 2 * BOOT_LIMIT, || inside(&["kind", "healthcheck"]).succeeded().then_some(()));
     println!("{}", inside(&["kind", "status"]).stdout);
-    // It is a cluster of its own.
+    // The pod has its own cluster.
     let nodes = inside(&["kubectl", "get", "nodes", "--output=jsonpath={.items[*].status.conditions[-1].status}"]).ok();
     assert_eq!(nodes, "True");
 
-    asks_the_nodes_name_server(&inside);
+    check_that_containers_use_the_nodes_dns(&inside);
 
     let after = cgroups(&node);
     let moved: Vec<_> = before.iter().filter(|(process, groups)| after.get(*process).is_some_and(|now| now != *groups)).collect();
-    assert!(moved.is_empty(), "in other cgroups than before: {moved:?}");
+    assert!(moved.is_empty(), "moved to other cgroups: {moved:?}");
     for daemon in DAEMONS {
         let new = new(daemon, &before, &after);
         assert!(!new.is_empty(), "no {daemon} in the pod");
-        // The second one is in the pod's own cgroup, whose path holds the pod's uid.
+        // The pod's daemon is in the pod's cgroup, whose path contains the pod's uid.
         assert!(new.iter().all(|process| after[process].contains("/kubelet/") && after[process].contains("pod")), "{daemon}: {after:?}");
     }
 
@@ -85,8 +85,8 @@ spec:
     node.wait_until_ready();
 }
 
-/// Both clusters' name servers have the same address: what leaves the pod must not come back to itself.
-fn asks_the_nodes_name_server(inside: &dyn Fn(&[&str]) -> Outcome) {
+/// Both clusters' DNS Services have the same address, and queries that leave the pod must go to the node's.
+fn check_that_containers_use_the_nodes_dns(inside: &dyn Fn(&[&str]) -> Outcome) {
     let ask = |server: &[&str]| {
         inside(&[&["docker", "run", "--rm", BUSYBOX, "nslookup", "kubernetes.default.svc.cluster.local"], server].concat())
     };
@@ -95,13 +95,13 @@ fn asks_the_nodes_name_server(inside: &dyn Fn(&[&str]) -> Outcome) {
     let nodes = ask(&[]);
     inside(&["sh", "-c", "pkill -CONT -x dnsmasq || pkill -CONT -x coredns"]).ok();
     assert!(nodes.succeeded() && nodes.stdout.contains("10.96.0.1"), "{nodes}");
-    // The control: asked by its address, it is the pod's own, which does not answer now.
+    // The negative control: a query to that address goes to the pod's own DNS, which is frozen.
     assert!(!own.succeeded(), "{own}");
 }
 
 const DAEMONS: [&str; 5] = ["containerd", "dockerd", "kubelet", "kube-apiserver", "etcd"];
 
-/// The processes of a name that were not there before.
+/// The processes with a name that did not exist before.
 fn new(name: &str, before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
     now.keys().filter(|process| process.ends_with(&format!(" {name}")) && !before.contains_key(*process)).cloned().collect()
 }

@@ -1,5 +1,5 @@
-//! A private registry with a login and an authority of its own: docker and pods pull from it, and
-//! nobody learns the password. And a mirror of Docker Hub that both pull through.
+//! A private registry with a login and its own CA: docker and pods pull from it, and the password is not leaked. And a
+//! mirror of Docker Hub, for docker and pods.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -10,13 +10,13 @@ use crate::engine::{docker, session, Container, Network, BUSYBOX};
 use crate::process::{run, wait_for};
 
 const IMAGE: &str = "kind-lab/registry:1";
-/// Debian's packages come from the network when the image is made.
+/// Building the registry's image downloads Debian packages.
 const MAKE_LIMIT: Duration = Duration::from_secs(400);
 const USER: &str = "ci";
 const PASSWORD: &str = "e2e-pass:word";
 const NAME: &str = "registry.test";
 
-/// A registry on a network: `user` has to log in where one is given.
+/// A registry on a network. `user` is empty, or a name and password that it requires.
 fn registry(network: &Network, name: &str, user: &[&str]) -> Container {
     static MADE: OnceLock<()> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -30,7 +30,7 @@ fn registry(network: &Network, name: &str, user: &[&str]) -> Container {
     container
 }
 
-fn authority_of(registry: &Container) -> String {
+fn ca_of(registry: &Container) -> String {
     registry.exec(&["cat", "/ca.crt"]).ok()
 }
 
@@ -52,17 +52,17 @@ fn pod(cluster: &Cluster, name: &str, image: &str) {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn docker_and_pods_pull_from_a_registry_with_a_login_and_its_own_authority() {
+fn docker_and_pods_pull_from_a_registry_with_a_login_and_its_own_ca() {
     let network = Network::create("registry", &[]);
     let registry = registry(&network, NAME, &[USER, PASSWORD]);
     let password = session().dir.join("registry-password");
     std::fs::write(&password, format!("{PASSWORD}\n")).expect("the session's directory can be written");
-    let authority = authority_of(&registry);
+    let ca = ca_of(&registry);
     let environment = [
         format!("REGISTRY={NAME}"),
         format!("REGISTRY_USER={USER}"),
         "REGISTRY_PASSWORD_FILE=/run/secrets/registry".to_string(),
-        format!("KIND_REGISTRY_CA={authority}"),
+        format!("KIND_REGISTRY_CA={ca}"),
     ];
     let mount = format!("--volume={}:/run/secrets/registry:ro", password.display());
     let mut arguments = vec!["--network", &network.name, &mount];
@@ -79,11 +79,11 @@ fn docker_and_pods_pull_from_a_registry_with_a_login_and_its_own_authority() {
     cluster.wait_for_pod(&["private"]);
     let asked = registry.logs();
     assert!(asked.contains("GET /v2/team/app/manifests/1") || asked.contains("HEAD /v2/team/app/manifests/1"), "{asked}");
-    // Nobody learns the password: not the log, not the engine's description of the container, not a process's arguments.
+    // The password is not in the log, in `docker inspect`, or in the arguments of a process.
     let encoded = "Y2k6ZTJlLXBhc3M6d29yZA==";
     let ps = cluster.container.exec(&["sh", "-c", "cat /proc/*/cmdline | tr '\\0' ' '"]).stdout;
-    for told in [cluster.container.logs(), docker(&["inspect", &cluster.container.id]).ok(), ps] {
-        assert!(!told.contains(PASSWORD) && !told.contains(encoded), "{told}");
+    for text in [cluster.container.logs(), docker(&["inspect", &cluster.container.id]).ok(), ps] {
+        assert!(!text.contains(PASSWORD) && !text.contains(encoded), "{text}");
     }
     for file in ["/root/.docker/config.json", "/var/lib/kubelet/config.json"] {
         assert_eq!(cluster.container.exec(&["stat", "--format=%a", file]).ok(), "600", "{file}");
@@ -91,17 +91,17 @@ fn docker_and_pods_pull_from_a_registry_with_a_login_and_its_own_authority() {
     }
 }
 
-/// The control: without the login, and without the authority, neither of them may pull.
+/// The negative control: without the login, or without the CA, neither docker nor pods can pull.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn without_the_login_or_the_authority_nothing_is_pulled() {
+fn without_the_login_or_the_ca_nothing_is_pulled() {
     let network = Network::create("no-login", &[]);
     let registry = registry(&network, NAME, &[USER, PASSWORD]);
-    let authority = authority_of(&registry);
+    let ca = ca_of(&registry);
     for (name, environment, why) in [
-        ("no-login", vec![format!("REGISTRY={NAME}"), format!("KIND_REGISTRY_CA={authority}")], "basic auth"),
+        ("no-login", vec![format!("REGISTRY={NAME}"), format!("KIND_REGISTRY_CA={ca}")], "basic auth"),
         (
-            "no-authority",
+            "no-ca",
             vec![format!("REGISTRY={NAME}"), format!("REGISTRY_USER={USER}"), format!("REGISTRY_PASSWORD={PASSWORD}")],
             "certificate",
         ),
@@ -126,8 +126,8 @@ fn without_the_login_or_the_authority_nothing_is_pulled() {
 fn docker_and_pods_pull_docker_hubs_images_through_a_mirror() {
     let network = Network::create("mirror", &[]);
     let registry = registry(&network, "mirror.test", &[]);
-    let authority = format!("KIND_REGISTRY_CA={}", authority_of(&registry));
-    let arguments = ["--network", &network.name, "--env", "KIND_REGISTRY_MIRROR=https://mirror.test", "--env", &authority];
+    let ca = format!("KIND_REGISTRY_CA={}", ca_of(&registry));
+    let arguments = ["--network", &network.name, "--env", "KIND_REGISTRY_MIRROR=https://mirror.test", "--env", &ca];
     let cluster = Cluster::ready(&arguments);
     let inside = |arguments: &[&str]| cluster.container.exec(&[&["docker"], arguments].concat());
     for name in ["kind-e2e-by-docker", "kind-e2e-by-pod"] {

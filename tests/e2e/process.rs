@@ -1,4 +1,4 @@
-//! Runs commands with a limit, and waits for things with one.
+//! Running commands and waiting, both with a time limit.
 
 use std::io::{Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a command that has ended wrote, and how it ended.
+/// A command that has ended, its output and its status.
 pub struct Outcome {
     pub command: String,
     pub status: ExitStatus,
@@ -21,7 +21,7 @@ impl Outcome {
         self.status.success()
     }
 
-    /// Standard output without the last line break; panics when the command failed.
+    /// Standard output without the final newline. Panics if the command failed.
     pub fn ok(self) -> String {
         assert!(self.succeeded(), "{self}");
         self.stdout.trim_end().to_string()
@@ -42,7 +42,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Outcome {
     run_with_input(command, "", limit)
 }
 
-/// Runs a command to its end, or kills it after `limit`: its status is that of SIGKILL then.
+/// Runs a command to its end. Kills it after `limit`; its status is then that of SIGKILL.
 pub fn run_with_input(command: &mut Command, input: &str, limit: Duration) -> Outcome {
     let name = describe(command);
     let started = Instant::now();
@@ -52,7 +52,7 @@ pub fn run_with_input(command: &mut Command, input: &str, limit: Duration) -> Ou
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|cause| panic!("cannot run `{name}`: {cause}"));
-    // A command that reads nothing closes its end early.
+    // Fails if the command ends without reading it.
     let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
     let stdout = read(child.stdout.take().expect("it is piped"));
     let stderr = read(child.stderr.take().expect("it is piped"));
@@ -82,7 +82,7 @@ fn describe(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Asks until there is an answer; panics with `what` when there is none within `limit`.
+/// Calls `ask` until it returns a value. Panics with `what` after `limit`.
 pub fn wait_for<T>(what: &str, limit: Duration, ask: impl FnMut() -> Option<T>) -> T {
     poll(limit, ask).unwrap_or_else(|| panic!("{what}: not within {} s", limit.as_secs()))
 }

@@ -1,4 +1,4 @@
-//! The files on port 10080 appear in order, and only when they are true.
+//! The files on port 10080 appear in order, and only once they are true.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -12,18 +12,18 @@ use crate::process::wait_for;
 
 const STATES: [&str; 7] = [DOCKER_READY, CONFIG, CREDENTIALS[0], CREDENTIALS[1], CREDENTIALS[2], KUBERNETES_READY, FAILED];
 
-/// The files come from memory.
+/// The file server answers without delay.
 const ANSWER_LIMIT: Duration = Duration::from_millis(100);
 
-/// What was seen of a boot, from before the container's start.
+/// A boot as observed from before the container's start.
 struct Observed {
-    /// Statuses of all states when the port answered first.
+    /// The HTTP status of each of `STATES` at the port's first response.
     first: Vec<u16>,
-    /// When each state was served first.
+    /// When each state was first served.
     served: BTreeMap<&'static str, Instant>,
 }
 
-/// Starts the cluster and watches until `kubernetes-ready`, checking each state when it appears.
+/// Starts the cluster and polls until `kubernetes-ready`. Checks each state when it appears.
 fn observe(cluster: &Cluster) -> Observed {
     let mut seen = Observed { first: vec![], served: BTreeMap::new() };
     let limit = Instant::now() + BOOT_LIMIT;
@@ -33,7 +33,7 @@ fn observe(cluster: &Cluster) -> Observed {
         let mut api = None;
         while !seen.served.contains_key(KUBERNETES_READY) {
             assert!(Instant::now() < limit, "not ready after {} s", BOOT_LIMIT.as_secs());
-            // A question that is lost while the network is made would be asked again after a second only.
+            // While the network is being set up, a lost SYN is retransmitted only after a second.
             let limit = if seen.first.is_empty() { ANSWER_LIMIT } else { LIMIT };
             let ask = |name| fetch_within(limit, &cluster.url("127.0.0.1", name));
             let statuses: Vec<u16> = STATES.iter().map_while(|name| Some(ask(name)?.0)).collect();
@@ -52,7 +52,7 @@ fn observe(cluster: &Cluster) -> Observed {
             }
             if seen.served.contains_key(CREDENTIALS[2]) && seen.served.contains_key(CONFIG) && api.is_none() {
                 let new = Api::new(cluster);
-                assert!(new.is_ready(), "the credentials are served, and the API server does not answer");
+                assert!(new.is_ready(), "the credentials are served, but the API server does not answer");
                 api = Some(new);
             }
         }
@@ -62,36 +62,36 @@ fn observe(cluster: &Cluster) -> Observed {
     seen
 }
 
-/// Every pod that the bake left runs, with containers of this boot.
+/// Asserts that every baked pod runs, with containers of this boot.
 fn assert_pods_run(api: &Api) {
     let pods = api.baked_pods().expect("the API server answers");
     assert_eq!(pods.len(), tools().baked_pods.len(), "{pods:?} instead of {:?}", tools().baked_pods);
     let not_running: Vec<_> = pods.iter().filter(|pod| !pod.runs_in_this_boot()).collect();
-    assert!(not_running.is_empty(), "kubernetes-ready is served, and these pods do not run: {not_running:?}");
+    assert!(not_running.is_empty(), "kubernetes-ready is served, but these pods do not run: {not_running:?}");
 }
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn every_state_appears_in_order_and_only_when_it_is_true() {
     let cluster = Cluster::create(&[]);
-    // Docker is up before the network lets this machine ask, so it comes late: the moments before it are seen.
+    // Delay dockerd: otherwise Docker is ready before this machine can reach the container.
     put_program(&cluster, "/usr/local/sbin/dockerd", "#!/bin/sh\nsleep 2\nexec /usr/local/bin/dockerd \"$@\"\n");
     let seen = observe(&cluster);
-    assert!(seen.first.iter().all(|status| *status == 404), "when the port answered first: {:?} for {STATES:?}", seen.first);
+    assert!(seen.first.iter().all(|status| *status == 404), "at the port's first response: {:?} for {STATES:?}", seen.first);
     let ready = seen.served[KUBERNETES_READY];
     for name in [DOCKER_READY, CONFIG, CREDENTIALS[0], CREDENTIALS[1], CREDENTIALS[2]] {
         assert!(seen.served[name] <= ready, "{name} came after {KUBERNETES_READY}");
     }
     for (name, begins) in CREDENTIALS.iter().zip(["-----BEGIN CERTIFICATE-----", "-----BEGIN CERTIFICATE-----", "-----BEGIN "]) {
         let text = cluster.file(name).expect("it was served before");
-        assert!(text.starts_with(begins), "{name} is no PEM file: {text}");
+        assert!(text.starts_with(begins), "{name} is not a PEM file: {text}");
     }
-    assert!(cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "kubernetes-ready, and the health check fails");
+    assert!(cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "kubernetes-ready is served, but the health check fails");
     check_timeline(&cluster.file(TIMELINE).expect("the timeline is served"));
     check_log(&cluster.container.logs());
 }
 
-/// Puts a script into a container that is not started yet.
+/// Writes an executable script into a container that is not started yet.
 fn put_program(cluster: &Cluster, path: &str, script: &str) {
     let file = session().dir.join(format!("program-{}", &cluster.container.id[..12]));
     std::fs::write(&file, script).expect("the session's directory can be written");
@@ -99,10 +99,10 @@ fn put_program(cluster: &Cluster, path: &str, script: &str) {
     cluster.container.copy_to(&file, path);
 }
 
-/// Seconds never go back, and each milestone comes after those that it rests on.
+/// Milestones are sorted by time, and each comes after those that it depends on.
 fn check_timeline(timeline: &str) {
     let line = |line: &str| line.split_once(' ').and_then(|(seconds, name)| Some((seconds.parse::<f64>().ok()?, name.to_string())));
-    let lines: Vec<(f64, String)> = timeline.lines().map(|text| line(text).unwrap_or_else(|| panic!("no milestone: {text}"))).collect();
+    let lines: Vec<(f64, String)> = timeline.lines().map(|text| line(text).unwrap_or_else(|| panic!("not a milestone: {text}"))).collect();
     assert!(lines.is_sorted_by(|a, b| a.0 <= b.0), "{timeline}");
     let position = |name: &str| lines.iter().position(|(_, have)| have == name).unwrap_or_else(|| panic!("no {name} in\n{timeline}"));
     for (earlier, later) in [
@@ -120,8 +120,8 @@ fn check_timeline(timeline: &str) {
     }
 }
 
-/// `LEVEL [component] +seconds message`, one line each, none a warning when nothing is wrong, and in
-/// words instead of the program's own data.
+/// Every line is `LEVEL [component] +seconds message`, without warnings as long as nothing is wrong, and without debug
+/// output of Rust types.
 pub fn check_log(log: &str) {
     assert!(!log.is_empty(), "the log is empty");
     for line in log.lines() {
@@ -130,15 +130,15 @@ pub fn check_log(log: &str) {
         let message = component.and_then(|(_, rest)| rest.split_once("s ")).filter(|(seconds, _)| seconds.parse::<f64>().is_ok());
         assert!(level == "INFO" && message.is_some(), "a line that should not be in the log: {line}\n--- of\n{log}");
         let ugly = ["\u{1b}", "Some(", "Ok(", "Err(", "Os {", "panicked", "\\n", "\t"];
-        assert!(line.len() < 300 && !ugly.iter().any(|mark| line.contains(mark)), "a line that nobody wants to read: {line}");
+        assert!(line.len() < 300 && !ugly.iter().any(|mark| line.contains(mark)), "not a line for people: {line}");
     }
 }
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_ready_that_the_bake_left_behind_does_not_count() {
+fn pods_that_were_ready_in_the_bake_do_not_count() {
     let cluster = Cluster::start(&[]);
-    // With etcd and the API server started and kubelet frozen, the API server tells of the bake alone.
+    // With etcd and the API server running and kubelet frozen, the API server reports what the bake has left.
     let freeze = "until pgrep -x etcd && pgrep -x kube-apiserver; do sleep 0.02; done >/dev/null; pkill -STOP -x kubelet";
     cluster.container.exec(&["sh", "-c", freeze]).ok();
     wait_for("the kubeconfig", LIMIT, || cluster.serves(CONFIG).then_some(()));
@@ -148,18 +148,21 @@ fn a_ready_that_the_bake_left_behind_does_not_count() {
         let pods = api.baked_pods().expect("the API server answers");
         let stale = pods.iter().filter(|pod| pod.ready && pod.is_from_the_bake()).count();
         assert!(stale >= pods.len() - 1, "the bake should have left every pod Ready: {pods:?}");
-        assert_eq!(cluster.status(KUBERNETES_READY), Some(404), "no pod has started, and kubernetes-ready is served");
+        assert_eq!(cluster.status(KUBERNETES_READY), Some(404), "kubernetes-ready is served, but no pod has started");
         let timeline = cluster.file(TIMELINE).expect("the timeline is served");
-        // Without this, a DNS that is not up yet would hide that stale pods are taken for running ones.
-        assert!(!timeline.lines().any(|line| line.ends_with(" pods")), "no pod has started, and the timeline says so:\n{timeline}");
-        assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "no pod has started, and the health check passes");
+        // Check the timeline as well: kubernetes-ready could be missing only because the DNS does not answer.
+        assert!(
+            !timeline.lines().any(|line| line.ends_with(" pods")),
+            "the timeline says that the pods run, but none has started:\n{timeline}"
+        );
+        assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "the health check passes, but no pod has started");
     }
     cluster.container.exec(&["pkill", "-CONT", "-x", "kubelet"]).ok();
     cluster.wait_until_ready();
     assert_pods_run(&api);
 }
 
-/// The negative control: this suite notices a cluster that does not come up, and so does a CI job.
+/// The negative control: a cluster that does not come up is noticed, by these tests and by a CI job.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn without_kubelet_nothing_is_ready_and_failed_says_why() {
@@ -171,5 +174,5 @@ fn without_kubelet_nothing_is_ready_and_failed_says_why() {
     assert!(cluster.serves(DOCKER_READY), "Docker does not need kubelet");
     assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded());
     docker(&["stop", &cluster.container.id]).ok();
-    assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "3", "the status is not that of what failed");
+    assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "3", "the exit status is not kubelet's");
 }

@@ -1,4 +1,4 @@
-//! What cannot work ends at once, with a line that says what to do about it.
+//! What cannot work is refused at once, with a line that says what to do about it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use crate::engine::{docker_within, image, tools, Container, Network};
 use crate::process::{poll, run};
 
-/// Time for a refusal, `docker run` included.
+/// How long a refusal may take, including `docker run`.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Runs the image in the foreground and returns the one line with which it ends.
+/// Runs the image in the foreground. Returns its log, which must have exactly one error.
 pub fn refused(arguments: &[&str]) -> String {
     refused_again(&Container::create(&[arguments, &[image()]].concat()))
 }
 
-/// Starts a container that is there, in the foreground, and returns what it says this time.
+/// The same for a container that exists. Returns only the log of this start.
 pub fn refused_again(container: &Container) -> String {
     let before = container.logs().len();
     let outcome = docker_within(LIMIT, &["start", "--attach", &container.id]);
@@ -24,9 +24,9 @@ pub fn refused_again(container: &Container) -> String {
     let status = container.inspect("{{.State.ExitCode}}");
     assert!(status != "0" && status != "137", "it ended with {status}:\n{log}");
     let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("ERROR")).collect();
-    assert_eq!(errors.len(), 1, "one line says why:\n{log}");
+    assert_eq!(errors.len(), 1, "not exactly one line says why:\n{log}");
     let ugly = ["panicked", "Some(", "Err(", "Os {", "RUST_BACKTRACE"];
-    assert!(!ugly.iter().any(|mark| log.contains(mark)) && !log.contains("WARN"), "nobody wants to read this:\n{log}");
+    assert!(!ugly.iter().any(|mark| log.contains(mark)) && !log.contains("WARN"), "not a log for people:\n{log}");
     log.trim_end().to_string()
 }
 
@@ -45,7 +45,7 @@ fn a_container_that_is_not_privileged_is_told_so() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_static_ip_that_is_none_or_not_the_baked_one_is_refused() {
+fn an_invalid_static_ip_and_one_that_was_not_baked_are_refused() {
     assert_says(&refused(&["--privileged", "--env", "STATIC_IP=nonsense"]), &["STATIC_IP=nonsense", "not an IPv4 address"]);
     assert_says(&refused(&["--privileged", "--env", "STATIC_IP=172.99.98.7"]), &["STATIC_IP=172.99.98.7", "baked with"]);
 }
@@ -81,11 +81,11 @@ fn a_port_that_is_taken_is_named() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_build_with_no_engine_says_so() {
+fn a_build_without_an_engine_says_so() {
     let mut build = Command::new(crate::bake::build_sh());
     build.args(["--bundle", "/nowhere", "kind-e2e:none"]).env("DOCKER_HOST", "unix:///nonexistent");
     let outcome = run(&mut build, LIMIT);
     assert!(!outcome.succeeded() && outcome.took < LIMIT, "{outcome}");
-    assert_eq!(outcome.output().lines().count(), 1, "one line says why: {outcome}");
+    assert_eq!(outcome.output().lines().count(), 1, "not exactly one line says why: {outcome}");
     assert_says(&outcome.stderr, &["build: error: no Docker engine answers", "/nonexistent"]);
 }

@@ -1,5 +1,5 @@
-//! Registries on this machine, of Debian's package docker-registry: a plain one on loopback, which any
-//! engine may use, and beside it, with the same images, one with a password and a certificate of its own.
+//! Registries on this machine, from Debian's package docker-registry: a plain one on loopback, which any engine may
+//! use, and one with the same images, a password and a self-signed certificate.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -13,25 +13,25 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Registry {
     process: Child,
-    /// `address:port`, as it stands before the names of its images.
+    /// `address:port`, the prefix of its images' names.
     pub host: String,
 }
 
 impl Registry {
-    /// Without TLS or a password.
+    /// A registry without TLS or a password.
     pub fn plain(storage: &Path) -> Registry {
         start(storage, Ipv4Addr::LOCALHOST.into(), "")
     }
 
-    /// On the engine's bridge, where containers reach it.
+    /// A registry with TLS and a password, on the engine's bridge, where containers reach it.
     pub fn private(storage: &Path, user: &str, password: &str) -> Registry {
         let neighbour = Container::idle(&[], &["sleep", "60"]);
         let gateway: IpAddr = neighbour.inspect("{{.NetworkSettings.Gateway}}").parse().expect("it is an address");
         let names = format!("subjectAltName=IP:{gateway}");
         let make = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry", "-addext", &names];
-        let (key, certificate) = (session().dir.join("registry.key"), authority());
+        let (key, certificate) = (session().dir.join("registry.key"), ca_certificate());
         run(Command::new("openssl").args(make).arg("-keyout").arg(&key).arg("-out").arg(&certificate), LIMIT).ok();
-        // bcrypt is the one form that it takes.
+        // The registry supports only bcrypt (-B).
         let users = session().dir.join("registry.htpasswd");
         let line = run_with_input(Command::new("htpasswd").args(["-niB", user]), password, LIMIT).ok();
         std::fs::write(&users, line).expect("the session's directory can be written");
@@ -44,7 +44,7 @@ impl Registry {
         start(storage, gateway, &more)
     }
 
-    /// Puts an image of the engine into the registry, under another name.
+    /// Pushes an image of the engine under another name.
     pub fn push(&self, image: &str, name: &str) {
         let there = format!("{}/{name}", self.host);
         docker(&["tag", image, &there]).ok();
@@ -53,8 +53,8 @@ impl Registry {
     }
 }
 
-/// The certificate of the private registry, which signs itself.
-pub fn authority() -> PathBuf {
+/// The private registry's certificate, which is self-signed, so it is the CA's certificate too.
+pub fn ca_certificate() -> PathBuf {
     session().dir.join("registry.crt")
 }
 

@@ -1,5 +1,5 @@
-//! From a release's servers to an image, and all of it once more without them: downloads with their
-//! checksums, images through a registry, private ones by a hook's `docker login`, the bundle.
+//! Builds a bundle from download servers and registries (with checksums, and with a private image after `docker login`
+//! in a hook), and then an image from the bundle without any of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +9,11 @@ use crate::bake::{bundle, with_lab_images};
 use crate::cluster::Cluster;
 use crate::engine::{docker, docker_within, session, tools, BUSYBOX};
 use crate::process::{run, run_with_input};
-use crate::registry::{authority, Registry};
+use crate::registry::{ca_certificate, Registry};
 use crate::secrets;
 use crate::server::Server;
 
-/// A download, two bakes and a commit, on a machine that does other things besides.
+/// For a download, two bakes and a commit on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
 const USER: &str = "e2e";
 
@@ -27,12 +27,12 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
     let server = publish(&public);
     public.push(BUSYBOX, "app:1");
     let (app, checkout) = (format!("{}/app:1", private.host), checkout(&dir));
-    // As the seed has it: whoever builds writes into the scripts beside build.sh.
+    // Users may edit the scripts next to build.sh.
     append(
         &checkout.join("before-cluster.sh"),
         &format!(
             "mkdir -p /etc/docker/certs.d/{host}\ncat >/etc/docker/certs.d/{host}/ca.crt <<'PEM'\n{}PEM\ndocker login -u {USER} -p {password} {host}\n",
-            std::fs::read_to_string(authority()).expect("it was just made"),
+            std::fs::read_to_string(ca_certificate()).expect("it was just created"),
             host = private.host
         ),
     );
@@ -51,12 +51,12 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
     for words in ["downloading Kubernetes v1.20.2", "pulling the images of Kubernetes v1.20.2", "saved ", &app, "the bundle is"] {
         assert!(made.succeeded() && made.output().contains(words), "{words} is not in: {made}");
     }
-    assert!(secrets::holds(&bundle, &app), "the search of the bundle does not work");
+    assert!(secrets::holds(&bundle, &app), "the search does not even find the image's name in the bundle");
     assert_eq!(secrets::found_in(&bundle, USER, &password), Vec::<String>::new(), "the password is in the bundle");
 
-    // Nobody is there any more, and the cache is gone.
+    // From here on without the servers and the cache.
     drop((public, private, server));
-    std::fs::remove_dir_all(dir.join("cache")).expect("it is there");
+    std::fs::remove_dir_all(dir.join("cache")).expect("it exists");
     let image = format!("kind-e2e-{}:release", std::process::id());
     let _image = Image(&image);
     let baked = run(
@@ -69,9 +69,9 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
     }
     let saved = dir.join("image.tar");
     docker_within(LIMIT, &["save", "--output", &saved.to_string_lossy(), &image]).ok();
-    assert!(secrets::holds(&saved, &app), "the search of the image does not work");
+    assert!(secrets::holds(&saved, &app), "the search does not even find the image's name in the saved image");
     assert_eq!(secrets::found_in(&saved, USER, &password), Vec::<String>::new(), "the password is in the image");
-    std::fs::remove_file(&saved).expect("it is there");
+    std::fs::remove_file(&saved).expect("it exists");
 
     let cluster = Cluster::ready_of(&image);
     cluster.kubectl(&["run", "app", &format!("--image={app}"), "--restart=Never", "--image-pull-policy=IfNotPresent", "--", "true"]).ok();
@@ -81,7 +81,7 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
     });
 }
 
-/// Removed when the test ends.
+/// Removes the image when it is dropped.
 struct Image<'a>(&'a str);
 
 impl Drop for Image<'_> {
@@ -90,7 +90,7 @@ impl Drop for Image<'_> {
     }
 }
 
-/// What the servers of a release have, from the bundle: programs here, images in the registry.
+/// Publishes the bundle's contents as a release: programs on the server that it returns, images in the registry.
 fn publish(registry: &Registry) -> Server {
     let (server, bundle) = (Server::start(), bundle());
     let read = |path: &Path| std::fs::read(path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()));
@@ -100,11 +100,11 @@ fn publish(registry: &Registry) -> Server {
     }
     let plugins = archive(&bundle.join("cni"), &["bridge", "host-local", "loopback", "portmap"]);
     server.publish(&format!("/cni/v1/cni-plugins-linux-{arch}-v1.tgz"), &read(&plugins));
-    // Debian has no crictl, and kubeadm's phases that build.sh uses do not ask for it.
+    // Debian has no crictl, and the kubeadm phases that the bake runs do not need it.
     std::fs::write(session().dir.join("crictl"), "#!/bin/sh\n").expect("the session's directory can be written");
     server.publish(&format!("/crictl/v1/crictl-v1-linux-{arch}.tar.gz"), &read(&archive(&session().dir, &["crictl"])));
     for entry in std::fs::read_dir(bundle.join("images")).expect("a bundle has images").flatten() {
-        // What the bundle's own scripts have made is no part of a release.
+        // Images that images.sh has pulled are not part of a release.
         if entry.file_name() == "pulled.tar" {
             continue;
         }
@@ -125,7 +125,7 @@ fn archive(directory: &Path, names: &[&str]) -> PathBuf {
     path
 }
 
-/// What git has of this checkout, in a folder of its own, as a submodule is.
+/// A copy of this checkout in a directory of a pipeline, as if it were a submodule.
 fn checkout(dir: &Path) -> PathBuf {
     let checkout = dir.join("pipeline/kind");
     std::fs::create_dir_all(&checkout).expect("the session's directory can be written");

@@ -1,4 +1,4 @@
-//! Follows one readiness file in a thread, so that no moment without it is missed.
+//! Polls a file of port 10080 in a thread, so that a test also notices if it was gone for a moment.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,13 +12,13 @@ const INTERVAL: Duration = Duration::from_millis(20);
 
 pub struct Watch {
     file: &'static str,
-    /// When the file came or went.
+    /// When the file appeared (`true`) or disappeared.
     changes: Arc<Mutex<Vec<(Instant, bool)>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
-    /// Begins with a file that is served.
+    /// Starts to poll. Panics unless the file is served.
     pub fn new(cluster: &Cluster, file: &'static str) -> Watch {
         let watch = Watch { file, changes: Arc::default(), stop: Arc::default() };
         let (changes, stop, url) = (watch.changes.clone(), watch.stop.clone(), cluster.url("127.0.0.1", file));
@@ -33,17 +33,17 @@ impl Watch {
                 thread::sleep(INTERVAL);
             }
         });
-        let first = wait_for("the first look", LIMIT, || watch.changes.lock().expect("no holder panics").first().copied());
-        assert!(first.1, "{file} is not served to begin with");
+        let first = wait_for("the first poll", LIMIT, || watch.changes.lock().expect("no holder panics").first().copied());
+        assert!(first.1, "{file} is not served at the start");
         watch
     }
 
-    /// When the file went after `since`; panics when it is still there after `limit`.
+    /// When the file disappeared after `since`. Panics if that takes longer than `limit`.
     pub fn lost(&self, since: Instant, limit: Duration) -> Instant {
         self.changed(false, since, limit)
     }
 
-    /// When the file came after `since`; panics when it is not there after `limit`.
+    /// When the file appeared after `since`. Panics if that takes longer than `limit`.
     pub fn back(&self, since: Instant, limit: Duration) -> Instant {
         self.changed(true, since, limit)
     }

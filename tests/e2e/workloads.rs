@@ -1,4 +1,4 @@
-//! What a CI job does once the cluster is ready.
+//! What CI jobs do once the cluster is ready.
 
 use crate::cluster::{fetch, shared, Cluster, LIMIT};
 use crate::engine::BUSYBOX;
@@ -6,7 +6,7 @@ use crate::process::{poll, wait_for};
 
 const PORT: &str = "8080";
 
-/// Waits until a server in the cluster shows a page to the tests' own pod; `server` is asked for each time.
+/// Waits until a server in the cluster sends a page to the client pod. Calls `server` for its address each time.
 fn wait_for_page(cluster: &Cluster, page: &str, server: impl Fn() -> String) {
     let mut last = None;
     let shown = poll(LIMIT, || {
@@ -15,10 +15,10 @@ fn wait_for_page(cluster: &Cluster, page: &str, server: impl Fn() -> String) {
         last = Some(answer);
         shown.then_some(())
     });
-    assert!(shown.is_some(), "not {page:?} within {} s, at last: {}", LIMIT.as_secs(), last.expect("it was asked"));
+    assert!(shown.is_some(), "not {page:?} within {} s, but: {}", LIMIT.as_secs(), last.expect("it was asked"));
 }
 
-/// Builds an image on the cluster's engine and deploys it, as the README says.
+/// Builds an image with the cluster's engine and deploys it, as in the README.
 fn deploy(cluster: &Cluster, name: &str, content: &str) {
     let image = format!("{name}:1");
     cluster.build(&image, content).ok();
@@ -28,20 +28,20 @@ fn deploy(cluster: &Cluster, name: &str, content: &str) {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn an_image_that_docker_builds_runs_as_a_pod_and_a_rebuild_replaces_it() {
+fn an_image_built_with_docker_runs_as_a_pod_and_a_rebuild_replaces_it() {
     let cluster = shared();
-    let youngest = || {
-        // The youngest pod: one that ends lingers on for its grace period.
+    let newest = || {
+        // The newest pod: an old one still exists during its grace period.
         let pods = ["get", "pods", "--selector=app=built", "--sort-by=.metadata.creationTimestamp"];
         let addresses = cluster.kubectl(&[&pods[..], &["--output=jsonpath={.items[*].status.podIP}"]].concat()).ok();
         format!("{}:{PORT}", addresses.split(' ').next_back().unwrap_or_default())
     };
     deploy(&cluster, "built", "one");
-    wait_for_page(&cluster, "one\nbuilt\n", youngest);
+    wait_for_page(&cluster, "one\nbuilt\n", newest);
     cluster.build("built:1", "two").ok();
     cluster.kubectl(&["rollout", "restart", "deployment", "built"]).ok();
     cluster.kubectl(&["rollout", "status", "deployment", "built", "--timeout=60s"]).ok();
-    wait_for_page(&cluster, "two\nbuilt\n", youngest);
+    wait_for_page(&cluster, "two\nbuilt\n", newest);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_service_answers_inside_the_cluster_and_a_node_port_outside() {
     let ask = format!("exec 3<>/dev/tcp/{address}/80; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
     let from_node = cluster.container.exec(&["timeout", "10", "bash", "-c", &ask]).ok();
     assert!(from_node.contains("200 OK") && from_node.contains("served"), "{from_node}");
-    // A pod that asks for the Service which it serves itself comes back to itself.
+    // A pod that connects to its own Service reaches itself (hairpin NAT).
     let own = cluster.kubectl(&["exec", "deployment/served", "--", "wget", "-q", "-T", "5", "-O", "-", &format!("http://{address}/")]);
     assert!(own.stdout.starts_with("served"), "{own}");
     let url = format!("http://{}:{}/", cluster.address(), cluster.field("service/served", "{.spec.ports[0].nodePort}"));
@@ -65,11 +65,11 @@ fn a_service_answers_inside_the_cluster_and_a_node_port_outside() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_pod_resolves_names_by_the_clusters_dns() {
+fn a_pod_resolves_names_with_the_clusters_dns() {
     let cluster = shared();
     let server = cluster.kubectl(&["-n", "kube-system", "get", "service", "kube-dns", "--output=jsonpath={.spec.clusterIP}"]).ok();
-    let resolver = cluster.in_pod(cluster.client(), &["cat", "/etc/resolv.conf"]).ok();
-    assert!(resolver.contains(&format!("nameserver {server}")), "{resolver}");
+    let resolv_conf = cluster.in_pod(cluster.client(), &["cat", "/etc/resolv.conf"]).ok();
+    assert!(resolv_conf.contains(&format!("nameserver {server}")), "{resolv_conf}");
     let address = cluster.field("service/kubernetes", "{.spec.clusterIP}");
     let answer = cluster.in_pod(cluster.client(), &["nslookup", "kubernetes.default.svc.cluster.local"]);
     assert!(answer.stdout.contains(&format!("Address: {address}")) || answer.stdout.contains(&format!(": {address}\n")), "{answer}");
@@ -78,7 +78,7 @@ fn a_pod_resolves_names_by_the_clusters_dns() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_pod_that_is_not_root_writes_the_volume_that_it_claimed() {
+fn a_pod_that_is_not_root_can_write_to_its_volume() {
     let cluster = shared();
     cluster.apply(&format!(
         "
@@ -108,5 +108,5 @@ spec:
     cluster.wait_for_pod(&["writer"]);
     assert_eq!(cluster.field("pvc/data", "{.status.phase}"), "Bound");
     assert_eq!(cluster.field("storageclass/standard", "{.metadata.annotations.storageclass\\.kubernetes\\.io/is-default-class}"), "true");
-    wait_for("what the pod writes", LIMIT, || (cluster.in_pod("writer", &["cat", "/data/user"]).stdout == "1000\n").then_some(()));
+    wait_for("the pod's file on the volume", LIMIT, || (cluster.in_pod("writer", &["cat", "/data/user"]).stdout == "1000\n").then_some(()));
 }
