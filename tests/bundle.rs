@@ -1,5 +1,5 @@
-//! `./build.sh --bundle DIR`: a bundle that is whole is taken, and any other refused by what is wrong with it.
-#![allow(clippy::disallowed_methods, reason = "the tests have no reaper of their own that std's waiting could race")]
+//! `./build.sh --bundle DIR`: a complete bundle is accepted, and any other is refused with what is wrong with it.
+#![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::build::Machine;
 
-/// A machine, and on it a bundle with everything but sense.
+/// A machine with a bundle that is complete, though its files have no real contents.
 fn machine() -> (Machine, String) {
     let machine = Machine::new("amd64");
     machine.home.write("bundle/bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=amd64\n");
@@ -20,21 +20,21 @@ fn machine() -> (Machine, String) {
     (machine, bundle)
 }
 
-/// As docs/build.md and the error itself say to.
+/// Writes SHA256SUMS as docs/build.md and the error message say.
 fn seal(bundle: &str) {
     let line = "find . -type f ! -name SHA256SUMS | cut -c 3- | xargs sha256sum >../sums && mv ../sums SHA256SUMS";
     assert!(Command::new("sh").args(["-c", line]).current_dir(bundle).status().unwrap().success());
 }
 
 #[test]
-fn a_whole_bundle_is_taken() {
+fn a_complete_bundle_is_accepted() {
     let (machine, bundle) = machine();
     machine.build(&["--bundle", &bundle, "an-image"], &[]).went_on();
     machine.build(&["--bundle", &bundle, "an-image"], &[("KUBERNETES_VERSION", "1.36")]).went_on();
 }
 
 #[test]
-fn a_missing_a_corrupt_and_an_unknown_file_are_named() {
+fn missing_corrupt_and_unknown_files_are_named() {
     let (machine, bundle) = machine();
     let build = || machine.build(&["--bundle", &bundle, "an-image"], &[]);
     machine.home.write("bundle/images/etcd.tar", "etcd was changed");
@@ -45,13 +45,13 @@ fn a_missing_a_corrupt_and_an_unknown_file_are_named() {
     build().went_on();
     machine.home.write("bundle/images/mine.tar", "an image");
     build().failed_with(&["images/mine.tar is in the bundle", "not in its SHA256SUMS", "sha256sum images/mine.tar >>SHA256SUMS"]);
-    // What the advice says helps.
+    // Following the advice helps.
     seal(&bundle);
     build().went_on();
 }
 
 #[test]
-fn a_list_of_checksums_that_was_cut_is_noticed() {
+fn a_truncated_list_of_checksums_is_refused() {
     let (machine, bundle) = machine();
     let sums = machine.home.read("bundle/SHA256SUMS");
     machine.home.write("bundle/SHA256SUMS", &sums[..sums.len() / 2]);
@@ -71,7 +71,7 @@ fn another_version_or_architecture_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_no_bundle_is_refused() {
+fn a_directory_that_is_not_a_bundle_is_refused() {
     let (machine, bundle) = machine();
     machine.build(&["--bundle", "/nowhere", "an-image"], &[]).failed_with(&["/nowhere is not a bundle", "--bundle-only"]);
     fs::remove_file(machine.home.join("bundle/SHA256SUMS")).unwrap();
@@ -79,16 +79,16 @@ fn what_is_no_bundle_is_refused() {
 }
 
 #[test]
-fn nothing_but_a_bundle_is_replaced_by_one() {
+fn a_directory_with_other_files_is_not_overwritten() {
     let (machine, _) = machine();
     let papers = machine.home.write("papers/thesis", "years of work");
-    let folder = papers.parent().unwrap().to_string_lossy().into_owned();
-    machine.build(&["--bundle-only", "--bundle", &folder], &[]).failed_with(&[&folder, "contains something else"]);
+    let directory = papers.parent().unwrap().to_string_lossy().into_owned();
+    machine.build(&["--bundle-only", "--bundle", &directory], &[]).failed_with(&[&directory, "contains something else"]);
     assert_eq!(machine.home.read("papers/thesis"), "years of work");
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_refused() {
+fn an_invalid_command_line_is_refused() {
     let (machine, bundle) = machine();
     for (arguments, words) in [
         (&["--bundle-only", "an-image"][..], "--bundle-only makes no image"),

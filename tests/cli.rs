@@ -1,5 +1,5 @@
 //! The command line: what it prints, where, and with which exit status.
-// No reaper runs in this process, so std's own wait calls steal nothing.
+// No reaper runs in this process, so std's own wait calls are safe.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -32,7 +32,7 @@ fn kind(root: &TempDir, arguments: &[&str]) -> Said {
     )
 }
 
-/// Runs `kind run` without any privilege, so that it cannot start anything, whatever it believes.
+/// Runs `kind run` without privileges, so that it cannot start anything even if it tries.
 fn unprivileged(root: &TempDir, settings: &[(&str, &str)]) -> Said {
     let mut command = if nix::unistd::geteuid().is_root() {
         let mut setpriv = Command::new("setpriv");
@@ -62,7 +62,7 @@ fn help_names_every_subcommand_and_goes_to_stdout() {
 }
 
 #[test]
-fn version_is_the_crates_own() {
+fn version_is_that_of_the_crate() {
     let root = TempDir::new();
     for word in ["--version", "-V", "version"] {
         let said = kind(&root, &[word]);
@@ -81,7 +81,7 @@ fn wrong_usage_is_one_line_on_stderr_and_status_2() {
 }
 
 #[test]
-fn a_reader_that_went_away_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let root = TempDir::new();
     for word in ["--help", "--version", "status"] {
         let said = said(Command::new(KIND).arg(word).env("KIND_ROOT", root.path()).stdout(closed_pipe()).output().unwrap());
@@ -90,38 +90,38 @@ fn a_reader_that_went_away_is_no_error() {
 }
 
 #[test]
-fn status_tells_of_states_failure_and_timeline() {
+fn status_shows_states_failure_and_timeline() {
     let root = TempDir::new();
     let fresh = kind(&root, &["status"]);
     assert_eq!((fresh.code, fresh.out.as_str()), (0, "docker-ready      no\nkubernetes-ready  no\n"));
     root.write("var/kind/docker-ready", "ready\n");
     root.write("var/kind/timeline", "0.010 store\n1.250 docker-ready\n");
-    root.write("var/kind/failed", "etcd lost its mind\n");
+    root.write("var/kind/failed", "etcd has lost its data\n");
     let said = kind(&root, &["status"]);
     assert_eq!(said.code, 0);
-    for line in ["docker-ready      yes", "kubernetes-ready  no", "failed            etcd lost its mind", "  1.250  docker-ready"] {
+    for line in ["docker-ready      yes", "kubernetes-ready  no", "failed            etcd has lost its data", "  1.250  docker-ready"] {
         assert!(said.out.lines().any(|said| said == line), "{line:?} is not in\n{}", said.out);
     }
 }
 
 #[test]
-fn healthcheck_without_a_cluster_asks_for_docker() {
+fn healthcheck_without_a_cluster_depends_on_docker() {
     let root = TempDir::new();
     let health = || kind(&root, &["healthcheck"]).code;
     assert_eq!(health(), 1, "nothing is ready yet");
     root.write("var/kind/docker-ready", "ready\n");
     assert_eq!(health(), 0);
-    root.write("var/kind/failed", "out of order\n");
+    root.write("var/kind/failed", "dockerd has died\n");
     assert_eq!(health(), 1, "it has failed since");
 }
 
 #[test]
-fn healthcheck_with_a_cluster_asks_for_kubernetes() {
+fn healthcheck_with_a_cluster_depends_on_kubernetes() {
     let root = TempDir::new();
     let health = || kind(&root, &["healthcheck"]).code;
     root.write("kind/cluster.json", "{}");
     root.write("var/kind/docker-ready", "ready\n");
-    assert_eq!(health(), 1, "Docker alone is not what the image is for");
+    assert_eq!(health(), 1, "Docker alone is not enough");
     root.write("var/kind/kubernetes-ready", "ready\n");
     assert_eq!(health(), 0);
 }
@@ -133,11 +133,11 @@ fn without_privileges_one_line_says_how_to_get_them() {
     assert_eq!((said.code, said.out.as_str()), (1, ""), "{}", said.err);
     assert_eq!(said.err.lines().count(), 1, "{}", said.err);
     assert!(said.err.contains("--privileged") && said.err.contains("securityContext"), "{}", said.err);
-    assert!(!root.join("var").exists(), "it left something behind");
+    assert!(!root.join("var").exists(), "it has written something");
 }
 
 #[test]
-fn settings_that_cannot_be_are_refused_by_name() {
+fn invalid_settings_are_refused_by_name() {
     let root = TempDir::new();
     for (name, value) in [
         ("KIND_LISTEN", "eth0"),
@@ -153,9 +153,9 @@ fn settings_that_cannot_be_are_refused_by_name() {
     }
 }
 
-/// The negative control of this file: settings that can be are not refused, only the missing privilege is.
+/// The negative control of the test above: with valid settings, only the missing privileges are refused.
 #[test]
-fn settings_that_can_be_are_not_refused() {
+fn valid_settings_are_accepted() {
     let root = TempDir::new();
     for (name, value) in [("KIND_LISTEN", "127.0.0.1:10080"), ("STATIC_IP", "172.99.99.1"), ("STATIC_IP", "")] {
         let said = unprivileged(&root, &[(name, value)]);

@@ -1,8 +1,8 @@
-//! `./build.sh IMAGE`: what it downloads, from a server on loopback that fails in every way it can.
+//! `./build.sh IMAGE`: its downloads, from a server on loopback that fails in many ways.
 //!
-//! A docker command that only tells its engine's architecture ends each build right after the
-//! programs; tests/e2e goes on from there, with a real engine and a registry.
-#![allow(clippy::disallowed_methods, reason = "the tests have no reaper of their own that std's waiting could race")]
+//! The docker command is a stub that only reports the engine's architecture, so each build ends right after the
+//! downloads. tests/e2e/release.rs covers the rest, with a real engine and registry.
+#![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
 mod common;
 
@@ -23,7 +23,7 @@ fn kubernetes(arch: &str, program: &str) -> String {
     format!("/release/{VERSION}/bin/linux/{arch}/{program}")
 }
 
-/// Everything of a release, each with its checksum, from one server.
+/// A server with all files of a release and their checksums.
 fn release(arch: &str) -> Server {
     let server = Server::start();
     for program in PROGRAMS {
@@ -77,11 +77,11 @@ fn a_release_is_downloaded_once_and_kept() {
     }
     let before = server.state.lock().unwrap().requests.len();
     build(&machine, &server, &[]).went_on();
-    assert_eq!(server.state.lock().unwrap().requests.len(), before, "it asked again for what it has");
+    assert_eq!(server.state.lock().unwrap().requests.len(), before, "it downloaded a file again");
 }
 
 #[test]
-fn a_short_version_means_its_newest_known_patch() {
+fn a_minor_version_means_its_newest_known_patch() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let build = build(&machine, &server, &[("KUBERNETES_VERSION", "1.36")]);
     build.went_on();
@@ -99,7 +99,7 @@ fn the_engines_architecture_decides_what_is_downloaded() {
 }
 
 #[test]
-fn a_transfer_that_breaks_or_stalls_goes_on_where_it_stopped() {
+fn an_interrupted_or_stalled_download_is_resumed() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let (kubelet, kubectl) = (kubernetes("amd64", "kubelet"), kubernetes("amd64", "kubectl"));
     server.spoil(&kubelet, &[Fault::Stall]);
@@ -112,7 +112,7 @@ fn a_transfer_that_breaks_or_stalls_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_server_that_cannot_go_on_is_asked_for_the_whole() {
+fn without_range_requests_a_download_starts_over() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let kubelet = kubernetes("amd64", "kubelet");
     server.spoil(&kubelet, &[Fault::Close, Fault::NoRanges]);
@@ -121,15 +121,15 @@ fn a_server_that_cannot_go_on_is_asked_for_the_whole() {
 }
 
 #[test]
-fn a_server_that_stalls_for_ever_is_given_up_and_what_came_is_kept() {
+fn after_several_stalls_it_gives_up_and_keeps_the_partial_file() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     server.spoil(&kubernetes("amd64", "kubelet"), &[Fault::Stall; 4]);
     let given_up = build(&machine, &server, &[]);
     given_up.failed_with(&["bin/linux/amd64/kubelet", "gave up after 4 tries", "run the same command again"]);
-    // Three quarters and more have come by then.
+    // Each try downloads half of what is missing.
     assert_eq!(server.requests(&kubernetes("amd64", "kubelet")).len(), 4);
     build(&machine, &server, &[]).went_on();
-    assert!(server.requests(&kubernetes("amd64", "kubelet")).last().unwrap().is_some_and(|start| start > 30_000), "it began anew");
+    assert!(server.requests(&kubernetes("amd64", "kubelet")).last().unwrap().is_some_and(|start| start > 30_000), "it started over");
 }
 
 #[test]
@@ -144,12 +144,12 @@ fn a_corrupt_file_is_downloaded_again_and_then_refused() {
     server.spoil(&kubelet, &[Fault::Corrupt, Fault::Corrupt]);
     let sum = sha256("kubelet".repeat(5000).as_bytes());
     build(&machine, &server, &[]).failed_with(&[&kubelet, "damaged", &sum]);
-    assert!(!cached(&machine, &server, "kubelet").exists(), "a damaged file was kept");
+    assert!(!cached(&machine, &server, "kubelet").exists(), "a damaged file is still in the cache");
     build(&machine, &server, &[]).went_on();
 }
 
 #[test]
-fn a_wrong_checksum_is_refused_and_so_is_what_is_none() {
+fn a_wrong_or_malformed_checksum_is_refused() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let sum = format!("{}.sha256", kubernetes("amd64", "kubeadm"));
     let wrong = sha256(b"something else");
@@ -160,20 +160,20 @@ fn a_wrong_checksum_is_refused_and_so_is_what_is_none() {
 }
 
 #[test]
-fn what_is_not_there_is_named_at_once() {
+fn a_file_that_does_not_exist_is_named_at_once() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[("KUBERNETES_VERSION", "v1.36.99")]).failed_with(&[
         "v1.36.99/bin/linux/amd64/kubeadm",
         "does not exist",
         "check the version",
     ]);
-    assert_eq!(server.state.lock().unwrap().requests.len(), 1, "it asked again");
+    assert_eq!(server.state.lock().unwrap().requests.len(), 1, "it tried again");
     server.spoil(&kubernetes("amd64", "kubelet"), &[Fault::Status(403)]);
     build(&machine, &server, &[]).failed_with(&["kubelet", "403"]);
 }
 
 #[test]
-fn a_damaged_file_in_the_cache_is_noticed() {
+fn a_damaged_file_in_the_cache_is_downloaded_again() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[]).went_on();
     fs::write(cached(&machine, &server, "kubectl"), "not what it was").unwrap();
@@ -181,18 +181,18 @@ fn a_damaged_file_in_the_cache_is_noticed() {
     build.went_on();
     assert!(build.said().contains("kubectl is damaged: downloading it again"), "{}", build.said());
     assert_eq!(server.requests(&kubernetes("amd64", "kubectl")).len(), 2);
-    assert_eq!(server.requests(&kubernetes("amd64", "kubelet")).len(), 1, "the others were left alone");
+    assert_eq!(server.requests(&kubernetes("amd64", "kubelet")).len(), 1, "only the damaged file is downloaded again");
 }
 
 #[test]
-fn a_server_that_is_not_there_is_given_up() {
+fn it_gives_up_if_nobody_listens() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     build(&machine, &server, &[("KUBERNETES_URL", &format!("http://{nobody}/release"))]).failed_with(&[&nobody.to_string(), "gave up"]);
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused_before_anything_is_downloaded() {
+fn invalid_settings_are_refused_before_anything_is_downloaded() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     for (setting, words) in [
         (("KUBERNETES_VERSION", "latest"), ["KUBERNETES_VERSION=latest", "1.36 or v1.36.2"]),
@@ -208,7 +208,7 @@ fn settings_that_make_no_sense_are_refused_before_anything_is_downloaded() {
 }
 
 #[test]
-fn two_builds_at_once_share_a_cache() {
+fn concurrent_builds_share_a_cache() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     server.spoil(&kubernetes("amd64", "kubelet"), &[Fault::Stall]);
     let (beside, cache) = (Machine::new("amd64"), machine.home.join("cache").to_string_lossy().into_owned());
@@ -218,5 +218,5 @@ fn two_builds_at_once_share_a_cache() {
             build.join().unwrap().went_on();
         }
     });
-    assert_eq!(server.requests(&kubernetes("amd64", "kubectl")).len(), 1, "the second took what the first had got");
+    assert_eq!(server.requests(&kubernetes("amd64", "kubectl")).len(), 1, "both builds downloaded it");
 }

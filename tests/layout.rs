@@ -1,11 +1,11 @@
-//! The layout that a newcomer relies on: imports run one way, from what a node does down to what it is
-//! made of, and no two files import each other.
+//! Modules are in layers: a module imports only from its own layer and those below, and no two files import each
+//! other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// From the ground up: a module may import itself and what stands before it.
+/// From the bottom up: a module may import itself and those before it.
 const ORDER: [&str; 15] = [
     "error",
     "sys",
@@ -24,7 +24,7 @@ const ORDER: [&str; 15] = [
     "cli",
 ];
 
-/// `(file, module path that it imports)`, such as `("cluster/etcd.rs", "cluster::api")`, of the code before the tests.
+/// Pairs of a file and a module path that it imports, such as `("cluster/etcd.rs", "cluster::api")`, without unit tests.
 type Imports = Vec<(String, String)>;
 
 fn imports_of(file: &str, text: &str) -> Imports {
@@ -43,7 +43,7 @@ fn imports_of(file: &str, text: &str) -> Imports {
     imports
 }
 
-/// The file of the longest prefix of a module path that is one.
+/// The file of the longest prefix of a module path that names a file.
 fn file_of(path: &str, files: &BTreeSet<String>) -> Option<String> {
     let mut parts: Vec<&str> = path.split("::").collect();
     while !parts.is_empty() {
@@ -57,28 +57,28 @@ fn file_of(path: &str, files: &BTreeSet<String>) -> Option<String> {
     None
 }
 
-fn faults(sources: &BTreeMap<String, String>) -> Vec<String> {
+fn violations(sources: &BTreeMap<String, String>) -> Vec<String> {
     let files: BTreeSet<String> = sources.keys().cloned().collect();
     let module = |file: &str| file.split(['/', '.']).next().unwrap().to_string();
     let level = |module: &str| ORDER.iter().position(|name| *name == module);
-    let mut faults = vec![];
+    let mut violations = vec![];
     let mut edges = BTreeSet::new();
     for (file, text) in sources.iter().filter(|(file, _)| *file != "main.rs") {
         let Some(own) = level(&module(file)) else {
-            faults.push(format!("{file} has no place in the order of modules (tests/layout.rs)"));
+            violations.push(format!("{file} is not in the order of modules (ORDER in tests/layout.rs)"));
             continue;
         };
         for (_, path) in imports_of(file, text) {
             let target = file_of(&path, &files);
             match level(path.split("::").next().unwrap()) {
                 Some(other) if other <= own => edges.extend(target.filter(|target| target != file).map(|target| (file.clone(), target))),
-                _ => faults.push(format!("{file} imports {path}, which stands above it")),
+                _ => violations.push(format!("{file} imports {path}, which is in a higher layer")),
             }
         }
     }
-    let circles = edges.iter().filter(|(a, b)| a < b && edges.contains(&(b.clone(), a.clone())));
-    faults.extend(circles.map(|(a, b)| format!("{a} and {b} import each other")));
-    faults
+    let cycles = edges.iter().filter(|(a, b)| a < b && edges.contains(&(b.clone(), a.clone())));
+    violations.extend(cycles.map(|(a, b)| format!("{a} and {b} import each other")));
+    violations
 }
 
 fn read(directory: &Path, prefix: &str, sources: &mut BTreeMap<String, String>) {
@@ -96,27 +96,27 @@ fn read(directory: &Path, prefix: &str, sources: &mut BTreeMap<String, String>) 
 fn imports_run_one_way_and_no_two_files_import_each_other() {
     let mut sources = BTreeMap::new();
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut sources);
-    assert!(sources.len() > 40, "the sources were found");
-    assert_eq!(faults(&sources), Vec::<String>::new());
+    assert!(sources.len() > 40, "the sources are not found");
+    assert_eq!(violations(&sources), Vec::<String>::new());
 }
 
-/// The negative control: what the test above is for would be noticed.
+/// The negative control: the check finds what it is for.
 #[test]
-fn circles_and_imports_that_run_upward_are_noticed() {
+fn cycles_and_imports_from_higher_layers_are_found() {
     let sources = |pairs: &[(&str, &str)]| pairs.iter().map(|(file, text)| (file.to_string(), text.to_string())).collect();
-    let circle = sources(&[
+    let cycle = sources(&[
         ("node/mod.rs", ""),
         ("node/a.rs", "use crate::node::{b, c};\n"),
         ("node/b.rs", "fn f() { crate::node::a::g() }\n"),
         ("node/c.rs", ""),
     ]);
-    assert_eq!(faults(&circle), ["node/a.rs and node/b.rs import each other"]);
+    assert_eq!(violations(&cycle), ["node/a.rs and node/b.rs import each other"]);
     let upward = sources(&[("node/mod.rs", "use crate::boot::scripts;\n"), ("boot/scripts.rs", "use crate::node;\n")]);
     assert_eq!(
-        faults(&upward),
-        ["node/mod.rs imports boot::scripts, which stands above it", "boot/scripts.rs and node/mod.rs import each other"][..1]
+        violations(&upward),
+        ["node/mod.rs imports boot::scripts, which is in a higher layer", "boot/scripts.rs and node/mod.rs import each other"][..1]
     );
     let only_in_tests = sources(&[("node/mod.rs", "#[cfg(test)]\nmod tests {\n use crate::boot;\n}"), ("boot/mod.rs", "")]);
-    assert!(faults(&only_in_tests).is_empty());
-    assert_eq!(faults(&sources(&[("stray.rs", "")])), ["stray.rs has no place in the order of modules (tests/layout.rs)"]);
+    assert!(violations(&only_in_tests).is_empty());
+    assert_eq!(violations(&sources(&[("stray.rs", "")])), ["stray.rs is not in the order of modules (ORDER in tests/layout.rs)"]);
 }

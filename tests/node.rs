@@ -1,6 +1,5 @@
-//! What the init of a node owes its daemons and the world: how they begin, every signal, a disk that
-//! is full. Docker is a stand-in.
-// No reaper runs in this process, so std's own wait calls steal nothing.
+//! The init of a node, with a stand-in for dockerd: how daemons are started, signals, and a full or read-only disk.
+// No reaper runs in this process, so std's own wait calls are safe.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -15,32 +14,32 @@ use common::node::{Container, Running};
 use common::{children, process, signal_masks, wait_for, LIMIT};
 use nix::sys::signal::Signal;
 
-/// Not a test: what the script `dockerd` of the tests below becomes.
+/// Not a test: the `dockerd` script of the tests below execs it.
 #[test]
-#[ignore = "the stand-in for dockerd, which the other tests start"]
+#[ignore = "the stand-in for dockerd, started by other tests"]
 fn the_stand_in_for_dockerd() {
     common::dockerd::run_if_asked();
 }
 
-/// How a process was started, from /proc.
-struct Beginning {
+/// What a process has inherited, from /proc.
+struct Inherited {
     masks: Vec<u64>,
     descriptors: BTreeMap<u32, String>,
     directory: String,
 }
 
-fn beginning(pid: i32) -> Beginning {
+fn inherited(pid: i32) -> Inherited {
     let link = |path: &Path| fs::read_link(path).unwrap().to_string_lossy().into_owned();
     let proc = Path::new("/proc").join(pid.to_string());
     let open = fs::read_dir(proc.join("fd")).unwrap().flatten();
-    Beginning {
+    Inherited {
         masks: signal_masks(&fs::read_to_string(proc.join("status")).unwrap()),
         descriptors: open.map(|entry| (entry.file_name().to_str().unwrap().parse().unwrap(), link(&entry.path()))).collect(),
         directory: link(&proc.join("cwd")),
     }
 }
 
-/// Ignored and blocked signals, open descriptors and another directory, as a careless starter leaves them.
+/// Shell code that sets what must not be inherited: ignored and blocked signals, open descriptors, a directory.
 const DIRTY: &str = "cd /proc; trap '' USR1 HUP TRAP 40; exec 7</dev/null 8>/dev/null; \
                      exec env --block-signal=USR2 --block-signal=TERM \"$0\" \"$@\";";
 
@@ -50,11 +49,11 @@ fn sleeper(parent: &Running) -> i32 {
 }
 
 #[test]
-fn a_daemon_begins_clean_whoever_started_the_init() {
+fn a_daemon_inherits_nothing_from_whoever_started_the_init() {
     let Some(mut container) = Container::new() else { return };
     container.before = DIRTY.into();
     let kind = container.start(&["run"]);
-    let found = beginning(sleeper(&kind));
+    let found = inherited(sleeper(&kind));
     assert!(found.masks == [0, 0], "{:x?}", found.masks);
     assert_eq!(found.directory, "/");
     let log = container.root.join("var/log/kind/dockerd.log").display().to_string();
@@ -63,14 +62,14 @@ fn a_daemon_begins_clean_whoever_started_the_init() {
     assert!(of(3).starts_with("socket:") && found.descriptors.len() == 4, "{:?}", found.descriptors);
 }
 
-/// The negative control of the test above: what its starter leaves is found in the init itself.
+/// The negative control of the test above: without our binary in between, everything is inherited.
 #[test]
-fn what_a_careless_starter_leaves_is_noticed() {
+fn without_the_init_everything_is_inherited() {
     let Some(mut container) = Container::new() else { return };
     container.before = DIRTY.replace("\"$0\" \"$@\"", "sleep 1000");
     let sleep = container.start(&["run"]);
     wait_for("the control runs", LIMIT, || process(sleep.pid()).filter(|process| process.name == "sleep"));
-    let found = beginning(sleep.pid());
+    let found = inherited(sleep.pid());
     assert!(found.masks.iter().all(|mask| *mask != 0), "{:x?}", found.masks);
     assert!(found.directory == "/proc" && found.descriptors.contains_key(&7), "{} {:?}", found.directory, found.descriptors);
 }
@@ -81,7 +80,7 @@ fn stopping() -> [i32; 5] {
 }
 
 #[test]
-fn no_signal_but_those_that_stop_it_ends_or_stops_a_node() {
+fn other_signals_neither_end_nor_suspend_a_node() {
     let Some(container) = Container::new() else { return };
     let dockerd = Dockerd::install(&container);
     let mut kind = container.start(&["run"]);
@@ -93,13 +92,13 @@ fn no_signal_but_those_that_stop_it_ends_or_stops_a_node() {
         assert_eq!(container.get("docker-ready").0, 200, "signal {signal}");
         assert!(kind.still_runs(), "signal {signal}");
     }
-    // What was handed on has arrived, and nothing else was.
+    // Exactly these are forwarded to dockerd.
     wait_for("the last one", LIMIT, || (dockerd.notes("signal").len() >= 2).then_some(()));
     assert_eq!(dockerd.notes("signal"), ["SIGHUP", "SIGUSR1"]);
 }
 
 #[test]
-fn each_signal_that_stops_it_ends_a_node_with_status_0() {
+fn each_stopping_signal_ends_a_node_with_status_0() {
     for signal in stopping() {
         let Some(container) = Container::new() else { return };
         let dockerd = Dockerd::install(&container);
@@ -112,7 +111,7 @@ fn each_signal_that_stops_it_ends_a_node_with_status_0() {
 }
 
 #[test]
-fn a_daemon_that_cannot_be_run_gives_what_a_shell_gives() {
+fn a_daemon_that_cannot_be_run_gives_a_shells_exit_status() {
     let Some(container) = Container::new() else { return };
     let program = container.root.join("bin/dockerd");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
@@ -136,7 +135,7 @@ fn a_state_directory_that_is_read_only_is_one_clear_error() {
 }
 
 #[test]
-fn a_disk_that_fills_up_is_said_and_ends_nothing() {
+fn a_full_disk_is_logged_and_ends_nothing() {
     let Some(mut container) = Container::new() else { return };
     let state = container.root.join("var/kind");
     fs::create_dir_all(&state).unwrap();
@@ -157,7 +156,7 @@ fn a_disk_that_fills_up_is_said_and_ends_nothing() {
 }
 
 #[test]
-fn a_disk_that_was_read_only_for_a_while_holds_the_true_states_afterwards() {
+fn a_disk_that_was_read_only_for_a_while_has_the_current_states_afterwards() {
     let Some(mut container) = Container::new() else { return };
     let state = container.root.join("var/kind");
     fs::create_dir_all(&state).unwrap();
@@ -171,11 +170,11 @@ fn a_disk_that_was_read_only_for_a_while_holds_the_true_states_afterwards() {
         command.args(["--target", &kind.pid().to_string(), "--mount", "mount", "-o", &format!("remount,{how}")]).arg(&state);
         assert!(command.status().unwrap().success());
     };
-    wait_for("it tells what it waits for", LIMIT, || (container.get("waiting").0 == 200).then_some(()));
+    wait_for("/waiting is served", LIMIT, || (container.get("waiting").0 == 200).then_some(()));
     remount("ro");
     dockerd.mend(Fault::Held);
     kind.wait_for_line("Read-only file system");
-    assert_eq!((container.get("waiting").0, container.get("docker-ready").0), (200, 404), "nothing contradicts what cannot be changed");
+    assert_eq!((container.get("waiting").0, container.get("docker-ready").0), (200, 404), "no file contradicts one that cannot be removed");
     remount("rw");
     container.wait_for_status("docker-ready", 200);
     assert_eq!(container.get("waiting").0, 404);

@@ -1,5 +1,5 @@
-//! What PID 1 owes the command that `kind run COMMAND` starts: reaping, exit statuses, signals.
-// No reaper runs in this process, so std's own wait calls steal nothing.
+//! `kind run COMMAND`: reaping, exit statuses and signals.
+// No reaper runs in this process, so std's own wait calls are safe.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -7,13 +7,13 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use common::node::{as_pid1, plainly, Running};
+use common::node::{as_pid1, without_namespaces, Running};
 use common::{children, closed_pipe, code, process, signal_masks, wait_for, zombies, TempDir, KIND, LIMIT};
 use nix::sys::signal::Signal;
 
 const ORPHANS: usize = 300;
 
-/// Double forks: each `true` loses its parent at once, before or after its own end.
+/// Double forks: the parent of each `true` ends at once, before or after `true` itself.
 fn orphans(dir: &TempDir) -> String {
     format!("for i in $(seq {ORPHANS}); do (true &); done; touch {}", dir.join("spawned").display())
 }
@@ -39,15 +39,14 @@ fn orphans_are_reaped_while_the_command_runs() {
     let Some(kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
     wait_for_file(&dir, "spawned");
     wait_for("no zombie is left", LIMIT, || (zombies(kind.pid()) == 0).then_some(()));
-    // The command itself, and nobody else.
     wait_for("only the command is left", LIMIT, || (children(kind.pid()).len() == 1).then_some(()));
 }
 
-/// The negative control of this file: the same orphans under a PID 1 that does not reap are seen.
+/// The negative control: under a PID 1 that does not reap, the same orphans become zombies.
 #[test]
-fn orphans_under_a_pid_1_that_does_not_reap_are_noticed() {
+fn orphans_under_a_pid_1_that_does_not_reap_become_zombies() {
     let dir = TempDir::new();
-    // The orphans are made beside `sleep`, since a shell would collect some before it becomes it.
+    // In a background shell: a shell that execs `sleep` itself would reap some of them first.
     let line = format!("({}) & exec sleep 1000", orphans(&dir));
     let Some(sleep) = as_pid1(&dir, &["sh", "-c", &line]) else { return };
     wait_for_file(&dir, "spawned");
@@ -62,14 +61,14 @@ fn the_commands_status_is_not_lost_among_orphans() {
 }
 
 #[test]
-fn every_exit_code_is_handed_on() {
+fn every_exit_code_is_passed_on() {
     for expected in 0..=255 {
         assert_eq!(exit_code(&format!("exit {expected}")), expected);
     }
 }
 
 #[test]
-fn pid_1_hands_exit_codes_on_too() {
+fn pid_1_passes_exit_codes_on() {
     let dir = TempDir::new();
     for expected in [0, 1, 42, 255] {
         let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &format!("exit {expected}")]) else { return };
@@ -78,19 +77,19 @@ fn pid_1_hands_exit_codes_on_too() {
 }
 
 #[test]
-fn death_by_signal_gives_128_and_the_signals_number() {
+fn death_by_a_signal_gives_128_plus_its_number() {
     for signal in [1, 2, 3, 6, 9, 11, 13, 14, 15, 34, 64] {
         assert_eq!(exit_code(&format!("ulimit -c 0; kill -{signal} $$")), 128 + signal);
     }
 }
 
 #[test]
-fn a_command_that_cannot_run_gives_what_a_shell_gives() {
+fn a_command_that_cannot_run_gives_a_shells_exit_status() {
     let dir = TempDir::new();
-    let plain = dir.write("plain", "no program");
+    let plain = dir.write("plain", "not a program");
     let plain = plain.to_str().unwrap();
     for (program, expected) in [("no-such-command", 127), ("/no/such/file", 127), (plain, 126), (dir.path().to_str().unwrap(), 126)] {
-        // A directory on PATH that may not be read would make it "permission denied".
+        // An unreadable directory on PATH would make it "permission denied".
         let output = Command::new(KIND).args(["run", program]).env("PATH", "/usr/bin:/bin").output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(expected), "{program}: {said}");
@@ -98,8 +97,8 @@ fn a_command_that_cannot_run_gives_what_a_shell_gives() {
     }
 }
 
-/// A shell that writes the number of each signal that it gets to `dir/got`, and ends with the directory.
-fn notes_signals(dir: &TempDir, numbers: &[i32]) -> String {
+/// A shell script that writes the number of each signal it gets to `dir/got`, and ends once the directory is removed.
+fn record_signals(dir: &TempDir, numbers: &[i32]) -> String {
     let got = dir.join("got").display().to_string();
     let traps: String = numbers.iter().map(|number| format!("trap 'echo {number} >>{got}' {number}; ")).collect();
     format!("{traps}touch {}; while [ -d {} ]; do sleep 0.02; done", dir.join("ready").display(), dir.path().display())
@@ -116,7 +115,7 @@ fn expect_signals(kind: &Running, dir: &TempDir, signals: &[i32]) {
     assert_eq!(got.lines().count(), signals.len(), "each arrives once: {got:?}");
 }
 
-/// Every signal but those that cannot be caught, tell of a fault, or belong to job control and reaping.
+/// All signals except those that cannot be caught, mean a fault, or are for job control or reaping.
 fn forwarded() -> Vec<i32> {
     use libc::*;
     let kept =
@@ -128,23 +127,25 @@ fn forwarded() -> Vec<i32> {
 fn every_signal_is_forwarded_to_the_command() {
     let dir = TempDir::new();
     let signals = forwarded();
-    let kind = plainly(&dir, &[KIND, "run", "bash", "-c", &notes_signals(&dir, &signals)]);
+    let kind = without_namespaces(&dir, &[KIND, "run", "bash", "-c", &record_signals(&dir, &signals)]);
     expect_signals(&kind, &dir, &signals);
 }
 
 #[test]
-fn pid_1_forwards_every_signal_too() {
+fn pid_1_forwards_every_signal() {
     let dir = TempDir::new();
     let signals = forwarded();
-    let Some(kind) = as_pid1(&dir, &[KIND, "run", "bash", "-c", &notes_signals(&dir, &signals)]) else { return };
+    let Some(kind) = as_pid1(&dir, &[KIND, "run", "bash", "-c", &record_signals(&dir, &signals)]) else { return };
     expect_signals(&kind, &dir, &signals);
 }
 
 #[test]
-fn orphans_are_adopted_without_being_pid_1_too() {
+fn orphans_are_adopted_even_if_it_is_not_pid_1() {
     let dir = TempDir::new();
-    let kind =
-        plainly(&dir, &[KIND, "run", "sh", "-c", &format!("(sleep 1000 &); touch {}; exec sleep 1000", dir.join("ready").display())]);
+    let kind = without_namespaces(
+        &dir,
+        &[KIND, "run", "sh", "-c", &format!("(sleep 1000 &); touch {}; exec sleep 1000", dir.join("ready").display())],
+    );
     wait_for_file(&dir, "ready");
     let both = wait_for("the orphan is a child like the command", LIMIT, || Some(children(kind.pid())).filter(|both| both.len() == 2));
     both.iter().for_each(|child| nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.pid), Signal::SIGKILL).unwrap());
@@ -160,22 +161,22 @@ fn sigterm_ends_a_command_that_does_not_handle_it() {
 }
 
 #[test]
-fn the_signals_of_job_control_do_not_stop_it() {
+fn job_control_signals_do_not_stop_it() {
     let dir = TempDir::new();
-    let kind = plainly(&dir, &[KIND, "run", "sh", "-c", &notes_signals(&dir, &[libc::SIGUSR1])]);
+    let kind = without_namespaces(&dir, &[KIND, "run", "sh", "-c", &record_signals(&dir, &[libc::SIGUSR1])]);
     wait_for_file(&dir, "ready");
     for signal in [Signal::SIGTTIN, Signal::SIGTTOU, Signal::SIGTSTP] {
         kind.signal(signal);
     }
-    // It still forwards, so it has not stopped, and neither has the command.
+    // Both still run: the signal is forwarded and arrives.
     expect_signals(&kind, &dir, &[libc::SIGUSR1]);
     assert_ne!(process(kind.pid()).unwrap().state, 'T');
 }
 
-/// What the command must not inherit: ignored and blocked signals, and an open descriptor.
+/// A shell with what the command must not inherit: ignored and blocked signals, and an open descriptor.
 const DIRTY: &str = "trap '' USR1 HUP TRAP 40; exec 7</dev/null; exec env --block-signal=USR2 --block-signal=TERM";
 
-/// The masks of a process that was started from a dirty one, and whether it has descriptor 7.
+/// The signal masks of a process started from that shell, and whether it has descriptor 7.
 fn found(program: &str) -> (Vec<u64>, bool) {
     let said = |argv: &str| {
         let output = Command::new("bash").args(["-c", &format!("{DIRTY} {program} {argv}")]).output().unwrap();
@@ -185,10 +186,10 @@ fn found(program: &str) -> (Vec<u64>, bool) {
 }
 
 #[test]
-fn a_command_begins_with_a_clean_mask_clean_dispositions_and_no_descriptor_of_ours() {
+fn a_command_inherits_no_signal_mask_no_ignored_signals_and_no_descriptors() {
     let (masks, open) = found(&format!("{KIND} run"));
     assert!(masks.len() == 2 && masks.iter().all(|mask| *mask == 0) && !open, "{masks:x?} {open}");
-    // The control: without the binary between, all of it is inherited.
+    // The negative control: without our binary in between, everything is inherited.
     let (masks, open) = found("");
     assert!(masks.iter().all(|mask| *mask != 0) && open, "{masks:x?} {open}");
 }
@@ -198,7 +199,7 @@ fn a_closed_standard_output_or_error_does_not_kill_it() {
     assert_eq!(code(shell("exit 7").stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap()), 7);
     let line = format!("exec {KIND} run sh -c 'exit 8' <&- >&- 2>&-");
     assert_eq!(code(Command::new("sh").args(["-c", &line]).status().unwrap()), 8);
-    // This one has something to say, and nowhere to say it.
+    // An error message that cannot be written.
     let mut missing = Command::new(KIND);
     assert_eq!(code(missing.args(["run", "/no/such/file"]).stderr(closed_pipe()).status().unwrap()), 127);
 }
@@ -210,7 +211,7 @@ fn the_command_reads_our_standard_input() {
     assert!(child.wait().unwrap().success());
 }
 
-/// As in `docker run -it IMAGE sh`: a command in a background group would be stopped by SIGTTIN.
+/// As with `docker run -it IMAGE sh`: SIGTTIN would stop a command in a background process group.
 #[test]
 fn the_command_reads_the_terminal() {
     let dir = TempDir::new();

@@ -1,5 +1,5 @@
-//! Many processes that end at once: nobody's status is lost, and signals are heard all the same.
-// No reaper runs in this process, so std's own wait calls steal nothing.
+//! Many processes that end at once: no status is lost, and signals still work.
+// No reaper runs in this process, so std's own wait calls are safe.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -14,20 +14,20 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
 const ORPHANS: usize = 5_000;
-/// To make them, on a machine that does other things besides.
+/// For creating and reaping them, on a busy machine.
 const FORK_LIMIT: Duration = Duration::from_secs(120);
-/// A second is the aim and what is printed; only more than this is sure to be no busy machine's fault.
+/// The goal is a second. Only more than this cannot be blamed on a busy machine; the test prints the time.
 const TERM_LIMIT: Duration = Duration::from_secs(10);
 
-/// Orphans that all wait for the pipe `dir/gate`, and end together when somebody has opened it for writing.
+/// Orphans that all wait for the FIFO `dir/start`, and end together once it is opened for writing.
 fn waiting_orphans(dir: &TempDir) -> String {
-    let gate = dir.join("gate");
-    nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
-    format!("i=0; while [ $i -lt {ORPHANS} ]; do ((read line <{}) &); i=$((i+1)); done; exec sleep 1000", gate.display())
+    let fifo = dir.join("start");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    format!("i=0; while [ $i -lt {ORPHANS} ]; do ((read line <{}) &); i=$((i+1)); done; exec sleep 1000", fifo.display())
 }
 
 fn release(dir: &TempDir) {
-    drop(OpenOptions::new().write(true).open(dir.join("gate")).unwrap());
+    drop(OpenOptions::new().write(true).open(dir.join("start")).unwrap());
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn sigterm_acts_at_once_while_five_thousand_orphans_end() {
     let dir = TempDir::new();
     let line = waiting_orphans(&dir);
     let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
-    wait_for("every orphan is there", FORK_LIMIT, || (children(kind.pid()).len() == ORPHANS + 1).then_some(()));
+    wait_for("every orphan has started", FORK_LIMIT, || (children(kind.pid()).len() == ORPHANS + 1).then_some(()));
     release(&dir);
     let asked = Instant::now();
     kind.signal(Signal::SIGTERM);
@@ -48,22 +48,22 @@ fn five_thousand_orphans_leave_no_zombie() {
     let dir = TempDir::new();
     let line = waiting_orphans(&dir);
     let Some(kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
-    wait_for("every orphan is there", FORK_LIMIT, || (children(kind.pid()).len() == ORPHANS + 1).then_some(()));
+    wait_for("every orphan has started", FORK_LIMIT, || (children(kind.pid()).len() == ORPHANS + 1).then_some(()));
     release(&dir);
     let released = Instant::now();
     wait_for("only the command is left", FORK_LIMIT, || (children(kind.pid()).len() == 1).then_some(()));
     println!("{ORPHANS} orphans were reaped within {:.3} s", released.elapsed().as_secs_f64());
-    assert_eq!(process(kind.pid()).unwrap().state, 'S', "and now it sleeps");
+    assert_eq!(process(kind.pid()).unwrap().state, 'S', "it sleeps afterwards");
 }
 
-/// The negative control of this file: under a PID 1 that does not reap, the same orphans are zombies.
+/// The negative control: under a PID 1 that does not reap, the same orphans become zombies.
 #[test]
-fn five_thousand_orphans_under_a_pid_1_that_does_not_reap_are_noticed() {
+fn five_thousand_orphans_under_a_pid_1_that_does_not_reap_become_zombies() {
     let dir = TempDir::new();
-    // The orphans are made beside `sleep`, since a shell would collect some before it becomes it.
+    // In a background shell: a shell that execs `sleep` itself would reap some of them first.
     let line = format!("({}) & exec sleep 1000", waiting_orphans(&dir));
     let Some(sleep) = as_pid1(&dir, &["sh", "-c", &line]) else { return };
-    wait_for("every orphan is there", FORK_LIMIT, || (children(sleep.pid()).len() == ORPHANS + 1).then_some(()));
+    wait_for("every orphan has started", FORK_LIMIT, || (children(sleep.pid()).len() == ORPHANS + 1).then_some(()));
     release(&dir);
     wait_for("every orphan is a zombie", FORK_LIMIT, || (zombies(sleep.pid()) == ORPHANS).then_some(()));
 }
@@ -76,13 +76,13 @@ fn a_command_and_an_orphan_that_end_together_do_not_hide_each_other() {
     }
 }
 
-/// What is left when the command ends does not keep PID 1: the kernel takes it along.
+/// PID 1 does not wait for processes that the command leaves behind: the kernel kills them with it.
 #[test]
-fn a_command_that_leaves_a_stubborn_child_behind_ends_all_the_same() {
+fn a_child_that_ignores_signals_does_not_delay_the_end() {
     let dir = TempDir::new();
     let line = format!(
         "(trap '' TERM HUP INT; touch {}; sleep 1000) & while [ ! -e {0} ]; do sleep 0.02; done; exit 5",
-        dir.join("there").display()
+        dir.join("ready").display()
     );
     let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
     assert_eq!(kind.wait(LIMIT), 5);

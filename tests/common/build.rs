@@ -1,15 +1,15 @@
-//! `build.sh` on a machine whose docker command only tells its engine's architecture: enough for all
-//! that happens before the first image is built.
+//! Runs `build.sh` with a stub for docker that only reports the engine's architecture: enough for everything up to
+//! the first `docker build`.
 
 use std::fs;
 use std::process::{Command, Output};
 
 use super::TempDir;
 
-/// What a build says when it has got everything that it needs no engine for.
+/// The message of a build that has come as far as the first `docker build`.
 pub const WENT_ON: &str = "docker build of the node image failed";
 
-/// A machine with a cache of its own and an engine that does nothing.
+/// A machine with an empty cache and the stub for docker.
 pub struct Machine {
     pub home: TempDir,
 }
@@ -17,13 +17,13 @@ pub struct Machine {
 impl Machine {
     pub fn new(arch: &str) -> Machine {
         let home = TempDir::new();
-        // Images are looked for, and there are none.
+        // `docker image inspect` fails: there are no images.
         home.script("bin/docker", &format!("case $1 in version) echo {arch} ;; build) exit 9 ;; image) exit 1 ;; esac"));
         fs::create_dir_all(home.join("tmp")).unwrap();
         Machine { home }
     }
 
-    /// Runs build.sh with an environment of nothing but `settings`.
+    /// Runs build.sh with `settings` and otherwise only the variables that `command` sets.
     pub fn build(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Build {
         let mut command = self.command(arguments, settings);
         let output = command.output().unwrap();

@@ -1,7 +1,7 @@
-//! A stand-in for dockerd: answers `/_ping` on the socket that `-H unix://` names, answers connections on
-//! the descriptor that it was handed, notes what it was given, and misbehaves when told to.
+//! A stand-in for dockerd: answers `/_ping` on the socket that `-H unix://` names, answers connections on the
+//! listening socket that it inherits, records its arguments, environment and signals, and misbehaves if told to.
 //!
-//! It is the test program itself, started again by a script named `dockerd`.
+//! It is the test program itself, which a script named `dockerd` starts.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
@@ -24,7 +24,7 @@ const ARGUMENTS: &str = "TEST_DOCKERD_ARGUMENTS";
 /// The `#[ignore]`d test that calls `run_if_asked`.
 const ENTRY: &str = "the_stand_in_for_dockerd";
 
-/// Variables of the environment that are noted.
+/// The environment variables that it records.
 const NOTED: [&str; 10] = [
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -38,22 +38,22 @@ const NOTED: [&str; 10] = [
     "container",
 ];
 
-/// A way to misbehave, as long as it is told to.
+/// A way to misbehave, from `Dockerd::tell` to `Dockerd::mend`.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// Does not even begin.
+    /// Does not start: the script waits.
     Held,
-    /// Runs and takes connections, and answers nothing.
+    /// Accepts connections but does not answer.
     Mute,
     /// Answers `/_ping` with 500.
     Broken,
-    /// Ends at once, with the status 3.
+    /// Exits at once with status 3.
     Dying,
     /// Ignores SIGTERM.
     Stubborn,
 }
 
-/// The test's side: installs the stand-in in a container, and reads what it noted.
+/// The test's side: installs the stand-in in a container, and reads its records.
 pub struct Dockerd {
     dir: PathBuf,
 }
@@ -80,23 +80,23 @@ impl Dockerd {
         fs::remove_file(self.dir.join(format!("{fault:?}"))).unwrap();
     }
 
-    /// Every note of this kind, without the word itself.
+    /// Every record that begins with the word `kind`, without that word.
     pub fn notes(&self, kind: &str) -> Vec<String> {
         let log = fs::read_to_string(self.dir.join("notes")).unwrap_or_default();
         log.lines().filter_map(|line| line.strip_prefix(kind)?.strip_prefix(' ').map(str::to_string)).collect()
     }
 
     pub fn wait_for_note(&self, kind: &str) -> String {
-        wait_for(&format!("the daemon notes {kind:?}"), LIMIT, || self.notes(kind).pop())
+        wait_for(&format!("the stand-in records {kind:?}"), LIMIT, || self.notes(kind).pop())
     }
 
-    /// The blocked and the ignored signals of a process that the daemon's script started first of all.
+    /// The masks of blocked and ignored signals that the script has inherited.
     pub fn signal_masks(&self) -> Vec<u64> {
         signal_masks(&fs::read_to_string(self.dir.join("status")).unwrap())
     }
 }
 
-/// The daemon's side. Returns only in a process that was not started as the daemon.
+/// The stand-in's side. Returns only if this process was not started as the stand-in.
 pub fn run_if_asked() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
     let told = |dir: &Path, fault: Fault| dir.join(format!("{fault:?}")).exists();
@@ -121,7 +121,7 @@ pub fn run_if_asked() {
     for signal in signals.forever() {
         note(&dir, &format!("signal {}", Signal::try_from(signal).unwrap()));
         if signal == SIGTERM && !told(&dir, Fault::Stubborn) {
-            // Time for a second SIGTERM, which would be one too many, to be noted.
+            // Leave time to record a second SIGTERM, which must not come.
             let _ = thread::spawn(|| {
                 thread::sleep(Duration::from_millis(200));
                 std::process::exit(0)
@@ -137,7 +137,7 @@ fn note(dir: &Path, line: &str) {
 
 fn serve_pings(socket: PathBuf, dir: PathBuf) {
     fs::create_dir_all(socket.parent().unwrap()).unwrap();
-    // As dockerd does: what an earlier one left is no longer anybody's.
+    // As dockerd does: remove the socket of an earlier one.
     let _ = fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).unwrap();
     thread::spawn(move || {
@@ -154,9 +154,9 @@ fn serve_pings(socket: PathBuf, dir: PathBuf) {
     });
 }
 
-/// Serves the port that was handed over as descriptor 3 (sd_listen_fds(3)).
+/// Serves the port that was passed as descriptor 3 (sd_listen_fds(3)).
 fn serve_port() {
-    // SAFETY: LISTEN_PID names this process, so descriptor 3 is the socket that was handed to it, and nobody else's.
+    // SAFETY: LISTEN_PID is this process, so descriptor 3 is the socket that was passed to it, and nothing else uses it.
     let listener = unsafe { TcpListener::from_raw_fd(3) };
     thread::spawn(move || {
         for mut client in listener.incoming().flatten() {

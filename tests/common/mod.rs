@@ -1,8 +1,8 @@
-//! What the integration tests share: temporary directories, polling with a limit, saying that a test
-//! is skipped, `/proc`, and HTTP by hand. `node` runs the binary as PID 1, `dockerd` stands in for Docker,
-//! `build` runs build.sh, `server` is what it downloads from.
+//! Shared by the integration tests: temporary directories, polling with a limit, skipping tests, `/proc`, and plain
+//! HTTP. `node` runs the binary as PID 1, `dockerd` is a stand-in for Docker, `build` runs build.sh, `server` serves
+//! its downloads.
 //!
-//! Each test file is a crate of its own and uses a part of this.
+//! Each test file is a separate crate, which uses only a part of this: hence `dead_code`.
 #![allow(dead_code, clippy::disallowed_methods)]
 
 pub mod build;
@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 
 /// The binary under test.
 pub const KIND: &str = env!("CARGO_BIN_EXE_kind");
-/// What a slow, busy machine may need for anything that should be done at once.
+/// For anything that should happen at once, but may take a while on a slow, busy machine.
 pub const LIMIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(10);
 
-/// A directory of the test's own, removed with all it holds.
+/// A temporary directory, which is removed with its contents.
 pub struct TempDir(PathBuf);
 
 impl TempDir {
@@ -45,7 +45,7 @@ impl TempDir {
         self.0.join(name.trim_start_matches('/'))
     }
 
-    /// Writes a file, and the directories above it.
+    /// Writes a file, and creates its parent directories.
     pub fn write(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -53,7 +53,7 @@ impl TempDir {
         path
     }
 
-    /// Writes a shell script that can be run.
+    /// Writes an executable shell script.
     pub fn script(&self, name: &str, body: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = self.write(name, &format!("#!/bin/sh\n{body}\n"));
@@ -61,7 +61,7 @@ impl TempDir {
         path
     }
 
-    /// A file's text so far; nothing when it is not there.
+    /// A file's current text. Empty if the file does not exist.
     pub fn read(&self, name: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.join(name)).unwrap_or_default()).into_owned()
     }
@@ -73,10 +73,10 @@ impl Drop for TempDir {
     }
 }
 
-/// Calls `check` until it gives a value.
+/// Calls `check` until it returns a value.
 ///
 /// # Panics
-/// With `what`, when `limit` has passed.
+/// With `what`, after `limit`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
     loop {
@@ -88,17 +88,17 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Optio
     }
 }
 
-/// How far this machine lets a test run the binary as PID 1.
+/// The namespaces in which a test can run the binary as PID 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Namespaces {
-    /// We are root: every kind of namespace, and cgroups.
+    /// The tests run as root: every kind of namespace, and cgroups.
     Root,
-    /// A user namespace makes us root in it; cgroups and other network namespaces stay closed.
+    /// As root of a user namespace: neither cgroups nor network namespaces.
     User,
 }
 
-/// The namespaces that this machine allows, or nothing where that is less than `needed`: the caller
-/// returns, and the skip was said on standard error. In CI (`CI=true`) nothing may be skipped.
+/// The namespaces that this machine allows. If that is less than `needed`, says on standard error that the test is
+/// skipped, and returns `None`: the caller must return. Panics in CI (`CI=true`), where no test may be skipped.
 pub fn namespaces(needed: Namespaces) -> Option<Namespaces> {
     let works = |options: &[&str]| {
         let mut unshare = Command::new("unshare");
@@ -113,11 +113,11 @@ pub fn namespaces(needed: Namespaces) -> Option<Namespaces> {
     }
     let test = std::thread::current().name().unwrap_or("a test").to_string();
     let why = match needed {
-        Namespaces::Root => "it needs root, for namespaces and cgroups of its own",
+        Namespaces::Root => "it needs root, to create namespaces and cgroups",
         Namespaces::User => "it needs root or unprivileged user namespaces, to run the binary as PID 1",
     };
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{test} cannot run here, and in CI no test may be skipped: {why}");
-    // Not eprintln!, which the harness keeps to itself for tests that pass; whole, so that lines do not mix.
+    // Not eprintln!, whose output the harness shows only for failed tests. One write, so that lines do not mix.
     let _ = std::io::stderr().write_all(format!("SKIPPED: {test}: {why}\n").as_bytes());
     None
 }
@@ -133,7 +133,7 @@ pub struct Process {
 
 pub fn process(pid: i32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, parentheses and spaces included.
+    // The name may contain anything, including parentheses and spaces.
     let (name, rest) = (stat.split_once('(')?.1.rsplit_once(')')?.0, stat.rsplit_once(')')?.1);
     let mut fields = rest.split_whitespace();
     Some(Process { pid, name: name.into(), state: fields.next()?.chars().next()?, parent: fields.next()?.parse().ok()? })
@@ -145,8 +145,8 @@ pub fn children(parent: i32) -> Vec<Process> {
     pids.filter_map(process).filter(|process| process.parent == parent).collect()
 }
 
-/// The blocked and the ignored signals (`SigBlk`, `SigIgn`) of a /proc/PID/status, without 32 and 33: those
-/// are glibc's own, which its posix_spawn(3) leaves ignored.
+/// The masks of blocked and ignored signals (`SigBlk`, `SigIgn`) in a /proc/PID/status, without 32 and 33, which
+/// glibc reserves and which its posix_spawn(3) leaves ignored.
 pub fn signal_masks(status: &str) -> Vec<u64> {
     let lines = status.lines().filter_map(|line| line.split_once(":\t"));
     let masks = lines.filter(|(name, _)| ["SigBlk", "SigIgn"].contains(name));
@@ -157,8 +157,8 @@ pub fn zombies(parent: i32) -> usize {
     children(parent).iter().filter(|child| child.state == 'Z').count()
 }
 
-/// Sends bytes to the port on 127.0.0.1 in the thread's network namespace, and returns all that comes back
-/// until the server closes.
+/// Sends bytes to a port on 127.0.0.1 in the thread's network namespace, and returns everything until the server
+/// closes the connection.
 pub fn raw(port: u16, request: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -169,7 +169,7 @@ pub fn raw(port: u16, request: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// An answer's status and body.
+/// The status and body of a response.
 pub fn parse_answer(answer: &str) -> (u16, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
@@ -180,13 +180,13 @@ pub fn request(port: u16, method: &str, target: &str) -> std::io::Result<(u16, S
     raw(port, &format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).map(|answer| parse_answer(&answer))
 }
 
-/// The exit code as a shell gives it.
+/// The exit code as a shell reports it.
 pub fn code(status: std::process::ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// An output that nobody reads any more: writing gives EPIPE.
+/// An output whose reader has closed it: writing fails with EPIPE.
 pub fn closed_pipe() -> Stdio {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(theirs);

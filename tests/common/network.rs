@@ -1,4 +1,4 @@
-//! A network namespace for the test's thread, and what is in it.
+//! A network namespace for a test's thread, and its interfaces and addresses.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -7,8 +7,8 @@ use std::process::Command;
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{setns, unshare, CloneFlags};
 
-/// The calling thread is in a new network namespace, with loopback up, as long as this lives. Whatever
-/// it starts or connects to is in there too.
+/// A new network namespace with loopback up. The calling thread is in it until this is dropped, as are the processes
+/// that it starts.
 pub struct Network {
     before: File,
     own: File,
@@ -23,7 +23,7 @@ impl Network {
         Network { before, own }
     }
 
-    /// Runs `body` in this namespace, from whichever the thread is in.
+    /// Runs `body` in this namespace, and then returns to the one the thread was in.
     pub fn within<T>(&self, body: impl FnOnce() -> T) -> T {
         let here = File::open("/proc/thread-self/ns/net").unwrap();
         setns(&self.own, CloneFlags::CLONE_NEWNET).unwrap();
@@ -32,7 +32,7 @@ impl Network {
         result
     }
 
-    /// A name that `ip link set DEVICE netns NAME` takes.
+    /// A name for `ip link set DEVICE netns NAME`.
     pub fn name(&self) -> String {
         use std::os::fd::AsRawFd;
         format!("/proc/{}/fd/{}", std::process::id(), self.own.as_raw_fd())
@@ -45,7 +45,7 @@ impl Drop for Network {
     }
 }
 
-/// Runs `ip`, which has to succeed.
+/// Runs `ip`. Panics if it fails.
 pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
@@ -56,7 +56,7 @@ pub fn addresses() -> Vec<String> {
     let entry = |entry: nix::ifaddrs::InterfaceAddress| {
         let ip = entry.address?.as_sockaddr_in()?.ip();
         let mask: Ipv4Addr = entry.netmask?.as_sockaddr_in()?.ip();
-        // An address with a label has it in the interface's place: eth0:kind.
+        // An address with a label has the label instead of the interface's name: eth0:kind.
         let interface = entry.interface_name.split(':').next()?.to_string();
         Some(format!("{interface} {ip}/{}", u32::from(mask).count_ones()))
     };

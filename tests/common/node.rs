@@ -1,4 +1,4 @@
-//! Runs the real binary as PID 1 of fresh namespaces, as a container does.
+//! Runs the real binary as PID 1 in new namespaces, as in a container.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -14,22 +14,22 @@ use nix::unistd::Pid;
 use super::network::Network;
 use super::{children, closed_pipe, namespaces, request, wait_for, Namespaces, TempDir, KIND, LIMIT};
 
-/// Where the file server listens unless it is told otherwise.
+/// The file server's default port.
 pub const FILES_PORT: u16 = 10080;
 
-/// Stands where a container would: a root for the state, programs of its own first on PATH, and
-/// network, pid, mount, uts, ipc and cgroup namespaces.
+/// A stand-in for a container: a directory for the state, its own programs on PATH, and its own network, pid, mount,
+/// uts, ipc and cgroup namespaces.
 pub struct Container {
     pub root: TempDir,
     environment: Vec<(String, String)>,
-    /// What a shell does, inside the namespaces, before it becomes the binary.
+    /// Shell code that runs in the namespaces before the binary.
     pub before: String,
     cgroup: Cgroup,
     pub network: Network,
 }
 
 impl Container {
-    /// `None` where this machine does not allow it, which was said then.
+    /// `None` if this machine does not allow it: the test is skipped (`namespaces`).
     pub fn new() -> Option<Container> {
         namespaces(Namespaces::Root)?;
         let container = Container {
@@ -39,7 +39,7 @@ impl Container {
             cgroup: Cgroup::new(),
             network: Network::enter_new(),
         };
-        // Nothing but these can be found in here: no test may start the machine's own Docker.
+        // PATH has only these, so that no test can start the machine's own Docker.
         container.root.script("bin/dockerd", "exec sleep 1000");
         for tool in ["cat", "env", "ip", "mkdir", "mount", "sh", "sleep", "umount", "unshare"] {
             symlink(find_program(tool), container.root.join("bin").join(tool)).unwrap();
@@ -47,7 +47,7 @@ impl Container {
         Some(container)
     }
 
-    /// Makes a program of this machine one of the container's.
+    /// Makes a program of this machine available in the container.
     pub fn add_program(&self, name: &str) {
         symlink(find_program(name), self.root.join("bin").join(name)).unwrap();
     }
@@ -56,12 +56,12 @@ impl Container {
         self.environment.push((name.into(), value.into()));
     }
 
-    /// Starts `kind` with these arguments; its output goes to files.
+    /// Starts `kind` with these arguments. Its output goes to files.
     pub fn start(&self, arguments: &[&str]) -> Running {
         Running::spawn(&mut self.command(arguments), self.root.path())
     }
 
-    /// Starts it with outputs that nobody reads any more.
+    /// Starts `kind` with a closed standard output and error.
     pub fn start_unheard(&self, arguments: &[&str]) -> Running {
         let mut command = self.command(arguments);
         let child = command.stdin(Stdio::null()).stdout(closed_pipe()).stderr(closed_pipe()).spawn().unwrap();
@@ -69,9 +69,9 @@ impl Container {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        // The cgroup is joined inside the pid namespace: a process outside could not be moved out of it again.
+        // Join the cgroup inside the pid namespace: kind could not move a process outside of it out again.
         let enter = r#"echo 0 >"$TEST_CGROUP/cgroup.procs" && exec unshare --cgroup sh -c "$0" "$@""#;
-        // unshare(1) leaves the old cgroup mounts, which show all of the machine.
+        // unshare(1) keeps the old cgroup mounts, which show the whole machine's cgroups.
         let remount = match self.cgroup.version {
             2 => "umount -R -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
             _ => "umount -R -l /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup && mkdir /sys/fs/cgroup/pids && mount -t cgroup -o pids pids /sys/fs/cgroup/pids",
@@ -84,17 +84,17 @@ impl Container {
         command
     }
 
-    /// The file server's answer, as soon as it gives one.
+    /// The file server's response. Waits until it listens.
     pub fn get(&self, name: &str) -> (u16, String) {
         wait_for("the file server answers", LIMIT, || request(FILES_PORT, "GET", &format!("/{name}")).ok())
     }
 
-    /// The file server's answer now, if there is one.
+    /// The file server's response, if it listens.
     pub fn get_now(&self, name: &str) -> Option<(u16, String)> {
         request(FILES_PORT, "GET", &format!("/{name}")).ok()
     }
 
-    /// Waits until the file server has a file (200) or has it not (404).
+    /// Waits until the file server's response for a file has this status.
     pub fn wait_for_status(&self, name: &str, status: u16) {
         wait_for(&format!("/{name} is {status}"), LIMIT, || (self.get(name).0 == status).then_some(()));
     }
@@ -103,10 +103,10 @@ impl Container {
 fn find_program(name: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin";
     let found = path.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("there is no program {name}, which the tests need"))
+    found.unwrap_or_else(|| panic!("the tests need the program {name}, which is not installed"))
 }
 
-/// Runs a command as PID 1 of a pid namespace, and ends it when the test's thread ends, however that comes.
+/// Runs a command as PID 1 of a pid namespace, and kills it when the test's thread ends for whatever reason.
 fn unshare(allowed: Namespaces) -> Command {
     let mut command = Command::new(find_program("setpriv"));
     command.args(["--pdeathsig", "KILL", "unshare"]);
@@ -117,18 +117,18 @@ fn unshare(allowed: Namespaces) -> Command {
     command
 }
 
-/// Runs `argv` as PID 1 with only pid and mount namespaces of its own: what `kind run COMMAND` needs.
+/// Runs `argv` as PID 1 in new pid and mount namespaces, which is enough for `kind run COMMAND`.
 pub fn as_pid1(dir: &TempDir, argv: &[&str]) -> Option<Running> {
     let allowed = namespaces(Namespaces::User)?;
     Some(Running::spawn(unshare(allowed).args(argv), dir.path()))
 }
 
-/// Runs `argv` as it is. It must be nothing that could change the machine.
-pub fn plainly(dir: &TempDir, argv: &[&str]) -> Running {
+/// Runs `argv` without namespaces, so it must not change the machine.
+pub fn without_namespaces(dir: &TempDir, argv: &[&str]) -> Running {
     Running::spawn(Command::new(argv[0]).args(&argv[1..]).process_group(0), dir.path())
 }
 
-/// A started process; killed when this is dropped.
+/// A running process, which is killed when this is dropped.
 pub struct Running {
     child: Child,
     dir: PathBuf,
@@ -154,7 +154,7 @@ impl Running {
         wait_for(&format!("{text:?} in the log:\n{}", self.stderr()), LIMIT, find)
     }
 
-    /// The process itself or, where namespaces were made for it, the one that is PID 1 in them.
+    /// The pid of the process or, if it has its own namespaces, of PID 1 in them.
     pub fn pid(&self) -> i32 {
         let started = self.child.id() as i32;
         let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -169,20 +169,20 @@ impl Running {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
     }
 
-    /// Any signal, real-time ones too.
+    /// Sends any signal, including real-time signals.
     pub fn signal_number(&self, number: i32) {
         // SAFETY: kill takes two numbers and touches no memory.
         assert_eq!(unsafe { libc::kill(self.pid(), number) }, 0);
     }
 
-    /// A path as the process sees it: in its mount namespace, below the container's root.
+    /// A path below the container's root, as the process sees it in its mount namespace.
     pub fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{}/{name}", self.pid(), self.dir.display()))
     }
 
-    /// Waits for the end; the exit code as a shell gives it.
+    /// Waits for the end. Returns the exit code as a shell reports it.
     pub fn wait(&mut self, limit: Duration) -> i32 {
-        let what = format!("the process ends; so far it said:\n{}", self.stderr());
+        let what = format!("the process ends; its output so far:\n{}", self.stderr());
         let status: ExitStatus = wait_for(&what, limit, || self.child.try_wait().unwrap());
         super::code(status)
     }
@@ -202,7 +202,7 @@ impl Drop for Running {
     }
 }
 
-/// A cgroup of the test's own, as an engine makes one for a container.
+/// A new cgroup, as an engine creates for a container.
 struct Cgroup {
     path: PathBuf,
     version: u8,
@@ -215,14 +215,14 @@ impl Cgroup {
         let (root, version) = if unified { ("/sys/fs/cgroup", 2) } else { ("/sys/fs/cgroup/pids", 1) };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = Path::new(root).join(format!("kind-test-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap_or_else(|cause| panic!("cannot make the cgroup {}: {cause}", path.display()));
+        fs::create_dir(&path).unwrap_or_else(|cause| panic!("cannot create the cgroup {}: {cause}", path.display()));
         Cgroup { path, version }
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Killed processes leave a cgroup a moment after they are gone.
+        // A cgroup is busy until a moment after its processes were killed.
         let end = std::time::Instant::now() + LIMIT;
         while remove_cgroups(&self.path).is_err() && std::time::Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));

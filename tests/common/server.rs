@@ -1,4 +1,4 @@
-//! An HTTP server on loopback that fails in every way that a download can.
+//! An HTTP server on loopback that can fail in many ways.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -10,26 +10,26 @@ use std::thread;
 #[derive(Clone, Copy)]
 pub enum Fault {
     Status(u16),
-    /// One byte is another.
+    /// One byte is wrong.
     Corrupt,
-    /// Half of what was asked for, and then nothing.
+    /// Sends half of the body, then stalls.
     Stall,
-    /// Half of what was asked for, and then the end.
+    /// Sends half of the body, then closes the connection.
     Close,
-    /// All of it, whatever range was asked for.
+    /// Ignores range requests and sends the whole file.
     NoRanges,
 }
 
 #[derive(Default)]
 pub struct State {
     pub files: HashMap<String, Vec<u8>>,
-    /// What goes wrong with the next requests for a path.
+    /// The faults of the next requests for a path.
     faults: HashMap<String, Vec<Fault>>,
-    /// Path, and where the range that was asked for begins.
+    /// The path of each request, and the start of its range.
     pub requests: Vec<(String, Option<usize>)>,
 }
 
-/// Serves what was published, and fails in the ways that it was told to.
+/// Serves published files, with the faults given to `spoil`.
 pub struct Server {
     pub port: u16,
     pub state: Arc<Mutex<State>>,
@@ -49,7 +49,7 @@ impl Server {
         server
     }
 
-    /// Serves a file, and its checksum beside it.
+    /// Adds a file, and its checksum as PATH.sha256.
     pub fn publish(&self, path: &str, contents: &[u8]) {
         let mut state = self.state.lock().unwrap();
         state.files.insert(format!("{path}.sha256"), format!("{}\n", sha256(contents)).into_bytes());
@@ -60,7 +60,7 @@ impl Server {
         self.state.lock().unwrap().faults.insert(path.into(), faults.to_vec());
     }
 
-    /// Where the requests for a path began.
+    /// The start of the range of each request for a path.
     pub fn requests(&self, path: &str) -> Vec<Option<usize>> {
         self.state.lock().unwrap().requests.iter().filter(|(asked, _)| asked == path).map(|(_, range)| *range).collect()
     }
@@ -103,7 +103,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let shown = if matches!(fault, Some(Fault::Stall | Fault::Close)) { body.len() / 2 } else { body.len() };
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..shown]));
     if matches!(fault, Some(Fault::Stall)) {
-        // Until the client gives up.
+        // Wait until the client gives up.
         let _ = std::io::Read::read(&mut stream, &mut [0]);
     }
 }
