@@ -84,7 +84,7 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &names);
-    server::serve(&init.config, init.config.path(STATE_DIR), Box::new(rewrite))?;
+    server::serve(&init.config, &init.readiness, init.config.path(STATE_DIR), Box::new(rewrite))?;
     in_boot_thread(&init, move |init| match &cluster {
         Some(cluster) => boot::with_cluster(init, cluster, line),
         None => boot::docker_alone(init, line),

@@ -3,14 +3,21 @@
 
 pub mod client_limits;
 pub mod files;
+mod hold;
 pub mod server;
 mod state;
+mod target;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 
 use crate::clock::Stopwatch;
 use crate::error::{Error, Result};
@@ -43,6 +50,14 @@ struct Known {
     unwritten: BTreeMap<&'static str, String>,
     /// Whether `kubernetes-ready` has been there in this start.
     was_ready: bool,
+    /// What clients wait at, where there are any.
+    next_change: Option<NextChange>,
+}
+
+/// A pipe whose writing end is closed when files come or go: whoever polls its reading end wakes.
+struct NextChange {
+    reader: Arc<OwnedFd>,
+    _writer: OwnedFd,
 }
 
 impl Readiness {
@@ -110,6 +125,16 @@ impl Readiness {
 
     pub fn state(&self) -> State {
         self.known().state.clone()
+    }
+
+    /// What poll(2) says has hung up when files have come or gone since this call.
+    pub fn next_change(&self) -> io::Result<Arc<OwnedFd>> {
+        let mut known = self.known();
+        if known.next_change.is_none() {
+            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+            known.next_change = Some(NextChange { reader: Arc::new(reader), _writer: writer });
+        }
+        known.next_change.as_ref().map(|change| change.reader.clone()).ok_or_else(|| io::ErrorKind::Other.into())
     }
 
     /// Sleeps until the state is as `wanted`, for ever if need be; returns false when the container stops.
@@ -191,6 +216,15 @@ impl Known {
     /// Makes the files follow what is known. What is not true any more goes first, so that no client ever
     /// sees a file beside another that contradicts it.
     fn write_files(&mut self, directory: &Directory) {
+        let names = |known: &Known| known.written.keys().copied().collect::<Vec<_>>();
+        let before = names(self);
+        self.follow(directory);
+        if names(self) != before {
+            self.next_change = None;
+        }
+    }
+
+    fn follow(&mut self, directory: &Directory) {
         let wanted = self.wanted();
         let untrue: Vec<&'static str> = self.written.keys().filter(|name| !wanted.contains_key(*name)).copied().collect();
         for name in untrue {
