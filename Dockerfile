@@ -19,7 +19,8 @@ COPY --from=docker /usr/local/bin/ /usr/local/bin/
 COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
 ENV DOCKER_TLS_CERTDIR="" KUBECONFIG=/etc/kubernetes/admin.conf
 VOLUME /var/lib/docker
-EXPOSE 2375 8443 10080
+# Of the first two one is open, as in docker:dind, which exposes both.
+EXPOSE 2375 2376 8443 10080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/kind", "run"]

@@ -5,6 +5,22 @@ image=${1:?usage: ./run.sh IMAGE}
 
 die() { printf 'run: error: %s\n' "$*" >&2; exit 1; }
 
+# Prints the time in milliseconds. macOS has bash 3.2, which does not know EPOCHREALTIME, and a date that knows no
+# fractions of a second, but perl.
+now() {
+  local time=${EPOCHREALTIME:-}
+  time=${time/[.,]/}
+  [ -n "$time" ] || time=$(date +%s%N 2>/dev/null | cut -c 1-16)
+  case $time in
+    *[!0-9]*) ;;
+    ????????????????)
+      echo "${time%???}"
+      return
+      ;;
+  esac
+  perl -MTime::HiRes=time -e 'printf "%d\n", time * 1000' 2>/dev/null || echo "$(date +%s)000"
+}
+
 # ask FILE: prints the file server's HTTP status, or nothing if it does not answer. Needs nothing but bash.
 ask() {
   local status=''
@@ -24,7 +40,7 @@ has_failed() {
 }
 
 ! docker container inspect kind >/dev/null 2>&1 || die "a container named kind already exists; remove it with: docker rm --force --volumes kind"
-began=$(date +%s%N)
+began=$(now)
 started=$(docker run --detach --name kind --privileged \
   -p 127.0.0.1:8443:8443 -p 127.0.0.1:10080:10080 -p 127.0.0.1:2375:2375 "$image" 2>&1 >/dev/null) || {
   docker rm --force --volumes kind >/dev/null 2>&1 || true
@@ -37,11 +53,11 @@ for state in docker-ready kubernetes-ready; do
       die "$image did not become ready; its log is above. Remove it with: docker rm --force --volumes kind"
     }
     # The init itself gives up after 300 s. After that, the reason must be that this script cannot reach it.
-    [ "$((($(date +%s%N) - began) / 1000000000))" -lt 330 ] \
+    [ $((($(now) - began) / 1000)) -lt 330 ] \
       || die "127.0.0.1:10080 does not report $state: is the engine on another machine? See: docker logs kind"
     sleep 0.05
   done
-  printf '%-16s after %5.1f s\n' "$state" "$((($(date +%s%N) - began) / 1000000))e-3"
+  printf '%-16s after %5.1f s\n' "$state" "$(($(now) - began))e-3"
 done
 docker exec kind kubectl get nodes
 cat <<'TEXT'

@@ -20,6 +20,18 @@ say() { echo "wait-for-kind: $*" >&2; }
 die() { say "$*"; exit 1; }
 misused() { say "$*; see --help"; exit 2; }
 
+# A Docker link or a Kubernetes Service named kind or kind-api sets some of these for its own purposes.
+for name in KIND_HOST KIND_PORT KIND_API_PORT KIND_TIMEOUT; do
+  value=''
+  eval "value=\${$name:-}"
+  case $value in
+    tcp://* | udp://* | sctp://*)
+      say "$name=$value comes from a Docker link or a Kubernetes Service and is ignored"
+      unset "$name"
+      ;;
+  esac
+done
+
 state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -43,60 +55,131 @@ while [ $# -gt 0 ]; do
   shift
 done
 case $limit in '' | *[!0-9]*) misused "the timeout must be a whole number of seconds" ;; esac
+port=${KIND_PORT:-10080}
+case $port in *[!0-9]*) misused "KIND_PORT=$port is not a port" ;; esac
 
 host=${KIND_HOST:-}
 if [ -z "$host" ]; then
   case ${DOCKER_HOST:-} in
+    'tcp://['*']'*) host=${DOCKER_HOST#tcp://} host=${host%%']'*}']' ;;
     tcp://*) host=${DOCKER_HOST#tcp://} host=${host%%/*} host=${host%:*} ;;
     *) host=localhost ;;
   esac
 fi
-url=http://$host:${KIND_PORT:-10080}
+# An IPv6 address is written in brackets in a URL.
+case $host in '['*) ;; *:*) host="[$host]" ;; esac
+url=http://$host:$port
 
-# The job's proxy cannot reach the job's service.
+# within SECONDS COMMAND...: runs a command, and ends it if it has not ended by then.
+within() {
+  seconds=$1
+  shift
+  "$@" &
+  client=$!
+  {
+    sleep "$seconds" &
+    nap=$!
+    trap 'kill "$nap"; exit' TERM
+    wait "$nap"
+    kill "$client"
+  } </dev/null >/dev/null 2>&1 3>&- &
+  guard=$!
+  trap 'kill "$client" "$guard"; exit 1' INT TERM HUP
+  status=0
+  wait "$client" || status=$?
+  trap - INT TERM HUP
+  kill "$guard" || :
+  return "$status"
+}
+
+# fetch FILE SECONDS: prints a file. Returns 0 if it is served, 1 if something else was answered, and 2 if there
+# was no answer within so many seconds. The job's proxy cannot reach the job's service.
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
-  fetch() { curl --silent --fail --max-time 5 "$url/$1"; }
+  fetch() {
+    curl --silent --fail --max-time "$2" "$url/$1" && return
+    # 22 is an HTTP error.
+    [ $? = 22 ] || return 2
+    return 1
+  }
 elif command -v wget >/dev/null; then
-  # GNU wget retries twenty times by default.
-  once=
+  # GNU wget retries twenty times by default. Its own time limits, and busybox's, hold for single steps only.
+  once=''
   ! wget --version >/dev/null 2>&1 || once='--tries=1'
   fetch() {
-    status=0
     # shellcheck disable=SC2086
-    { wget -q $once -T 5 -O - "$url/$1" || status=$?; } 2>/dev/null
-    # Some builds of busybox 1.35 crash on -T.
-    [ "$status" -lt 128 ] || { status=0 && wget -q -O - "$url/$1" 2>/dev/null || status=1; }
-    return "$status"
+    { said=$(within "$2" wget -q $once -O - "$url/$1" 2>&1 >&3) && return; } 3>&1
+    # GNU wget exits with 8 after an HTTP error, busybox names it.
+    case $?:$said in 8:* | *'server returned error'*) return 1 ;; esac
+    return 2
   }
 elif command -v bash >/dev/null; then
+  # shellcheck disable=SC2016
+  over_bash='exec 3<>"/dev/tcp/$1/$2" && printf "GET /%s HTTP/1.0\r\nHost: %s\r\n\r\n" "$3" "$1" >&3 &&
+    read -r _ status _ <&3 || exit 2
+    [ "$status" = 200 ] || exit 1
+    { while IFS= read -r line && [ "$line" != "$4" ]; do :; done; cat; } <&3'
   fetch() {
-    # shellcheck disable=SC2016
-    bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET /%s HTTP/1.0\r\nHost: %s\r\n\r\n" "$3" "$1" >&3 &&
-      read -r _ status _ <&3 && [ "$status" = 200 ] && { while IFS= read -r line && [ "$line" != "$4" ]; do :; done; cat; } <&3' \
-      - "$host" "${KIND_PORT:-10080}" "$1" "$(printf '\r')" 2>/dev/null
+    address=${host#'['}
+    within "$2" bash -c "$over_bash" - "${address%']'}" "$port" "$1" "$(printf '\r')" 2>/dev/null && return
+    [ $? = 1 ] || return 2
+    return 1
   }
 else
   die "this needs curl, wget or bash"
 fi
 
+# The file server holds a request for as long as it is asked to, and answers when there is something to say; one
+# that does not know of this answers at once, and is asked again and again. A held request is begun anew after
+# a minute, in case the network has lost it.
+longest_hold=60
+# Whether anything has answered yet.
+answered=''
 began=$(date +%s)
+left() { echo $((began + limit - $(date +%s))); }
+
+# seconds UP_TO: the time that a request may take: no more than what is left, but enough for an answer.
+seconds() {
+  rest=$(left)
+  [ "$rest" -lt "$1" ] || rest=$1
+  [ "$rest" -gt 2 ] || rest=2
+  echo "$rest"
+}
 
 # await FILE: prints a file as soon as it is served.
 await() {
-  until fetch "$1"; do
-    ! reason=$(fetch failed) || die "kind has failed: $reason"
-    if [ $(($(date +%s) - began)) -ge "$limit" ]; then
-      # The timeline is served from the start. If it is missing, kind is not late but unreachable.
-      timeline=$(fetch timeline) || die "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
-      die "no $1 after $limit s. Done so far, in seconds since kind started:
-$timeline
-Still waiting for:
-$(fetch waiting)"
+  case $1 in *'?'*) with='&' ;; *) with='?' ;; esac
+  while :; do
+    hold=$(($(left) - 2))
+    [ "$hold" -le "$longest_hold" ] || hold=$longest_hold
+    result=0
+    if [ -n "$answered" ] && [ "$hold" -gt 0 ]; then
+      # The answer must come before the client gives up.
+      fetch "$1${with}wait=$hold" $((hold + 2)) || result=$?
+    else
+      fetch "$1" "$(seconds 5)" || result=$?
     fi
+    [ "$result" != 0 ] || return 0
+    if [ "$result" = 1 ]; then
+      answered=1
+      ! reason=$(fetch failed "$(seconds 5)") || die "kind has failed: $reason"
+    fi
+    [ "$(left)" -gt 0 ] || give_up "$1" "$result"
     # Not every sleep accepts fractions.
     sleep 0.2 2>/dev/null || sleep 1
   done
+}
+
+# give_up FILE RESULT: says what the time was spent on.
+give_up() {
+  [ "$2" = 1 ] || [ -z "$answered" ] || die "no $1 after $limit s, and $url does not answer any more"
+  # The timeline is served from the start. If it is missing, kind is not late but unreachable.
+  { [ "$2" = 1 ] && timeline=$(fetch timeline 2); } \
+    || die "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
+  die "no $1 after $limit s. Done so far, in seconds since kind started:
+$timeline
+Still waiting for:
+$(fetch waiting 2)"
 }
 
 await "$state-ready" >/dev/null

@@ -19,7 +19,8 @@ Usage:
 
 Port 10080 serves docker-ready, kubernetes-ready, config, ca.crt, client.crt and client.key as
 soon as each is true. failed says why a boot gave up, timeline how long its steps took, and
-waiting which pods are not ready and why.
+waiting which pods are not ready and why. With ?wait=SECONDS an answer waits
+for its file.
 
 Before it serves kubernetes-ready, kind applies /kind/manifests/*.yaml, waits until they are
 ready, and runs /kubernetes-ready.sh and /kubernetes-ready.d/*.sh.
@@ -27,13 +28,13 @@ ready, and runs /kubernetes-ready.sh and /kubernetes-ready.d/*.sh.
 Environment:
   STATIC_IP      the node's address, fixed when the image is baked (default 172.99.99.1)
   DOCKER_TLS_CERTDIR, DOCKER_TLS_SAN, DOCKER_IPTABLES_LEGACY  as in docker:dind
-  ENFORCE_CAPACITY  1: the node is as large as the container's own limits
   KIND_LISTEN    where the file server listens (default 0.0.0.0:10080)
   KIND_LOG       error, warn, info or debug (default info)
   KIND_API_PORT  the port in /config, when 8443 is published as another one
   KIND_KUBELET_ARGS, KIND_DOCKERD_ARGS
                  more arguments for the daemons, separated by spaces
-  REGISTRY, REGISTRY_USER, REGISTRY_PASSWORD or REGISTRY_PASSWORD_FILE
+  KIND_ENFORCE_CAPACITY  1: the node is as large as the container's own limits
+  KIND_REGISTRY, KIND_REGISTRY_USER, KIND_REGISTRY_PASSWORD or KIND_REGISTRY_PASSWORD_FILE
                  a registry to be logged in to, for docker in here and for pods
   KIND_REGISTRY_CA, KIND_REGISTRY_MIRROR
                  the authority of that registry (PEM, or a path), and a mirror of Docker Hub

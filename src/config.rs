@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use log::LevelFilter;
+
 use crate::error::{Error, Result};
 
 // Paths in the image, written by the bake.
@@ -93,6 +95,64 @@ pub const STOP_CONTAINERS: Duration = Duration::from_secs(2);
 pub const STOP_DOCKERD: Duration = Duration::from_secs(2);
 pub const STOP_CONTAINERD: Duration = Duration::from_secs(2);
 
+// Settings of a start, as variables of the environment. A runner hands a job's variables to its services: so the
+// names begin with KIND_. A value that cannot be is an error there, and only a warning under an older name.
+pub const LISTEN: &str = "KIND_LISTEN";
+pub const LOG: &str = "KIND_LOG";
+pub const PUBLISHED_API_PORT: &str = "KIND_API_PORT";
+pub const KUBELET_ARGS: &str = "KIND_KUBELET_ARGS";
+pub const DOCKERD_ARGS: &str = "KIND_DOCKERD_ARGS";
+pub const ENFORCE_CAPACITY: &str = "KIND_ENFORCE_CAPACITY";
+pub const REGISTRY: &str = "KIND_REGISTRY";
+pub const REGISTRY_USER: &str = "KIND_REGISTRY_USER";
+pub const REGISTRY_PASSWORD: &str = "KIND_REGISTRY_PASSWORD";
+pub const REGISTRY_PASSWORD_FILE: &str = "KIND_REGISTRY_PASSWORD_FILE";
+pub const REGISTRY_CA: &str = "KIND_REGISTRY_CA";
+pub const REGISTRY_MIRROR: &str = "KIND_REGISTRY_MIRROR";
+const SETTINGS: [&str; 12] = [
+    LISTEN,
+    LOG,
+    PUBLISHED_API_PORT,
+    KUBELET_ARGS,
+    DOCKERD_ARGS,
+    ENFORCE_CAPACITY,
+    REGISTRY,
+    REGISTRY_USER,
+    REGISTRY_PASSWORD,
+    REGISTRY_PASSWORD_FILE,
+    REGISTRY_CA,
+    REGISTRY_MIRROR,
+];
+/// SEED.md's.
+const STATIC_IP: &str = "STATIC_IP";
+/// In front of the names that were there first.
+const PREFIX: &str = "KIND_";
+/// What leaves the environment once it was read.
+pub const SECRETS: [&str; 2] = [REGISTRY_PASSWORD, "REGISTRY_PASSWORD"];
+
+/// The name that a setting had first, such as `REGISTRY`.
+pub fn older_name(setting: &str) -> &str {
+    setting.strip_prefix(PREFIX).unwrap_or(setting)
+}
+
+/// The environment as settings are read from it: what is empty is not set, nor is what a Docker link or a
+/// Kubernetes Service has set, which may have a name that begins with KIND_ too (`KIND_API_PORT=tcp://…`).
+pub fn settings(get: impl Fn(&str) -> Option<String>) -> impl Fn(&str) -> Option<String> {
+    move |name| get(name).filter(|value| !value.is_empty() && !is_of_link(name, value))
+}
+
+fn is_of_link(name: &str, value: &str) -> bool {
+    name.starts_with(PREFIX) && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
+/// How much is logged.
+pub fn log_level(get: impl Fn(&str) -> Option<String>) -> Result<LevelFilter> {
+    let parse = |text: String| {
+        text.parse().map_err(|_| Error::new(format!("{LOG}={text} is no level of the log")).advise("Give error, warn, info or debug"))
+    };
+    settings(get)(LOG).map_or(Ok(LevelFilter::Info), parse)
+}
+
 /// What the environment and the command line decide.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -107,6 +167,10 @@ pub struct Config {
     /// Added to the daemons' command lines (`KIND_KUBELET_ARGS`, `KIND_DOCKERD_ARGS`).
     pub kubelet_arguments: Vec<String>,
     pub dockerd_arguments: Vec<String>,
+    /// Whether the node is as large as its container, and not as the machine (`KIND_ENFORCE_CAPACITY`).
+    pub enforce_capacity: bool,
+    /// What is set and has no effect, for the log.
+    pub warnings: Vec<String>,
 }
 
 impl Config {
@@ -115,17 +179,31 @@ impl Config {
     /// # Errors
     /// A variable that is set to something it cannot be; the message names the variable.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Config> {
-        let get = |name| get(name).filter(|value: &String| !value.is_empty());
+        let of_links = SETTINGS.iter().filter(|name| get(name).is_some_and(|value| is_of_link(name, &value)));
+        let ignored = |name| format!("{name} comes from a Docker link or a Kubernetes Service of that name, and is ignored");
+        let mut warnings: Vec<String> = of_links.map(ignored).collect();
+        log_level(&get)?;
+        let get = settings(get);
+        let enforce_capacity = match (get(ENFORCE_CAPACITY), get(older_name(ENFORCE_CAPACITY))) {
+            (Some(text), _) => parse_switch(ENFORCE_CAPACITY, &text)?,
+            (None, Some(text)) => parse_switch(older_name(ENFORCE_CAPACITY), &text).unwrap_or_else(|error| {
+                warnings.push(format!("{error}. It is ignored"));
+                false
+            }),
+            (None, None) => false,
+        };
         Ok(Config {
             root: get("KIND_ROOT").unwrap_or_else(|| "/".into()).into(),
-            files_address: match get("KIND_LISTEN") {
+            files_address: match get(LISTEN) {
                 None => SocketAddr::from(([0, 0, 0, 0], FILES_PORT)),
                 Some(text) => parse_listen(&text)?,
             },
-            static_ip: get("STATIC_IP").map(|text| parse_static_ip(&text)).transpose()?,
-            api_port: get("KIND_API_PORT").map_or(Ok(API_PORT), |text| parse_api_port(&text))?,
-            kubelet_arguments: words(get("KIND_KUBELET_ARGS")),
-            dockerd_arguments: words(get("KIND_DOCKERD_ARGS")),
+            static_ip: get(STATIC_IP).map(|text| parse_static_ip(&text)).transpose()?,
+            api_port: get(PUBLISHED_API_PORT).map_or(Ok(API_PORT), |text| parse_api_port(&text))?,
+            kubelet_arguments: words(get(KUBELET_ARGS)),
+            dockerd_arguments: words(get(DOCKERD_ARGS)),
+            enforce_capacity,
+            warnings,
         })
     }
 
@@ -139,15 +217,23 @@ impl Config {
 fn parse_listen(text: &str) -> Result<SocketAddr> {
     let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, FILES_PORT)));
     address.ok_or_else(|| {
-        Error::new(format!("KIND_LISTEN={text} is not ADDRESS or ADDRESS:PORT")).advise("An example: KIND_LISTEN=127.0.0.1:10080")
+        Error::new(format!("{LISTEN}={text} is not ADDRESS or ADDRESS:PORT")).advise("An example: KIND_LISTEN=127.0.0.1:10080")
     })
 }
 
 fn parse_api_port(text: &str) -> Result<u16> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-        Error::new(format!("KIND_API_PORT={text} is not a port"))
+        Error::new(format!("{PUBLISHED_API_PORT}={text} is not a port"))
             .advise("Give the port as which 8443 is published, such as 18443 for -p 18443:8443")
     })
+}
+
+fn parse_switch(name: &str, text: &str) -> Result<bool> {
+    match text.trim().to_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err(Error::new(format!("{name}={text} is neither 1 nor 0"))),
+    }
 }
 
 /// Arguments separated by spaces: no flag of the daemons needs one inside.
@@ -157,7 +243,7 @@ fn words(text: Option<String>) -> Vec<String> {
 
 fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
     let bad = |why: &str| {
-        Error::new(format!("STATIC_IP={text} {why}"))
+        Error::new(format!("{STATIC_IP}={text} {why}"))
             .advise(format!("Give an unused IPv4 address, such as the default {DEFAULT_STATIC_IP}"))
     };
     let ip: Ipv4Addr = text.parse().map_err(|_| bad("is not an IPv4 address"))?;
@@ -235,6 +321,42 @@ mod tests {
             let message = config("KIND_API_PORT", text).unwrap_err().to_string();
             assert!(message.contains(&format!("KIND_API_PORT={text}")), "{message}");
         }
+    }
+
+    #[test]
+    fn a_switch_is_on_or_off_and_nonsense_is_no_error_under_the_older_name() {
+        assert!(!config("STATIC_IP", "").unwrap().enforce_capacity);
+        for (text, is_on) in [("1", true), ("true", true), (" On ", true), ("0", false), ("no", false), ("", false)] {
+            for name in ["KIND_ENFORCE_CAPACITY", "ENFORCE_CAPACITY"] {
+                let config = config(name, text).unwrap();
+                assert_eq!((config.enforce_capacity, config.warnings.len()), (is_on, 0), "{name}={text}");
+            }
+        }
+        assert!(config("KIND_ENFORCE_CAPACITY", "80%").unwrap_err().to_string().contains("KIND_ENFORCE_CAPACITY=80%"));
+        let older = config("ENFORCE_CAPACITY", "80%").unwrap();
+        assert!(!older.enforce_capacity && older.warnings[0].starts_with("ENFORCE_CAPACITY=80% is neither"), "{:?}", older.warnings);
+    }
+
+    #[test]
+    fn what_a_link_or_a_service_has_set_is_ignored_with_a_warning() {
+        for name in SETTINGS {
+            let config = config(name, "tcp://10.0.0.1:2375").unwrap();
+            assert!(config.warnings.len() == 1 && config.warnings[0].starts_with(name), "{name}: {:?}", config.warnings);
+            assert_eq!((config.api_port, config.files_address.port()), (8443, 10080));
+        }
+        // None of ours, and nothing to tell of.
+        for (name, value) in [("KIND_PORT", "tcp://10.0.0.1:2375"), ("KIND_SERVICE_HOST", "10.0.0.1"), ("KIND_VERSION", "0.31")] {
+            assert!(config(name, value).unwrap().warnings.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_level_of_the_log_that_there_is_not_is_an_error() {
+        for text in ["error", "warn", "INFO", "debug"] {
+            assert!(config("KIND_LOG", text).is_ok(), "{text}");
+        }
+        assert!(config("KIND_LOG", "loud").unwrap_err().to_string().contains("KIND_LOG=loud is no level"));
+        assert_eq!(log_level(|_| None).unwrap(), LevelFilter::Info);
     }
 
     #[test]

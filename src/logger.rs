@@ -50,10 +50,9 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Starts the clock and the log. `KIND_LOG` names the level: error, warn, info (the default), debug.
-pub fn init() {
+/// Starts the clock and the log.
+pub fn init(level: LevelFilter) {
     since_start();
-    let level = std::env::var("KIND_LOG").ok().and_then(|name| name.parse().ok()).unwrap_or(LevelFilter::Info);
     // Some dependencies log every request at debug level; at debug, show only our own lines.
     let quiet = ["ureq", "ureq_proto", "rustls", "tiny_http"];
     let logger =

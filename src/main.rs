@@ -25,15 +25,18 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::thread;
 
+use log::LevelFilter;
 use signal_hook::iterator::Signals;
 
 use crate::bake::Bake;
 use crate::cli::{Invocation, Run};
 use crate::cluster::{kubeconfig, Cluster};
-use crate::config::{Config, CLUSTER_FILE, STATE_DIR};
+use crate::config::{Config, CLUSTER_FILE, SECRETS, STATE_DIR};
+use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::docker_command;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
+use crate::node::registry::Registries;
 use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 use crate::readiness::server;
 use crate::supervisor::{reaper, signals, stop, Init};
@@ -43,7 +46,8 @@ fn main() -> ExitCode {
     let signals = signals::register();
     sys::unblock_and_unignore_signals();
     sys::share_one_heap();
-    logger::init();
+    // A level that there is not is an error where the other settings are read.
+    logger::init(config::log_level(|name| std::env::var(name).ok()).unwrap_or(LevelFilter::Info));
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let done = match cli::parse(&arguments) {
         Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(argv, signals)),
@@ -77,17 +81,20 @@ fn print(text: &str) -> ExitCode {
 
 fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
+    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
+    SECRETS.iter().for_each(|name| sys::forget_variable(name));
     // dockerd takes the last of several flags, so the command line's flags go last.
     let line = line.after(init.config.dockerd_arguments.clone());
+    let settings = boot::Settings { line, registries, clients: ClientVariables::take() };
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
     let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &names);
-    server::serve(&init.config, init.config.path(STATE_DIR), Box::new(rewrite))?;
+    server::serve(&init.config, &init.readiness, init.config.path(STATE_DIR), Box::new(rewrite))?;
     in_boot_thread(&init, move |init| match &cluster {
-        Some(cluster) => boot::with_cluster(init, cluster, line),
-        None => boot::docker_alone(init, line),
+        Some(cluster) => boot::with_cluster(init, cluster, settings),
+        None => boot::docker_alone(init, settings),
     })?;
     signals::serve(signals, &init, &boot::SIGNALS);
     Ok(ExitCode::SUCCESS)
@@ -95,6 +102,7 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
 
 fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
+    ClientVariables::take();
     init.readiness.clear()?;
     in_boot_thread(&init, move |init| {
         bake::bake(init, &bake)?;
@@ -108,6 +116,7 @@ fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
 /// unshare(2) changes only the calling thread.
 fn node_init() -> Result<Arc<Init>> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
+    config.warnings.iter().for_each(|warning| log::warn!(target: "kind", "{warning}"));
     node::require_privileges()?;
     node::cgroup::enter_own_namespace()?;
     become_subreaper();

@@ -64,6 +64,21 @@ pub fn unblock_and_unignore_signals() {
     }
 }
 
+/// Takes a variable out of the environment, and its value out of the memory that /proc/PID/environ shows. Called
+/// before any other thread is started.
+pub fn forget_variable(name: &str) {
+    let Ok(name) = std::ffi::CString::new(name) else { return };
+    // SAFETY: nobody else reads or changes the environment meanwhile; getenv's value is a string that ends with a
+    // zero byte in memory of this process that may be written, and is not used after unsetenv.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        if !value.is_null() {
+            std::ptr::write_bytes(value, 0, libc::strlen(value));
+        }
+        libc::unsetenv(name.as_ptr());
+    }
+}
+
 /// Marks every descriptor that we inherited as close-on-exec, so that our children do not get it.
 pub fn close_descriptors_on_exec() {
     // SAFETY: close_range only sets a flag of descriptors here, which changes nothing for their users.

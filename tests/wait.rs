@@ -7,10 +7,11 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::network::{ip, Network};
 use common::server::Server;
-use common::{wait_for, TempDir, LIMIT};
+use common::{namespaces, wait_for, Namespaces, TempDir, LIMIT};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/wait-for-kind.sh");
 
@@ -88,6 +89,100 @@ fn it_waits_until_the_state_is_there_in_every_kind_of_image() {
         wait_for("the third question", LIMIT, || (server.requests("/kubernetes-ready").len() >= 3).then_some(()));
         server.publish("/kubernetes-ready", b"ready\n");
         assert_eq!(outcome(&child.wait_with_output().unwrap()), (0, "wait-for-kind: kubernetes is ready\n".into()), "{tools} {client}");
+    }
+}
+
+/// Where each question costs a process or more, on the cores that boot the cluster.
+#[test]
+fn a_server_that_holds_requests_is_asked_once_more_and_waited_for() {
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&[]);
+        server.hold();
+        let job = Job::new(tools, client);
+        let child =
+            job.command(&["--kubeconfig", "config"], &settings(&address)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the second question", LIMIT, || (server.requests("/kubernetes-ready").len() == 2).then_some(()));
+        thread::sleep(Duration::from_secs(2));
+        server.publish("/kubernetes-ready", b"ready\n");
+        wait_for("it asks for the kubeconfig", LIMIT, || (!server.requests("/config").is_empty()).then_some(()));
+        thread::sleep(Duration::from_secs(1));
+        server.publish("/config", b"apiVersion: v1\n");
+        let (code, said) = outcome(&child.wait_with_output().unwrap());
+        assert_eq!((code, job.home.read("config").as_str()), (0, "apiVersion: v1\n"), "{tools} {client}: {said}");
+        let asked = ["/kubernetes-ready", "/failed", "/config"].map(|path| server.requests(path).len());
+        assert_eq!(asked, [2, 1, 1], "{tools} {client}");
+
+        // And a failure meanwhile is told at once.
+        let (server, address) = kind(&[]);
+        server.hold();
+        let child = job.command(&[], &settings(&address)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the second question", LIMIT, || (server.requests("/kubernetes-ready").len() == 2).then_some(()));
+        server.publish("/failed", b"out of order\n");
+        let (code, said) = outcome(&child.wait_with_output().unwrap());
+        assert!(code == 1 && said.contains("kind has failed: out of order"), "{tools} {client}: {said}");
+    }
+}
+
+#[test]
+fn it_ends_in_time_beside_a_server_that_holds_requests() {
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&["timeline"]);
+        server.hold();
+        let began = Instant::now();
+        let (code, said) = Job::new(tools, client).run(&["--timeout", "4"], &settings(&address));
+        assert!(code == 1 && said.contains("no kubernetes-ready after 4 s. Done so far"), "{tools} {client}: {said}");
+        assert!(began.elapsed() < Duration::from_secs(4) + LIMIT / 2, "{tools} {client}: {:?}", began.elapsed());
+    }
+}
+
+/// As where a firewall drops what is not allowed: no answer, not even a refusal.
+#[test]
+fn it_ends_in_time_where_packets_are_dropped() {
+    if namespaces(Namespaces::Root).is_none() {
+        return;
+    }
+    let _network = Network::enter_new();
+    // Nobody at the other end has that address.
+    ip("link add here type veth peer name there");
+    ip("address add 10.9.0.1/24 dev here");
+    ip("link set here up");
+    ip("link set there up");
+    ip("neighbor add 10.9.0.2 lladdr 02:00:00:00:00:02 dev here");
+    for (tools, client) in KINDS {
+        let began = Instant::now();
+        let (code, said) = Job::new(tools, client).run(&["--timeout", "6"], &[("KIND_HOST", "10.9.0.2")]);
+        assert_eq!(code, 1, "{tools} {client}: {said}");
+        assert!(said.contains("nothing answers at http://10.9.0.2:10080 after 6 s"), "{tools} {client}: {said}");
+        assert!(began.elapsed() < Duration::from_secs(6) + LIMIT / 2, "{tools} {client}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn what_a_link_or_a_service_has_set_is_ignored() {
+    for (tools, client) in KINDS {
+        let (_server, address) = kind(&["docker-ready"]);
+        let job = Job::new(tools, client);
+        // The host of a Service named kind, and one that listens where kind does.
+        let linked = [("KIND_PORT", "tcp://10.0.0.1:2375"), ("KIND_API_PORT", "tcp://10.0.0.1:8443"), ("KIND_HOST", &address[0])];
+        let (code, said) = job.run(&["docker", "--timeout", "0"], &linked);
+        assert_eq!(code, 1, "{said}");
+        for text in ["KIND_PORT=tcp://10.0.0.1:2375 comes from", "KIND_API_PORT=tcp://10.0.0.1:8443 comes from", "http://127.0.0.1:10080"] {
+            assert!(said.contains(text), "{tools} {client}: {said}");
+        }
+    }
+}
+
+#[test]
+fn an_ipv6_address_is_written_as_urls_have_it() {
+    let job = Job::new("system", "curl");
+    for (setting, url) in [
+        (("KIND_HOST", "::2"), "http://[::2]:10080"),
+        (("KIND_HOST", "[::2]"), "http://[::2]:10080"),
+        (("DOCKER_HOST", "tcp://[::2]:2375"), "http://[::2]:10080"),
+        (("DOCKER_HOST", "tcp://[::2]"), "http://[::2]:10080"),
+    ] {
+        let (code, said) = job.run(&["--timeout", "0"], &[setting]);
+        assert!(code == 1 && said.contains(url), "{setting:?}: {said}");
     }
 }
 
@@ -205,6 +300,8 @@ fn a_line_that_makes_no_sense_is_refused() {
         assert_eq!(code, 2, "{arguments:?}: {said}");
         assert!(said.contains(words) && said.contains("--help"), "{arguments:?}: {said}");
     }
+    let (code, said) = job.run(&[], &[("KIND_PORT", "http")]);
+    assert!(code == 2 && said.contains("KIND_PORT=http is not a port"), "{said}");
     let (code, said) = job.run(&["--help"], &[]);
     assert_eq!(code, 0);
     assert!(said.starts_with("Usage: wait-for-kind.sh"), "{said}");

@@ -78,6 +78,7 @@ impl Kubeadm {
         self.phase(&[&["control-plane", "all"], flag].concat())?;
         self.phase(&[&["etcd", "local"], flag].concat())?;
         self.phase(&["kubelet-start"])?;
+        lead_to_loopback(Path::new(ADMIN_KUBECONFIG))?;
         disable_certificate_rotation(&Path::new(KUBELET_DIR).join("config.yaml"))
     }
 
@@ -100,6 +101,17 @@ impl Kubeadm {
         command.args(["init", "phase"]).args(arguments).args(["--config", &self.configuration]);
         reaper::run(without_proxy(command.env("KUBECONFIG", ADMIN_KUBECONFIG))).map(drop)
     }
+}
+
+/// In the node, kubectl and its like ask on loopback, where no proxy of the environment is asked (net/http,
+/// ProxyFromEnvironment).
+fn lead_to_loopback(path: &Path) -> Result<()> {
+    let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
+    let server = |line: &str| match line.split_once("server: ") {
+        Some((indentation, _)) => format!("{indentation}server: https://127.0.0.1:{API_PORT}\n"),
+        None => format!("{line}\n"),
+    };
+    write(path, &text.lines().map(server).collect::<String>())
 }
 
 /// kubeadm enables certificate rotation for kubelet, whatever its configuration says. kubelet would then keep a copy

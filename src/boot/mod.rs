@@ -16,8 +16,10 @@ use crate::config::{
     Config, API_PORT, CLUSTER_LIMIT, CREDENTIALS_DIR, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD, STOP_CONTAINERS,
     STOP_DOCKERD, STOP_KUBELET,
 };
+use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
 use crate::daemons::dockerd::{self, DOCKERD};
+use crate::daemons::foreign_socket;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::{self, KUBELET};
 use crate::daemons::port::Port;
@@ -52,15 +54,25 @@ pub const STOP_ORDER: [Step; 3] = [
 /// kubelet would die of SIGHUP; dockerd reads its configuration again, and writes its stacks on SIGUSR1.
 pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD };
 
+/// What the user has set for this start, beside `Config`: read before anything is started, since passwords and
+/// what is for clients leave the environment by it.
+pub struct Settings {
+    pub line: CommandLine,
+    pub registries: Registries,
+    pub clients: ClientVariables,
+}
+
 /// Starts Docker alone, in an image that no cluster was baked into.
-pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
+pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
     follow_readiness(init)?;
+    foreign_socket::refuse(&init.config)?;
+    let Settings { line, registries, clients } = settings;
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
-    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
     registries.prepare(&init.config.path("/"), false)?;
+    clients.lead_home(&init.config);
     let line = line.after(registries.dockerd_flags(&init.config.path("/")));
     mounts::prepare()?;
     cgroup::prepare()?;
@@ -72,17 +84,20 @@ pub fn docker_alone(init: &Arc<Init>, line: CommandLine) -> Result<()> {
 }
 
 /// Starts Docker and the baked cluster, and follows the cluster until the container stops.
-pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> Result<()> {
+pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     init.readiness.update(|state| state.has_cluster = true);
     follow_readiness(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
+    foreign_socket::refuse(&init.config)?;
+    let Settings { line, registries, clients } = settings;
     // Before the node's directories on it are made anew: a volume that is refused is left as it is.
     let volume = store::inspect(&cluster.bake)?;
-    let registries = Registries::from_env(|name| std::env::var(name).ok())?;
     let network = prepare_node(&init.config, cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
+    clients.warn();
+    clients.lead_home(&init.config);
     let line = line.after(registries.dockerd_flags(Path::new("/")));
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
@@ -103,7 +118,12 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, line: CommandLine) -> R
         // A manifest that the user has mounted, for example.
         log::warn!(target: "boot", "the whole control plane starts at once: {error}");
     }
-    init.supervise(kubelet::spec(cluster.static_ip, Capacity::prepare()?, iptables.clone(), init.config.kubelet_arguments.clone()))?;
+    init.supervise(kubelet::spec(
+        cluster.static_ip,
+        Capacity::prepare(init.config.enforce_capacity)?,
+        iptables.clone(),
+        init.config.kubelet_arguments.clone(),
+    ))?;
     if let Some(certificates) = certificates {
         certificates.finish()?;
         init.readiness.milestone("certificates");

@@ -50,11 +50,10 @@ pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration)
     drop(command);
     let (sender, lines) = channel();
     thread::spawn(move || {
+        // To the end, whether the script's own is past: what it left in the background would die of SIGPIPE.
         for line in lines_of(File::from(reader)) {
             log::info!(target: "script", "{line}");
-            if sender.send(line).is_err() {
-                return;
-            }
+            let _ = sender.send(line);
         }
     });
     let status = child.wait_timeout(limit);
@@ -134,6 +133,16 @@ mod tests {
         let message = run_text("echo before\nsleep 1000 & sleep 1000\n", Duration::from_millis(300)).unwrap_err().to_string();
         assert!(message.contains("was killed") && message.ends_with("before"), "{message}");
         assert!(started.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_a_script_leaves_in_the_background_may_go_on_writing() {
+        let file = std::env::temp_dir().join(format!("kind-script-{}-background", std::process::id()));
+        let forward = "for i in 1 2 3 4 5; do echo \"Handling connection $i\"; sleep 0.5; done";
+        run_text(&format!("{{ {forward}; echo done >{}; }} &\n", file.display()), LONG).unwrap();
+        let done = reaper::poll(Duration::from_millis(50), LONG, || file.exists().then_some(()));
+        assert!(done.is_some(), "it died of what it wrote after the script's end");
+        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::config::{DOCKER_PORT, DOCKER_SOCKET, DOCKER_TLS_PORT};
-use crate::daemons::settings::{CERT_PATH, HOST, TLS_VERIFY};
+use crate::daemons::client_variables::{CERT_PATH, HOST, TLS_VERIFY};
 use crate::daemons::tls;
 use crate::supervisor::reaper;
 

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde_json::{json, Map, Value};
 
-use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, RUN_DIR};
+use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_SOCKET, LOG_DIR, NAMESPACE, RUN_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::{self, CommandLine};
-use crate::daemons::{answers_ok, is_on_path, prepare, stale, tls};
+use crate::daemons::{answers_ok, client_variables, is_on_path, prepare, stale, tls};
 use crate::error::{Error, Result};
-use crate::node::{iptables, mounts, network::Network};
+use crate::node::{insecure_registry, iptables, mounts, network::Network};
 use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
@@ -25,6 +25,9 @@ const PING_SOCKET: &str = "/run/kind/docker.sock";
 pub const DOCKERD: &str = "dockerd";
 /// The first in which the image store of containerd is not called experimental.
 const OLDEST_DOCKER: u32 = 25;
+/// The oldest API that dockerd takes requests of: a variable, from 25 on, and what was its default up to 28.
+const MIN_API_VERSION: &str = "DOCKER_MIN_API_VERSION";
+const OLDEST_API: &str = "1.24";
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
 /// Refuses a Docker that cannot keep its images in a containerd of ours: from 24 it can at all, and from
@@ -46,9 +49,9 @@ fn major_version(said: &str) -> Option<u32> {
 
 /// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
 pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, port: Port) -> Result<Spec> {
-    settings::warn_of_client_variables();
     let (hosts, ping_socket) = sockets(&line, config)?;
     let (pid_file, files) = (stale::pid_file(config), port.tls().cloned());
+    let log = log_file(config);
     let iptables = network.iptables.clone();
     let write_settings = Arc::new(move || write_settings(&line, &network, files.as_ref()));
     let again = write_settings.clone();
@@ -58,7 +61,8 @@ pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, po
         let mut command = port.command(&[hosts.as_slice(), &users_hosts].concat());
         command.arg("--config-file").arg(path);
         command.args(["--containerd", CONTAINERD_SOCKET, "--containerd-namespace", NAMESPACE]).args(&flags);
-        settings::remove_client_variables(&mut command, true);
+        client_variables::remove_driver(&mut command);
+        accept_old_clients(&mut command, &log);
         prepare(&mut command, &iptables);
         Ok(command)
     };
@@ -73,6 +77,7 @@ fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Fil
     let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
     let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
     add_tls(&mut configuration, files);
+    insecure_registry::trust(Path::new("/"), &settings::insecure_registries(&configuration, &flags))?;
     settings::without_duplicates(&mut configuration, &mut flags);
     mounts::make_dir(RUN_DIR)?;
     let path = Path::new(RUN_DIR).join("daemon.json");
@@ -97,7 +102,7 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
     let (hosts, ping_socket) = sockets(&line, config)?;
     // dockerd's own default, and not a flag, which a daemon.json with hosts would not go with.
     let hosts = if line.explicit && !line.names_hosts() { vec![] } else { hosts };
-    let pid_file = stale::pid_file(config);
+    let (pid_file, log) = (stale::pid_file(config), log_file(config));
     let command = move || {
         stale::remove(&pid_file);
         let mut command = port.command(&hosts);
@@ -106,11 +111,24 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
             command.args(files.settings().iter().flat_map(|(name, path)| [format!("--{name}"), path.display().to_string()]));
         }
         command.args(&line.flags);
-        settings::remove_client_variables(&mut command, false);
+        accept_old_clients(&mut command, &log);
         prepare(&mut command, &iptables);
         Ok(command)
     };
     Ok(spec(Box::new(command), ping_socket))
+}
+
+/// Docker 29 refuses clients that older ones took, such as docker-java with its default. The user's own value wins.
+fn accept_old_clients(command: &mut Command, log: &Path) {
+    // dockerd does not start with a version below what it can still speak, and names the variable.
+    let is_refused = fs::read_to_string(log).is_ok_and(|text| text.contains(MIN_API_VERSION));
+    if std::env::var_os(MIN_API_VERSION).is_none() && !is_refused {
+        command.env(MIN_API_VERSION, OLDEST_API);
+    }
+}
+
+fn log_file(config: &Config) -> PathBuf {
+    config.path(LOG_DIR).join(format!("{DOCKERD}.log"))
 }
 
 fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf) -> Spec {
@@ -129,7 +147,7 @@ fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)
     let usual = config.path(DOCKER_SOCKET);
     let mut hosts = vec![host(&usual)];
     if !line.explicit {
-        let other = settings::socket_of_environment().map(|path| host(Path::new(&path)));
+        let other = client_variables::socket_of_environment().map(|path| host(Path::new(&path)));
         hosts.extend(other.filter(|other| !hosts.contains(other)));
     }
     Ok((hosts, usual))

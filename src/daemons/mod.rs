@@ -1,9 +1,11 @@
 //! The daemons: the command line, the configuration and "does it answer" of each, and the images that
 //! they share. What keeps them running is in `supervisor`.
 
+pub mod client_variables;
 pub mod containerd;
 pub mod docker_command;
 pub mod dockerd;
+pub mod foreign_socket;
 pub mod image_names;
 pub mod kubelet;
 pub mod port;

@@ -1,17 +1,7 @@
-//! dockerd's command line and its environment, as a user of docker:dind gives them, beside what the
-//! cluster rests on. dockerd refuses to start when a setting is in its daemon.json and among its flags.
-
-use std::process::Command;
+//! dockerd's command line, as a user of docker:dind gives it, beside what the cluster rests on. dockerd refuses to start when a setting is in its daemon.json and among its flags.
 
 use serde_json::{Map, Value};
 
-/// For clients, and set for every container of a CI job, services included. dockerd would look for
-/// certificates of DOCKER_CERT_PATH, or change to the image store of DOCKER_DRIVER, which holds no baked image.
-const CLIENT_VARIABLES: [&str; 6] = [HOST, "DOCKER_CONTEXT", "DOCKER_TLS", TLS_VERIFY, CERT_PATH, DRIVER];
-pub const HOST: &str = "DOCKER_HOST";
-pub const TLS_VERIFY: &str = "DOCKER_TLS_VERIFY";
-pub const CERT_PATH: &str = "DOCKER_CERT_PATH";
-const DRIVER: &str = "DOCKER_DRIVER";
 /// Lists that both may have a part of, and the flag for one item.
 const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("insecure-registries", "--insecure-registry")];
 
@@ -70,6 +60,13 @@ pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<Str
     }
 }
 
+/// The registries that dockerd is told to trust without a certificate, by its file or by flags.
+pub fn insecure_registries(settings: &Map<String, Value>, flags: &[String]) -> Vec<String> {
+    let of_file = settings.get("insecure-registries").and_then(Value::as_array).into_iter().flatten();
+    let of_flags = take(&mut flags.to_vec(), &["--insecure-registry"]);
+    of_file.filter_map(Value::as_str).map(str::to_string).chain(of_flags).collect()
+}
+
 /// Whether a flag sets what daemon.json calls `key`: lists have a plural there, `--label` is `labels`.
 fn names_key(flag: &str, key: &str) -> bool {
     const SHORT: [(&str, &str); 5] = [("-D", "debug"), ("-l", "log-level"), ("-G", "group"), ("-b", "bridge"), ("-p", "pidfile")];
@@ -101,34 +98,6 @@ fn take(flags: &mut Vec<String>, names: &[&str]) -> Vec<String> {
     }
     *flags = rest;
     values
-}
-
-/// Where `DOCKER_HOST` says that the daemon's socket is, as docker:dind has it; another value is for clients.
-pub fn socket_of_environment() -> Option<String> {
-    std::env::var(HOST).ok()?.strip_prefix("unix://").map(str::to_string)
-}
-
-/// Takes clients' variables out of the daemon's environment; a Docker alone may choose its image store by one.
-pub fn remove_client_variables(command: &mut Command, with_driver: bool) {
-    for name in CLIENT_VARIABLES.iter().filter(|name| with_driver || **name != DRIVER) {
-        command.env_remove(name);
-    }
-}
-
-/// Says which variables have no effect here, once for each start.
-pub fn warn_of_client_variables() {
-    let ignored = without_effect(|name| std::env::var(name).ok());
-    if !ignored.is_empty() {
-        log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
-    }
-}
-
-fn without_effect(get: impl Fn(&str) -> Option<String>) -> Vec<String> {
-    let has_effect = |name: &str, value: &str| name == HOST && value.starts_with("unix://");
-    let set = CLIENT_VARIABLES.iter().filter_map(|name| Some((*name, get(name)?)));
-    let ignored = set.filter(|(name, value)| !value.is_empty() && !has_effect(name, value));
-    let why = |name| if name == DRIVER { "baked images lie in containerd's store" } else { "for clients" };
-    ignored.map(|(name, value)| format!("{name}={value} ({})", why(name))).collect()
 }
 
 #[cfg(test)]
@@ -163,17 +132,6 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_named() {
-        let set = [("DOCKER_HOST", "tcp://docker:2376"), ("DOCKER_TLS_VERIFY", ""), ("DOCKER_DRIVER", "overlay2"), ("DOCKER_CONFIG", "/x")];
-        let get = |name: &str| set.iter().find(|(have, _)| *have == name).map(|(_, value)| value.to_string());
-        assert_eq!(
-            without_effect(get),
-            ["DOCKER_HOST=tcp://docker:2376 (for clients)", "DOCKER_DRIVER=overlay2 (baked images lie in containerd's store)"]
-        );
-        assert!(without_effect(|name| (name == "DOCKER_HOST").then(|| "unix:///run/x.sock".to_string())).is_empty());
-    }
-
-    #[test]
     fn a_flag_wins_over_the_same_setting_of_the_file() {
         let all = json!({"mtu": 1, "dns": ["1.1.1.1"], "debug": true, "labels": ["a"], "runtimes": {}, "tlscert": "/c"});
         for (line, gone) in [
@@ -195,6 +153,7 @@ mod tests {
     fn registries_of_both_are_joined() {
         let mut settings = json!({"registry-mirrors": ["https://a"], "insecure-registries": ["b", "c"]}).as_object().unwrap().clone();
         let mut flags = words("--insecure-registry x --debug");
+        assert_eq!(insecure_registries(&settings, &flags), ["b", "c", "x"]);
         without_duplicates(&mut settings, &mut flags);
         assert_eq!(flags, words("--insecure-registry x --debug --insecure-registry b --insecure-registry c"));
         assert_eq!(Value::Object(settings), json!({"registry-mirrors": ["https://a"]}));

@@ -1,4 +1,4 @@
-//! `ENFORCE_CAPACITY`: the node is as large as its container is allowed to be (`docker run --cpus --memory
+//! `KIND_ENFORCE_CAPACITY`: the node is as large as its container is allowed to be (`docker run --cpus --memory
 //! --cpuset-cpus`), and not as the machine.
 //!
 //! kubelet takes a node's capacity from /proc/meminfo and /sys/devices/system/node (cAdvisor's `machine` and
@@ -14,11 +14,10 @@ use std::process::Command;
 use nix::mount::{mount, MsFlags};
 use nix::sched::{unshare, CloneFlags};
 
-use crate::config::{EXEC_WITH_CAPACITY, RUN_DIR};
+use crate::config::{ENFORCE_CAPACITY, EXEC_WITH_CAPACITY, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
 
-const VARIABLE: &str = "ENFORCE_CAPACITY";
 const MEMINFO: &str = "/proc/meminfo";
 const CPUS: &str = "/sys/devices/system/cpu";
 const NODES: &str = "/sys/devices/system/node";
@@ -46,8 +45,8 @@ pub struct Capacity {
 
 impl Capacity {
     /// Reads the limits, when they are asked for, and prepares what kubelet is to see.
-    pub fn prepare() -> Result<Capacity> {
-        if !is_asked(std::env::var(VARIABLE).ok().as_deref()) {
+    pub fn prepare(is_asked_for: bool) -> Result<Capacity> {
+        if !is_asked_for {
             return Ok(Capacity::default());
         }
         let limits = Limits::read(Path::new(CGROUP_DIR));
@@ -66,7 +65,7 @@ impl Capacity {
         let seen = if Path::new(NODES).exists() { write_node(&directory, &visible, &meminfo)? } else { online.len() };
         let reserved = reserved_millis(seen, visible.len(), &limits);
         log::info!(
-            target: "limits", "{VARIABLE}: kubelet sees {} MiB of memory and {}m of CPU",
+            target: "limits", "{ENFORCE_CAPACITY}: kubelet sees {} MiB of memory and {}m of CPU",
             total_kilobytes(&meminfo) / 1024, seen as u64 * 1000 - reserved
         );
         let flags = if reserved > 0 { vec![format!("--system-reserved=cpu={reserved}m")] } else { vec![] };
@@ -111,11 +110,6 @@ fn disguise() -> Result<()> {
 
 fn directory() -> PathBuf {
     Path::new(RUN_DIR).join("capacity")
-}
-
-/// Set, and to no word for "no".
-fn is_asked(value: Option<&str>) -> bool {
-    value.is_some_and(|value| !["", "0", "false", "no", "off"].contains(&value.trim().to_lowercase().as_str()))
 }
 
 impl Limits {
@@ -214,15 +208,6 @@ fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_limits_are_asked_for_by_anything_but_a_no() {
-        for (value, asked) in
-            [(None, false), (Some(""), false), (Some("0"), false), (Some("False"), false), (Some("1"), true), (Some("true"), true)]
-        {
-            assert_eq!(is_asked(value), asked, "{value:?}");
-        }
-    }
 
     #[test]
     fn limits_are_read_from_both_versions() {

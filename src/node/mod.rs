@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod cni;
 pub mod dns_forwarder;
 pub mod hostpath;
+pub mod insecure_registry;
 pub mod iptables;
 pub mod limits;
 pub mod mounts;
@@ -25,11 +26,22 @@ const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Fails unless the container has the privileges that Docker and Kubernetes need.
 pub fn require_privileges() -> Result<()> {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    if !is_initial_user_namespace(&map) {
+        return Err(Error::new("this engine is rootless or gives its containers other users (userns-remap, hostUsers: false), and its root may not do what Docker and Kubernetes inside need")
+            .advise("Use an engine that runs as root; with userns-remap: docker run --privileged --userns=host"));
+    }
     if has_capability(CAP_SYS_ADMIN) && has_capability(CAP_NET_ADMIN) {
         return Ok(());
     }
     Err(Error::new("this container is not privileged, and cannot run Docker or Kubernetes inside")
         .advise("Start it with `docker run --privileged` (in a Kubernetes pod: securityContext.privileged: true)"))
+}
+
+/// Whether every user is itself, as user_namespaces(7) shows it; a kernel without such namespaces shows nothing.
+fn is_initial_user_namespace(uid_map: &str) -> bool {
+    let fields: Vec<&str> = uid_map.split_whitespace().collect();
+    fields.is_empty() || fields == ["0", "0", "4294967295"]
 }
 
 /// Some hosts withhold CAP_SYS_RESOURCE even from privileged containers, which then cannot lower an oom_score_adj.
@@ -51,6 +63,20 @@ fn effective_capabilities(status: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_without_root_is_known_by_its_users() {
+        for (map, is_initial) in [
+            ("         0          0 4294967295\n", true),
+            ("", true),
+            // Rootless, userns-remap, and a container in a container.
+            ("         0       1000          1\n         1     100000      65536\n", false),
+            ("         0     100000      65536\n", false),
+            ("         0          0      65536\n", false),
+        ] {
+            assert_eq!(is_initial_user_namespace(map), is_initial, "{map}");
+        }
+    }
 
     #[test]
     fn capabilities_are_read_from_the_status_file() {

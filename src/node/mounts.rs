@@ -60,8 +60,8 @@ pub fn make_dir(path: impl AsRef<Path>) -> Result<()> {
     fs::create_dir_all(&path).map_err(|cause| Error::io("create the directory", &path, cause))
 }
 
-fn is_mount_point(path: &str) -> bool {
-    mount_points().iter().any(|point| point == path)
+pub fn is_mount_point(path: impl AsRef<Path>) -> bool {
+    mount_points().iter().any(|point| Path::new(point) == path.as_ref())
 }
 
 /// Whether `path` or anything below it is a mount point.

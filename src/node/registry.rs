@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use base64::prelude::{Engine, BASE64_STANDARD};
 use serde_json::{json, Value};
 
-use crate::config::KUBELET_DIR;
+use crate::config::{
+    older_name, settings, KUBELET_DIR, REGISTRY, REGISTRY_CA, REGISTRY_MIRROR, REGISTRY_PASSWORD, REGISTRY_PASSWORD_FILE, REGISTRY_USER,
+};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 
@@ -41,6 +43,8 @@ pub struct Registries {
     authority: Option<Vec<u8>>,
     /// A URL.
     mirror: Option<String>,
+    /// What is set and makes no sense, for the log.
+    warnings: Vec<String>,
 }
 
 struct Login {
@@ -49,40 +53,37 @@ struct Login {
 }
 
 impl Registries {
-    /// Reads the environment, and the files that it names.
+    /// Reads the environment, and the files that it names. The registry and its login are all read by the names
+    /// that begin with KIND_, or all by the older ones, which a job may have for something else: a password goes to
+    /// no registry that it was not set beside.
     ///
     /// # Errors
     /// A variable that cannot be, or lacks another one; the message names the variable and never the password.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Registries> {
-        let get = |name: &str| get(name).filter(|value| !value.is_empty());
-        let registry = get("REGISTRY").map(|text| host(&text)).transpose()?.filter(|host| !DOCKER_HUB_NAMES.contains(&host.as_str()));
-        let password = match (get("REGISTRY_PASSWORD"), get("REGISTRY_PASSWORD_FILE")) {
-            (Some(_), Some(_)) => return Err(Error::new("REGISTRY_PASSWORD and REGISTRY_PASSWORD_FILE are both set").advise("Give one")),
-            (Some(password), None) => Some(password),
-            (None, Some(path)) => {
-                let text = fs::read_to_string(&path).map_err(|cause| Error::io("read REGISTRY_PASSWORD_FILE", &path, cause))?;
-                // As an editor leaves it.
-                Some(text.trim_end_matches(['\r', '\n']).to_string())
+        let get = settings(get);
+        let is_ours = [REGISTRY, REGISTRY_USER, REGISTRY_PASSWORD, REGISTRY_PASSWORD_FILE].iter().any(|name| get(name).is_some());
+        let mut warnings = vec![];
+        let (registry, login) = match registry_and_login(&get, |name| if is_ours { name } else { older_name(name) }) {
+            Err(error) if !is_ours => {
+                warnings
+                    .push(format!("{error}. It is ignored: the names of kind's own settings are {REGISTRY}, {REGISTRY_USER} and so on"));
+                (None, None)
             }
-            (None, None) => None,
+            named => named?,
         };
-        let login = match (get("REGISTRY_USER"), password) {
-            (Some(user), Some(password)) if !user.contains(':') => Some(Login { user, password }),
-            (Some(_), Some(_)) => return Err(Error::new("REGISTRY_USER must not hold a colon, which ends a user's name")),
-            (Some(_), None) => return Err(Error::new("REGISTRY_USER is set, but neither REGISTRY_PASSWORD nor REGISTRY_PASSWORD_FILE")),
-            (None, Some(_)) => return Err(Error::new("a REGISTRY_PASSWORD is set, but no REGISTRY_USER")),
-            (None, None) => None,
-        };
-        let mirror = get("KIND_REGISTRY_MIRROR").map(|text| mirror(&text)).transpose()?;
-        let authority = get("KIND_REGISTRY_CA").map(|text| authority(&text)).transpose()?;
+        let mirror = get(REGISTRY_MIRROR).map(|text| mirror(&text)).transpose()?;
+        let authority = get(REGISTRY_CA).map(|text| authority(&text)).transpose()?;
         if authority.is_some() && registry.is_none() && mirror.is_none() {
-            return Err(Error::new("KIND_REGISTRY_CA is set, but neither REGISTRY nor KIND_REGISTRY_MIRROR, whose authority it would be"));
+            return Err(Error::new(format!(
+                "{REGISTRY_CA} is set, but neither {REGISTRY} nor {REGISTRY_MIRROR}, whose authority it would be"
+            )));
         }
-        Ok(Registries { registry, login, authority, mirror })
+        Ok(Registries { registry, login, authority, mirror, warnings })
     }
 
     /// Writes what the daemons read, below `root`. The directories of this start must be mounted.
     pub fn prepare(&self, root: &Path, with_kubelet: bool) -> Result<()> {
+        self.warnings.iter().for_each(|warning| log::warn!(target: "registry", "{warning}"));
         let path = |path: &str| root.join(path.trim_start_matches('/'));
         if let (Some(host), Some(authority)) = (&self.registry, &self.authority) {
             let directory = path(CERTS_DIR).join(host);
@@ -117,11 +118,38 @@ impl Registries {
         let user: PathBuf = root.join(DAEMON_JSON.trim_start_matches('/'));
         // dockerd refuses a file and flags that both name mirrors.
         if fs::read_to_string(user).is_ok_and(|text| text.contains("\"registry-mirrors\"")) {
-            log::warn!(target: "registry", "{DAEMON_JSON} names registry-mirrors: Docker uses those, and KIND_REGISTRY_MIRROR is for pods alone");
+            log::warn!(target: "registry", "{DAEMON_JSON} names registry-mirrors: Docker uses those, and {REGISTRY_MIRROR} is for pods alone");
             return vec![];
         }
         vec![format!("--registry-mirror={mirror}")]
     }
+}
+
+/// The registry, and the login, under the names that `name` makes of our own.
+fn registry_and_login(
+    get: &impl Fn(&str) -> Option<String>,
+    name: impl Fn(&'static str) -> &'static str,
+) -> Result<(Option<String>, Option<Login>)> {
+    let [registry, user, password, file] = [REGISTRY, REGISTRY_USER, REGISTRY_PASSWORD, REGISTRY_PASSWORD_FILE].map(name);
+    let host = get(registry).map(|text| host(registry, &text)).transpose()?;
+    let secret = match (get(password), get(file)) {
+        (Some(_), Some(_)) => return Err(Error::new(format!("{password} and {file} are both set")).advise("Give one")),
+        (Some(password), None) => Some(password),
+        (None, Some(path)) => {
+            let text = fs::read_to_string(&path).map_err(|cause| Error::io(&format!("read {file}"), &path, cause))?;
+            // As an editor leaves it.
+            Some(text.trim_end_matches(['\r', '\n']).to_string())
+        }
+        (None, None) => None,
+    };
+    let login = match (get(user), secret) {
+        (Some(user), Some(password)) if !user.contains(':') => Some(Login { user, password }),
+        (Some(_), Some(_)) => return Err(Error::new(format!("{user} must not hold a colon, which ends a user's name"))),
+        (Some(_), None) => return Err(Error::new(format!("{user} is set, but neither {password} nor {file}"))),
+        (None, Some(_)) => return Err(Error::new(format!("{password} or {file} is set, but no {user}"))),
+        (None, None) => None,
+    };
+    Ok((host.filter(|host| !DOCKER_HUB_NAMES.contains(&host.as_str())), login))
 }
 
 /// Adds the login to what root's docker is logged in to already. kubelet reads the first file that it
@@ -148,11 +176,15 @@ fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) 
 }
 
 /// `HOST` or `HOST:PORT`, also where it was written as a URL.
-fn host(text: &str) -> Result<String> {
+fn host(name: &str, text: &str) -> Result<String> {
     let bare = text.trim().trim_start_matches("https://").trim_end_matches('/');
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     if bare.is_empty() || !bare.bytes().all(allowed) {
-        return Err(Error::new(format!("REGISTRY={text} is not HOST or HOST:PORT")).advise("An example: REGISTRY=registry.example.com"));
+        // A URL may hold a password.
+        let text = if text.contains('@') { "…" } else { text };
+        return Err(
+            Error::new(format!("{name}={text} is not HOST or HOST:PORT")).advise(format!("An example: {REGISTRY}=registry.example.com"))
+        );
     }
     Ok(bare.to_string())
 }
@@ -163,8 +195,8 @@ fn mirror(text: &str) -> Result<String> {
     // A quote would end the string in which it is written.
     match rest {
         Some(rest) if !rest.is_empty() && !rest.contains(['"', '\\', '@', ' ', '\n', '?', '#']) => Ok(bare.to_string()),
-        _ => Err(Error::new("KIND_REGISTRY_MIRROR is not the URL of a mirror without a login")
-            .advise("An example: KIND_REGISTRY_MIRROR=https://mirror.example.com")),
+        _ => Err(Error::new(format!("{REGISTRY_MIRROR} is not the URL of a mirror without a login"))
+            .advise(format!("An example: {REGISTRY_MIRROR}=https://mirror.example.com"))),
     }
 }
 
@@ -175,10 +207,11 @@ fn authority(text: &str) -> Result<Vec<u8>> {
         return Ok(format!("{}\n", text.trim()).into_bytes());
     }
     let contents = fs::read(text).map_err(|cause| {
-        Error::io("read KIND_REGISTRY_CA", text, cause).advise("Give certificates as PEM, or the path of a file with them in the container")
+        Error::io(&format!("read {REGISTRY_CA}"), text, cause)
+            .advise("Give certificates as PEM, or the path of a file with them in the container")
     })?;
     if !String::from_utf8_lossy(&contents).contains(BEGIN) {
-        return Err(Error::new(format!("KIND_REGISTRY_CA={text} holds no certificate as PEM")));
+        return Err(Error::new(format!("{REGISTRY_CA}={text} holds no certificate as PEM")));
     }
     Ok(contents)
 }
@@ -221,7 +254,8 @@ mod tests {
         let docker = root.join("root/.docker/config.json");
         fs::create_dir_all(docker.parent().unwrap()).unwrap();
         fs::write(&docker, r#"{"auths": {"other.example": {"auth": "eDp5"}}, "currentContext": "c"}"#).unwrap();
-        let settings = [("REGISTRY", "https://registry.example:5000/"), ("REGISTRY_USER", "ci"), ("REGISTRY_PASSWORD", "pa:ss")];
+        let settings =
+            [("KIND_REGISTRY", "https://registry.example:5000/"), ("KIND_REGISTRY_USER", "ci"), ("KIND_REGISTRY_PASSWORD", "pa:ss")];
         registries(&settings).unwrap().prepare(&root, true).unwrap();
         for file in [docker, root.join("var/lib/kubelet/config.json")] {
             let config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
@@ -238,7 +272,7 @@ mod tests {
         fs::write(root.join("secret"), "from-file\n").unwrap();
         for registry in ["", "docker.io"] {
             let file = root.join("secret").display().to_string();
-            let settings = [("REGISTRY", registry), ("REGISTRY_USER", "ci"), ("REGISTRY_PASSWORD_FILE", &file)];
+            let settings = [("KIND_REGISTRY", registry), ("KIND_REGISTRY_USER", "ci"), ("KIND_REGISTRY_PASSWORD_FILE", &file)];
             registries(&settings).unwrap().prepare(&root, true).unwrap();
             let text = fs::read_to_string(root.join("root/.docker/config.json")).unwrap();
             assert_eq!(text, json!({"auths": {DOCKER_HUB: {"auth": BASE64_STANDARD.encode("ci:from-file")}}}).to_string());
@@ -251,7 +285,8 @@ mod tests {
         let root = root("authority");
         fs::write(root.join("ca.pem"), PEM).unwrap();
         for ca in [PEM, &root.join("ca.pem").display().to_string()] {
-            let settings = [("REGISTRY", "r.example"), ("KIND_REGISTRY_CA", ca), ("KIND_REGISTRY_MIRROR", "https://m.example:5000/hub/")];
+            let settings =
+                [("KIND_REGISTRY", "r.example"), ("KIND_REGISTRY_CA", ca), ("KIND_REGISTRY_MIRROR", "https://m.example:5000/hub/")];
             let registries = registries(&settings).unwrap();
             registries.prepare(&root, true).unwrap();
             for file in [root.join("etc/docker/certs.d/r.example"), root.join("etc/ssl/certs")] {
@@ -273,7 +308,7 @@ mod tests {
     #[test]
     fn nothing_set_is_nothing_done() {
         let root = root("nothing");
-        registries(&[("REGISTRY", "registry.example")]).unwrap().prepare(&root, true).unwrap();
+        registries(&[("KIND_REGISTRY", "registry.example")]).unwrap().prepare(&root, true).unwrap();
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
         fs::remove_dir_all(root).unwrap();
     }
@@ -282,21 +317,52 @@ mod tests {
     fn what_does_not_fit_is_named_and_the_password_is_not() {
         let secret = "hunter2";
         for (settings, name) in [
-            (&[("REGISTRY", "a b")][..], "REGISTRY=a b"),
-            (&[("REGISTRY", "host/path")], "REGISTRY=host/path"),
-            (&[("REGISTRY_USER", "u")], "neither REGISTRY_PASSWORD nor"),
-            (&[("REGISTRY_PASSWORD", secret)], "no REGISTRY_USER"),
-            (&[("REGISTRY_USER", "u:v"), ("REGISTRY_PASSWORD", secret)], "REGISTRY_USER"),
-            (&[("REGISTRY_USER", "u"), ("REGISTRY_PASSWORD", secret), ("REGISTRY_PASSWORD_FILE", "/f")], "both set"),
-            (&[("REGISTRY_USER", "u"), ("REGISTRY_PASSWORD_FILE", "/no/such")], "/no/such"),
-            (&[("KIND_REGISTRY_CA", PEM)], "neither REGISTRY nor"),
-            (&[("REGISTRY", "r"), ("KIND_REGISTRY_CA", "/no/such")], "/no/such"),
-            (&[("REGISTRY", "r"), ("KIND_REGISTRY_CA", "/dev/null")], "no certificate"),
+            (&[("KIND_REGISTRY", "a b")][..], "KIND_REGISTRY=a b"),
+            (&[("KIND_REGISTRY", "host/path")], "KIND_REGISTRY=host/path"),
+            (&[("KIND_REGISTRY", "https://u:hunter2@host")], "KIND_REGISTRY=…"),
+            // What the job has beside it is no part of it.
+            (&[("KIND_REGISTRY_USER", "u"), ("REGISTRY_PASSWORD", secret)], "neither KIND_REGISTRY_PASSWORD nor"),
+            (&[("KIND_REGISTRY_USER", "u")], "neither KIND_REGISTRY_PASSWORD nor"),
+            (&[("KIND_REGISTRY_PASSWORD", secret)], "no KIND_REGISTRY_USER"),
+            (&[("KIND_REGISTRY_USER", "u:v"), ("KIND_REGISTRY_PASSWORD", secret)], "KIND_REGISTRY_USER"),
+            (&[("KIND_REGISTRY_USER", "u"), ("KIND_REGISTRY_PASSWORD", secret), ("KIND_REGISTRY_PASSWORD_FILE", "/f")], "both set"),
+            (&[("KIND_REGISTRY_USER", "u"), ("KIND_REGISTRY_PASSWORD_FILE", "/no/such")], "/no/such"),
+            (&[("KIND_REGISTRY_CA", PEM)], "neither KIND_REGISTRY nor"),
+            (&[("KIND_REGISTRY", "r"), ("KIND_REGISTRY_CA", "/no/such")], "/no/such"),
+            (&[("KIND_REGISTRY", "r"), ("KIND_REGISTRY_CA", "/dev/null")], "no certificate"),
             (&[("KIND_REGISTRY_MIRROR", "mirror.example")], "KIND_REGISTRY_MIRROR"),
             (&[("KIND_REGISTRY_MIRROR", "https://u:hunter2@m")], "without a login"),
         ] {
             let message = registries(settings).err().unwrap().to_string();
             assert!(message.contains(name) && !message.contains(secret), "{message}");
         }
+    }
+
+    #[test]
+    fn what_a_job_has_under_an_older_name_is_used_where_it_makes_sense_and_else_a_warning() {
+        let root = root("older");
+        let settings = [("REGISTRY", "r.example"), ("REGISTRY_USER", "ci"), ("REGISTRY_PASSWORD", "pass")];
+        let found = registries(&settings).unwrap();
+        found.prepare(&root, false).unwrap();
+        assert!(found.warnings.is_empty());
+        let config = fs::read_to_string(root.join("root/.docker/config.json")).unwrap();
+        assert_eq!(config, json!({"auths": {"r.example": {"auth": BASE64_STANDARD.encode("ci:pass")}}}).to_string());
+        fs::remove_dir_all(&root).unwrap();
+        for (settings, said) in [
+            (&[("REGISTRY", "registry.example.com/team/app")][..], "REGISTRY=registry.example.com/team/app is not HOST"),
+            // Its password is not sent to Docker Hub instead.
+            (&[("REGISTRY", "host/path"), ("REGISTRY_USER", "ci"), ("REGISTRY_PASSWORD", "hunter2")], "REGISTRY=host/path"),
+            (&[("REGISTRY_USER", "ci")], "REGISTRY_USER is set, but neither REGISTRY_PASSWORD nor REGISTRY_PASSWORD_FILE"),
+            (&[("REGISTRY_PASSWORD", "hunter2")], "no REGISTRY_USER"),
+            (&[("REGISTRY_USER", "u"), ("REGISTRY_PASSWORD_FILE", "/no/such")], "/no/such"),
+        ] {
+            let found = registries(settings).unwrap();
+            assert!(found.warnings.len() == 1 && found.warnings[0].contains(said), "{:?}", found.warnings);
+            assert!(!found.warnings[0].contains("hunter2") && found.login.is_none() && found.registry.is_none());
+        }
+        // Ours are there: nobody looks at the others.
+        let both = [("REGISTRY", "host/path"), ("KIND_REGISTRY", "r.example"), ("REGISTRY_USER", "u")];
+        let found = registries(&both).unwrap();
+        assert!(found.warnings.is_empty() && found.registry.as_deref() == Some("r.example") && found.login.is_none());
     }
 }

@@ -11,6 +11,8 @@
 //! | send a head of more than 8 KiB | 431, closed |
 //! | send a body | it is never read |
 //! | ask again on the same connection | closed after the first answer |
+//! | wait for a file (`?wait=60`) | held for as long, at most 600 s (`hold`) |
+//! | wait beside 256 others | answered at once, so that those who only ask find room |
 //! | not read its answer | closed after 5 s |
 //! | vanish | its thread ends; tiny_http has seen nothing of it |
 //!
@@ -26,10 +28,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::readiness::hold::hold;
+use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
+use crate::readiness::Readiness;
 
 /// Clients at once; one more is closed at once. Each costs a thread with this stack (bytes).
 const MAX_CLIENTS: usize = 512;
 const STACK: usize = 64 * 1024;
+/// Of these, so many may be held.
+const MAX_HELD: usize = MAX_CLIENTS / 2;
 /// Longest request head (bytes); browsers send about 1 KiB.
 const MAX_HEAD: usize = 8 * 1024;
 /// A whole request must have arrived, and its answer been taken, after this long each.
@@ -40,7 +47,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
 
 /// Listens on `address`; returns the listener that the file server itself is to use.
-pub fn open(address: SocketAddr) -> Result<UnixListener> {
+pub fn open(address: SocketAddr, readiness: Arc<Readiness>) -> Result<UnixListener> {
     let public = TcpListener::bind(address).map_err(|cause| {
         Error::new(format!("the file server cannot listen on {address}: {cause}"))
             .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
@@ -48,35 +55,47 @@ pub fn open(address: SocketAddr) -> Result<UnixListener> {
     let fail = |cause: io::Error| Error::new(format!("cannot open the file server's inner socket: {cause}"));
     let inner = UnixAddr::from_abstract_name(format!("kind-files-{address}")).map_err(fail)?;
     let listener = UnixListener::bind_addr(&inner).map_err(fail)?;
-    let started = thread::Builder::new().name("clients".into()).spawn(move || accept(&public, &inner));
+    let gate = Arc::new(Gate { inner, readiness, clients: Arc::default(), held: Arc::default() });
+    let started = thread::Builder::new().name("clients".into()).spawn(move || accept(&public, &gate));
     started.map_err(|cause| Error::new(format!("cannot start the thread of the file server's clients: {cause}")))?;
     Ok(listener)
 }
 
-fn accept(public: &TcpListener, inner: &UnixAddr) {
-    let clients = Arc::new(AtomicUsize::new(0));
+/// What the clients' threads share.
+struct Gate {
+    inner: UnixAddr,
+    readiness: Arc<Readiness>,
+    clients: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
+}
+
+fn accept(public: &TcpListener, gate: &Arc<Gate>) {
     loop {
         let Ok((client, _)) = public.accept() else {
             thread::sleep(ACCEPT_PAUSE);
             continue;
         };
-        if clients.fetch_add(1, Ordering::Relaxed) >= MAX_CLIENTS {
-            clients.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
-        let (place, inner) = (Place(clients.clone()), inner.clone());
+        let Some(place) = Place::take(&gate.clients, MAX_CLIENTS) else { continue };
+        let gate = gate.clone();
         let serve = move || {
             let _place = place;
             // A client that went away or came too late needs no answer.
-            let _ = serve(client, &inner);
+            let _ = gate.serve(client);
         };
         // Without a name: see `logger`. Where no thread can be made, the client is closed.
         let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
     }
 }
 
-/// A client's place among `MAX_CLIENTS`, given back however its thread ends.
+/// A place among so many, given back however the client's thread ends.
 struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
+        let place = Place(taken.clone());
+        (taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -84,12 +103,31 @@ impl Drop for Place {
     }
 }
 
-fn serve(mut client: TcpStream, inner: &UnixAddr) -> io::Result<()> {
-    client.set_write_timeout(Some(CLIENT_LIMIT))?;
-    let Some(head) = read_head(&mut client)? else {
-        return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
-    };
-    client.write_all(&one_answer(ask(inner, &one_request(&head))?))
+impl Gate {
+    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
+        client.set_write_timeout(Some(CLIENT_LIMIT))?;
+        let Some(head) = read_head(&mut client)? else {
+            return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        };
+        client.write_all(&one_answer(self.answer(&client, &head)?))
+    }
+
+    fn answer(&self, client: &TcpStream, head: &[u8]) -> io::Result<Vec<u8>> {
+        let ask = || ask(&self.inner, &one_request(head));
+        let target = String::from_utf8_lossy(head.split(|byte| byte.is_ascii_whitespace()).nth(1).unwrap_or_default());
+        let limit = match asked_wait(&target) {
+            Ok(Some(limit)) if file_name(&target).is_some() => limit,
+            Err(()) => return Ok(bad_request(&format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
+            Ok(_) => return ask(),
+        };
+        let Some(_place) = Place::take(&self.held, MAX_HELD) else { return ask() };
+        let ask_for = |file: &str| self::ask(&self.inner, format!("GET /{file} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes());
+        hold(client, &self.readiness, limit, ask, ask_for)
+    }
+}
+
+fn bad_request(why: &str) -> Vec<u8> {
+    format!("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}", why.len()).into_bytes()
 }
 
 /// Has tiny_http answer, one request after the other: for each connection beside its four it would make

@@ -3,14 +3,21 @@
 
 pub mod client_limits;
 pub mod files;
+mod hold;
 pub mod server;
 mod state;
+mod target;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 
 use crate::clock::{Stopwatch, TICK};
 use crate::error::{Error, Result};
@@ -41,6 +48,14 @@ struct Known {
     was_ready: bool,
     /// Runs while the cluster's time limit does (`State::is_limited`).
     waited: Option<Stopwatch>,
+    /// What clients wait at, where there are any.
+    next_change: Option<NextChange>,
+}
+
+/// A pipe whose writing end is closed when files come or go: whoever polls its reading end wakes.
+struct NextChange {
+    reader: Arc<OwnedFd>,
+    _writer: OwnedFd,
 }
 
 impl Readiness {
@@ -115,6 +130,16 @@ impl Readiness {
         self.known().state.clone()
     }
 
+    /// What poll(2) says has hung up when files have come or gone since this call.
+    pub fn next_change(&self) -> io::Result<Arc<OwnedFd>> {
+        let mut known = self.known();
+        if known.next_change.is_none() {
+            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+            known.next_change = Some(NextChange { reader: Arc::new(reader), _writer: writer });
+        }
+        known.next_change.as_ref().map(|change| change.reader.clone()).ok_or_else(|| io::ErrorKind::Other.into())
+    }
+
     /// Sleeps until the state is as `wanted`, without a time limit. Returns false if the container stops.
     pub fn wait_until(&self, wanted: impl Fn(&State) -> bool) -> bool {
         let wait = self.changed.wait_while(self.known(), |known| !known.state.ending && !wanted(&known.state));
@@ -187,6 +212,15 @@ impl Known {
     /// Writes and removes files until they are as `wanted`. Removes first, so that no client ever sees two files
     /// that contradict each other.
     fn write_files(&mut self, directory: &Directory) {
+        let names = |known: &Known| known.written.keys().copied().collect::<Vec<_>>();
+        let before = names(self);
+        self.follow(directory);
+        if names(self) != before {
+            self.next_change = None;
+        }
+    }
+
+    fn follow(&mut self, directory: &Directory) {
         let wanted = self.wanted();
         let untrue: Vec<&'static str> = self.written.keys().filter(|name| !wanted.contains_key(*name)).copied().collect();
         for name in untrue {

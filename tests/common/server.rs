@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy)]
 pub enum Fault {
@@ -27,6 +28,9 @@ pub struct State {
     faults: HashMap<String, Vec<Fault>>,
     /// The path of each request, and the start of its range.
     pub requests: Vec<(String, Option<usize>)>,
+    /// Whether requests are held, as kind's file server does: until a file is there, or `/failed` is, or the
+    /// seconds of `wait=` are over.
+    pub holds: bool,
 }
 
 /// Serves published files, with the faults given to `spoil`.
@@ -60,6 +64,11 @@ impl Server {
         self.state.lock().unwrap().faults.insert(path.into(), faults.to_vec());
     }
 
+    /// Holds requests from now on.
+    pub fn hold(&self) {
+        self.state.lock().unwrap().holds = true;
+    }
+
     /// The start of the range of each request for a path.
     pub fn requests(&self, path: &str) -> Vec<Option<usize>> {
         self.state.lock().unwrap().requests.iter().filter(|(asked, _)| asked == path).map(|(_, range)| *range).collect()
@@ -69,12 +78,20 @@ impl Server {
 fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
-    let path = request.split(' ').nth(1).unwrap().to_string();
+    let (path, wait) = without_wait(request.split(' ').nth(1).unwrap());
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    state.lock().unwrap().requests.push((path.clone(), range));
+    let end = Instant::now() + wait;
+    let is_held = || {
+        let state = state.lock().unwrap();
+        state.holds && Instant::now() < end && !state.files.contains_key(&path) && !state.files.contains_key("/failed")
+    };
+    while is_held() {
+        thread::sleep(Duration::from_millis(10));
+    }
     let (contents, fault) = {
         let mut state = state.lock().unwrap();
-        state.requests.push((path.clone(), range));
         let faults = state.faults.entry(path.clone()).or_default();
         let fault = if faults.is_empty() { None } else { Some(faults.remove(0)) };
         (state.files.get(&path).cloned(), fault)
@@ -106,6 +123,15 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         // Wait until the client gives up.
         let _ = std::io::Read::read(&mut stream, &mut [0]);
     }
+}
+
+/// A target without what says how long it may take, and that.
+fn without_wait(target: &str) -> (String, Duration) {
+    let Some((path, query)) = target.split_once('?') else { return (target.into(), Duration::ZERO) };
+    let (waits, others): (Vec<&str>, Vec<&str>) = query.split('&').partition(|pair| pair.starts_with("wait="));
+    let seconds = waits.first().map_or(0, |wait| wait["wait=".len()..].parse().unwrap());
+    let path = if others.is_empty() { path.into() } else { format!("{path}?{}", others.join("&")) };
+    (path, Duration::from_secs(seconds))
 }
 
 pub fn sha256(contents: &[u8]) -> String {

@@ -8,7 +8,7 @@ use crate::process::wait_for;
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn the_image_tells_a_runner_what_it_needs_to_know() {
     let field = |template: &str| docker(&["image", "inspect", "--format", template, image()]).ok();
-    assert_eq!(field("{{json .Config.ExposedPorts}}"), r#"{"10080/tcp":{},"2375/tcp":{},"8443/tcp":{}}"#);
+    assert_eq!(field("{{json .Config.ExposedPorts}}"), r#"{"10080/tcp":{},"2375/tcp":{},"2376/tcp":{},"8443/tcp":{}}"#);
     assert_eq!(field("{{json .Config.Volumes}}"), r#"{"/var/lib/docker":{}}"#);
     assert_eq!(field("{{.Config.StopSignal}} {{json .Config.Healthcheck.Test}}"), r#"SIGTERM ["CMD","kind","healthcheck"]"#);
     assert_eq!(field(r#"{{index .Config.Labels "org.opencontainers.image.title"}}"#), "kind");
