@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 /// From the ground up: a module may import itself and what stands before it.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "error",
     "sys",
+    "listen",
     "clock",
     "logger",
     "config",

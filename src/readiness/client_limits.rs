@@ -26,6 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::listen::listen;
 
 /// Clients at once; one more is closed at once. Each costs a thread with this stack (bytes).
 const MAX_CLIENTS: usize = 512;
@@ -41,7 +42,7 @@ const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "trans
 
 /// Listens on `address`; returns the listener that the file server itself is to use.
 pub fn open(address: SocketAddr) -> Result<UnixListener> {
-    let public = TcpListener::bind(address).map_err(|cause| {
+    let public = listen(address).map_err(|cause| {
         Error::new(format!("the file server cannot listen on {address}: {cause}"))
             .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
     })?;
