@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod cni;
 pub mod dns_forwarder;
 pub mod hostpath;
+pub mod hosts;
 pub mod iptables;
 pub mod limits;
 pub mod mounts;
