@@ -21,6 +21,9 @@ use crate::sys;
 /// How long a neighbour may take to answer ARP before the address counts as free.
 const ARP_LIMIT: Duration = Duration::from_millis(300);
 
+/// What an interface takes where nothing narrower is on the way, and Docker's own default (bytes).
+pub const ETHERNET_MTU: u32 = 1500;
+
 /// One address of one interface.
 #[derive(Clone, Debug, PartialEq)]
 struct Address {
@@ -117,9 +120,8 @@ fn choose_pod_subnet(addresses: &[Address]) -> (&'static str, Option<&Address>) 
 }
 
 pub fn mtu(interface: &str) -> u32 {
-    const ETHERNET: u32 = 1500;
     let text = fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).unwrap_or_default();
-    text.trim().parse().map_or(ETHERNET, |mtu: u32| mtu.min(ETHERNET))
+    text.trim().parse().map_or(ETHERNET_MTU, |mtu: u32| mtu.min(ETHERNET_MTU))
 }
 
 /// Lets the kernel route between pods, Docker's bridge and the outside.
