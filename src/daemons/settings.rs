@@ -83,7 +83,9 @@ pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<Str
 fn network_options(options: &Value) -> Vec<String> {
     let drivers = options.as_object().into_iter().flatten();
     let all = drivers.flat_map(|(driver, options)| options.as_object().into_iter().flatten().map(move |(key, value)| (driver, key, value)));
-    all.filter_map(|(driver, key, value)| Some([NETWORK_OPTION.to_string(), format!("{driver}={key}={}", value.as_str()?)])).flatten().collect()
+    all.filter_map(|(driver, key, value)| Some([NETWORK_OPTION.to_string(), format!("{driver}={key}={}", value.as_str()?)]))
+        .flatten()
+        .collect()
 }
 
 /// Whether a flag sets what daemon.json calls `key`: lists have a plural there, `--label` is `labels`.

@@ -305,7 +305,10 @@ mod tests {
         let forwarder = forwarder(&[LIVING], "10.1.2.3 known.test\n", port);
         let address = std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
         let forwarder = Arc::new(forwarder);
-        let (udp, tcp) = address.map(|address| (UdpSocket::bind(address), TcpListener::bind(address))).find_map(|(udp, tcp)| udp.ok().zip(tcp.ok())).unwrap();
+        let (udp, tcp) = address
+            .map(|address| (UdpSocket::bind(address), TcpListener::bind(address)))
+            .find_map(|(udp, tcp)| udp.ok().zip(tcp.ok()))
+            .unwrap();
         let (at, other, udp) = (udp.local_addr().unwrap(), forwarder.clone(), Arc::new(udp));
         thread::spawn(move || serve_udp(&udp, &other));
         thread::spawn(move || serve_tcp(&tcp, &forwarder));

@@ -10,6 +10,7 @@ pub mod iptables;
 pub mod limits;
 pub mod mounts;
 pub mod network;
+pub mod own_addresses;
 pub mod registry;
 
 pub mod scratch;
