@@ -28,7 +28,7 @@ ready, and runs /kubernetes-ready.sh and /kubernetes-ready.d/*.sh.
 Environment:
   STATIC_IP      the node's address, fixed when the image is baked (default 172.99.99.1)
   DOCKER_TLS_CERTDIR, DOCKER_TLS_SAN, DOCKER_IPTABLES_LEGACY  as in docker:dind
-  KIND_LISTEN    where the file server listens (default 0.0.0.0:10080)
+  KIND_LISTEN    where the file server listens (default [::]:10080)
   KIND_LOG       error, warn, info or debug (default info)
   KIND_API_PORT  the port in /config, when 8443 is published as another one
   KIND_KUBELET_ARGS, KIND_DOCKERD_ARGS

@@ -7,6 +7,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::error::{Error, Result};
+use crate::listen;
 
 // Paths in the image, written by the bake.
 pub const CLUSTER_FILE: &str = "/kind/cluster.json";
@@ -195,7 +196,7 @@ impl Config {
         Ok(Config {
             root: get("KIND_ROOT").unwrap_or_else(|| "/".into()).into(),
             files_address: match get(LISTEN) {
-                None => SocketAddr::from(([0, 0, 0, 0], FILES_PORT)),
+                None => listen::everywhere(FILES_PORT),
                 Some(text) => parse_listen(&text)?,
             },
             static_ip: get(STATIC_IP).map(|text| parse_static_ip(&text)).transpose()?,
@@ -288,7 +289,7 @@ mod tests {
     fn the_defaults_hold_when_nothing_is_set_or_a_variable_is_empty() {
         let config = config("STATIC_IP", "").unwrap();
         assert_eq!(config.static_ip, None);
-        assert_eq!(config.files_address.to_string(), "0.0.0.0:10080");
+        assert_eq!(config.files_address.to_string(), "[::]:10080");
         assert_eq!(config.path("/var/kind"), PathBuf::from("/var/kind"));
     }
 

@@ -13,6 +13,7 @@ mod cluster;
 mod config;
 mod daemons;
 mod error;
+mod listen;
 mod logger;
 mod node;
 mod openssl;

@@ -1,5 +1,5 @@
 //! Every unsafe line of the init: waitpid(2), signals and descriptors as children find them, the address
-//! ioctls of netdevice(7), what happens between fork and exec. Each function is safe to call with any arguments.
+//! ioctls of netdevice(7), the calendar, what happens between fork and exec. Each function is safe to call with any arguments.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -77,6 +77,19 @@ pub fn forget_variable(name: &str) {
         }
         libc::unsetenv(name.as_ptr());
     }
+}
+
+/// Seconds since 1970 as RFC 3339 has them, in UTC.
+pub fn utc(seconds: u64) -> String {
+    let seconds = libc::time_t::try_from(seconds).unwrap_or_default();
+    // SAFETY: both are plain memory that lives through the call, and all-zero bytes are a valid `struct tm`.
+    let tm = unsafe {
+        let mut tm: libc::tm = std::mem::zeroed();
+        libc::gmtime_r(&seconds, &mut tm);
+        tm
+    };
+    let (year, month) = (tm.tm_year + 1900, tm.tm_mon + 1);
+    format!("{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z", tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec)
 }
 
 /// Marks every descriptor that we inherited as close-on-exec, so that our children do not get it.

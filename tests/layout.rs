@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "error",
     "sys",
+    "listen",
     "clock",
     "logger",
     "config",

@@ -93,6 +93,13 @@ impl Api {
         check("DELETE", &url, answer, &[200, 202, 404])
     }
 
+    /// Creates an object; one that is there already counts as created.
+    pub fn create(&self, path: &str, object: &Value) -> Result<()> {
+        let url = format!("{}{path}", self.base);
+        let request = self.agent.post(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
+        check("POST", &url, request.content_type("application/json").send(object.to_string()), &[200, 201, 409])
+    }
+
     /// Applies a JSON merge patch (RFC 7386) to an object.
     pub fn patch(&self, path: &str, patch: &Value) -> Result<()> {
         let url = format!("{}{path}", self.base);

@@ -1,50 +1,53 @@
-//! Services of type LoadBalancer get the container's own address: no cloud is there that would give
+//! Services of type LoadBalancer get the container's own addresses: no cloud is there that would give
 //! them one, and kube-proxy brings traffic for an address in their status to their pods.
 //!
 //! One thread sleeps in a watch on Services; where there is none of the type, it has nothing to do.
+//! Another sleeps until the container joins or leaves a network.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{json, Value};
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{Ingress, List, Service};
+use crate::cluster::{events, follow};
 use crate::config::{API_PORT, DOCKER_PORT};
-use crate::error::{Error, Result};
-use crate::node::network;
+use crate::error::Result;
+use crate::node::own_addresses::{self, OwnAddresses};
+use crate::readiness::State;
 use crate::supervisor::Init;
 
 const SERVICES: &str = "/api/v1/services";
-/// After an error, doubled up to the last: the API server may be down for a moment, or for good.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// A protocol and a port of the container's address, such as `("TCP", 80)`.
+/// A protocol and a port of the container's addresses, such as `("TCP", 80)`.
 type Port = (String, u16);
 
-/// Gives addresses in a thread of its own, from now on.
+/// Gives addresses in threads of its own, from now on.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()> {
-    let address = network::own_address(static_ip)?;
-    let init = init.clone();
-    let body = move || {
-        let taken = taken_ports(init.config.files_address.port());
-        let mut pause = FIRST_PAUSE;
-        while !init.shutdown.stopping() && init.readiness.wait_until(|state| state.api_server) {
-            match follow(&init, &api, address, &taken) {
-                Ok(()) => pause = FIRST_PAUSE,
-                Err(error) => {
-                    log::debug!(target: "services", "{error}");
-                    init.shutdown.pause(pause);
-                    pause = (pause * 2).min(LAST_PAUSE);
-                }
-            }
+    let balancer = Arc::new(Balancer {
+        api,
+        taken: taken_ports(init.config.files_address.port()),
+        own: OwnAddresses::new(static_ip)?,
+        told: Mutex::default(),
+    });
+    let (init_of_watch, other) = (init.clone(), balancer.clone());
+    let mut last = balancer.own.now()?;
+    own_addresses::watch(move || {
+        // Pods and Docker's networks have addresses too, which come and go.
+        let now = other.own.now().unwrap_or_default();
+        if now != last {
+            last = now;
+            follow::until_done(&init_of_watch, api_server, || other.assign().map(drop));
         }
-    };
-    let started = thread::Builder::new().name("services".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for services: {cause}")))
+    })?;
+    let init_of_follow = init.clone();
+    follow::start(init, "services", api_server, move || balancer.follow(&init_of_follow))
+}
+
+fn api_server(state: &State) -> bool {
+    state.api_server
 }
 
 /// The container's own ports (Docker's with TLS too): one with a Service on it would not reach us any more.
@@ -52,53 +55,95 @@ fn taken_ports(files: u16) -> Vec<Port> {
     [API_PORT, DOCKER_PORT, DOCKER_PORT + 1, files].map(|port| ("TCP".to_string(), port)).to_vec()
 }
 
-/// Looks at every Service now, and again whenever one changes, until the watch ends.
-fn follow(init: &Init, api: &Api, address: Ipv4Addr, taken: &[Port]) -> Result<()> {
-    let mut told = vec![];
-    let mut version = assign_addresses(api, address, taken, &mut told)?;
-    init.readiness.update(|state| state.services = true);
-    // Without bookmarks, which would wake us every minute.
-    for event in api.watch::<Service>(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
-        let service = event?.object;
-        // Events up to what was listed last are old news. Versions of one etcd are numbers that grow.
-        if is_balanced(&service) && number(&service.metadata.resource_version) > number(&version) {
-            version = assign_addresses(api, address, taken, &mut told)?;
-        }
-    }
-    Ok(())
+struct Balancer {
+    api: Arc<Api>,
+    taken: Vec<Port>,
+    own: OwnAddresses,
+    /// By uid: why a Service gets no address, as was said already.
+    told: Mutex<BTreeMap<String, String>>,
 }
 
-/// Gives every Service what it is due; returns the version of the list.
-fn assign_addresses(api: &Api, address: Ipv4Addr, taken: &[Port], told: &mut Vec<String>) -> Result<String> {
-    let list: List<Service> = api.get(SERVICES)?;
-    let decisions = decide(&list.items, taken);
-    for decision in &decisions {
-        if let Due::Nothing(why) = &decision.due {
-            if !told.contains(&decision.name) {
-                log::warn!(target: "services", "{} gets no address: {why}", decision.name);
+impl Balancer {
+    /// Looks at every Service now, and again whenever one changes, until the watch ends.
+    fn follow(&self, init: &Init) -> Result<()> {
+        let mut version = self.assign()?;
+        init.readiness.update(|state| state.services = true);
+        // Without bookmarks, which would wake us every minute.
+        for event in self.api.watch::<Service>(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
+            let service = event?.object;
+            // Events up to what was listed last are old news. Versions of one etcd are numbers that grow.
+            if is_balanced(&service) && number(&service.metadata.resource_version) > number(&version) {
+                version = self.assign()?;
             }
         }
-        let wanted = if decision.due == Due::Address { vec![address.to_string()] } else { vec![] };
+        Ok(())
+    }
+
+    /// Gives every Service what it is due; returns the version of the list.
+    fn assign(&self) -> Result<String> {
+        // One at a time, so that the later one, with the newer addresses, has the last word.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let addresses: Vec<String> = self.own.now()?.iter().map(Ipv4Addr::to_string).collect();
+        let list: List<Service> = self.api.get(SERVICES)?;
+        let decisions = decide(&list.items, &self.taken);
+        told.retain(|uid, _| decisions.iter().any(|decision| decision.service.metadata.uid == *uid && decision.due != Due::Addresses));
+        for decision in &decisions {
+            let wanted = match &decision.due {
+                Due::Addresses => addresses.clone(),
+                Due::Past => vec![],
+                Due::Nothing(reason, why) => {
+                    self.tell(&mut told, decision, reason, why);
+                    // Its address, if it has one, is the other controller's.
+                    if *reason == OTHER_CLASS {
+                        continue;
+                    }
+                    vec![]
+                }
+            };
+            self.set(decision, &wanted)?;
+        }
+        Ok(list.metadata.resource_version)
+    }
+
+    fn set(&self, decision: &Decision, wanted: &[String]) -> Result<()> {
         if ingress_of(decision.service) == wanted {
-            continue;
+            return Ok(());
         }
         let ingress: Vec<Value> = wanted.iter().map(|ip| json!({"ip": ip})).collect();
         let ingress = if ingress.is_empty() { Value::Null } else { ingress.into() };
         let path = format!("/api/v1/namespaces/{}/services/{}/status", decision.service.metadata.namespace, decision.service.metadata.name);
-        api.patch(&path, &json!({"status": {"loadBalancer": {"ingress": ingress}}}))?;
-        if decision.due == Due::Address {
-            log::info!(target: "services", "{} is reachable at {address}", decision.name);
+        self.api.patch(&path, &json!({"status": {"loadBalancer": {"ingress": ingress}}}))?;
+        if !wanted.is_empty() {
+            log::info!(target: "services", "{} is reachable at {}", decision.name, wanted.join(" and "));
+        }
+        Ok(())
+    }
+
+    /// Says once, in the log and to whoever looks at the Service, why it gets no address.
+    fn tell(&self, told: &mut BTreeMap<String, String>, decision: &Decision, reason: &str, why: &str) {
+        let metadata = &decision.service.metadata;
+        if told.insert(metadata.uid.clone(), why.to_string()).as_deref() == Some(why) {
+            return;
+        }
+        let is_warning = reason != OTHER_CLASS;
+        let level = if is_warning { log::Level::Warn } else { log::Level::Info };
+        log::log!(target: "services", level, "{} gets no address: {why}", decision.name);
+        let message = format!("no address: {why}");
+        let event = events::Told { api_version: "v1", kind: "Service", metadata, is_warning, reason, message: &message };
+        if let Err(error) = events::tell(&self.api, &event) {
+            log::debug!(target: "services", "{error}");
         }
     }
-    *told = decisions.into_iter().filter(|decision| matches!(decision.due, Due::Nothing(_))).map(|decision| decision.name).collect();
-    Ok(list.metadata.resource_version)
 }
+
+const PORT_CONFLICT: &str = "PortConflict";
+const OTHER_CLASS: &str = "OtherClass";
 
 #[derive(Debug, PartialEq)]
 enum Due {
-    Address,
-    /// Why it gets none.
-    Nothing(String),
+    Addresses,
+    /// The reason in one word, and in full.
+    Nothing(&'static str, String),
     /// It was of the type once, and 1.20 leaves the address in its status.
     Past,
 }
@@ -110,21 +155,23 @@ struct Decision<'a> {
     due: Due,
 }
 
-/// One address serves each port once: the oldest Service has it, and nobody has the container's own.
+/// An address serves each port once: the oldest Service has it, and nobody has the container's own.
 fn decide<'a>(services: &'a [Service], taken: &[Port]) -> Vec<Decision<'a>> {
     let decision = |service: &'a Service, due| Decision { service, name: service.metadata.full_name(), due };
     let past = services.iter().filter(|service| !is_typed(service) && !ingress_of(service).is_empty());
     let mut decisions: Vec<Decision> = past.map(|service| decision(service, Due::Past)).collect();
-    let mut services: Vec<&Service> = services.iter().filter(|service| is_ours(service)).collect();
+    let mut services: Vec<&Service> = services.iter().filter(|service| is_typed(service) && !is_leaving(service)).collect();
     services.sort_by_key(|service| (service.metadata.creation_timestamp.clone(), service.metadata.full_name()));
     let mut owners: Vec<(Port, String)> = taken.iter().map(|port| (port.clone(), "the container itself".to_string())).collect();
     for service in services {
         let ports: Vec<Port> = service.spec.ports.iter().map(|port| (port.protocol.clone(), port.port)).collect();
-        let due = match owners.iter().find(|(port, _)| ports.contains(port)) {
-            Some(((protocol, port), owner)) => Due::Nothing(format!("port {port}/{protocol} is in use by {owner}")),
-            None => Due::Address,
+        let conflict = owners.iter().find(|(port, _)| ports.contains(port));
+        let due = match (&service.spec.load_balancer_class, conflict) {
+            (Some(class), _) => Due::Nothing(OTHER_CLASS, format!("it is left to whoever serves loadBalancerClass {class}")),
+            (None, Some(((protocol, port), owner))) => Due::Nothing(PORT_CONFLICT, format!("port {port}/{protocol} is in use by {owner}")),
+            (None, None) => Due::Addresses,
         };
-        if due == Due::Address {
+        if due == Due::Addresses {
             owners.extend(ports.into_iter().map(|port| (port, service.metadata.full_name())));
         }
         decisions.push(decision(service, due));
@@ -141,9 +188,8 @@ fn is_typed(service: &Service) -> bool {
     service.spec.kind == "LoadBalancer"
 }
 
-/// One with a class is another controller's, which the user has installed.
-fn is_ours(service: &Service) -> bool {
-    is_typed(service) && service.spec.load_balancer_class.is_none() && service.metadata.deletion_timestamp.is_none()
+fn is_leaving(service: &Service) -> bool {
+    service.metadata.deletion_timestamp.is_some()
 }
 
 fn ingress_of(service: &Service) -> Vec<String> {
@@ -185,11 +231,11 @@ mod tests {
             service("third", "2026-01-01T00:00:04Z", &[("TCP", 443)]),
         ];
         let expected = [
-            ("default/first", Due::Address),
-            ("default/second", Due::Nothing("port 80/TCP is in use by default/first".into())),
-            ("default/udp", Due::Address),
+            ("default/first", Due::Addresses),
+            ("default/second", Due::Nothing(PORT_CONFLICT, "port 80/TCP is in use by default/first".into())),
+            ("default/udp", Due::Addresses),
             // The second did not get what it asked for, so nothing of it is in the way.
-            ("default/third", Due::Address),
+            ("default/third", Due::Addresses),
         ];
         assert_eq!(dues(&services), expected.map(|(name, due)| (name.to_string(), due)));
     }
@@ -198,8 +244,8 @@ mod tests {
     fn the_containers_own_ports_stay_its_own() {
         for port in [8443, 2375, 2376, 10080] {
             let due = dues(&[service("a", "", &[("TCP", port)])]).remove(0).1;
-            assert_eq!(due, Due::Nothing(format!("port {port}/TCP is in use by the container itself")));
-            assert_eq!(dues(&[service("a", "", &[("UDP", port)])]).remove(0).1, Due::Address);
+            assert_eq!(due, Due::Nothing(PORT_CONFLICT, format!("port {port}/TCP is in use by the container itself")));
+            assert_eq!(dues(&[service("a", "", &[("UDP", port)])]).remove(0).1, Due::Addresses);
         }
     }
 
@@ -209,12 +255,13 @@ mod tests {
         services[0]["spec"]["type"] = json!("NodePort");
         services[1]["spec"]["loadBalancerClass"] = json!("example.com/other");
         services[2]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        assert!(dues(&services).is_empty());
+        let why = "it is left to whoever serves loadBalancerClass example.com/other".to_string();
+        assert_eq!(dues(&services), [("default/b".to_string(), Due::Nothing(OTHER_CLASS, why))]);
         assert!(!is_balanced(&parsed(&services[0])));
         // One that was of the type once has to give its address back.
         services[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.2"}]}});
         assert!(is_balanced(&parsed(&services[0])));
-        assert_eq!(dues(&services), [("default/a".to_string(), Due::Past)]);
+        assert_eq!(dues(&services[..1]), [("default/a".to_string(), Due::Past)]);
     }
 
     #[test]

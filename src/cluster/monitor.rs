@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Pod};
-use crate::cluster::{control_plane, dns, etcd, load_balancer, pods, Cluster};
+use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, pods, Cluster};
 use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
@@ -19,6 +19,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     load_balancer::start(init, api.clone(), cluster.static_ip)?;
+    network_policies::start(init, api.clone())?;
     if let Some(server) = cluster.dns {
         dns::follow(&init.readiness, server)?;
     }

@@ -33,6 +33,7 @@ pub struct Event<T> {
 pub struct Metadata {
     pub namespace: String,
     pub name: String,
+    pub uid: String,
     pub resource_version: String,
     pub generation: u64,
     pub creation_timestamp: String,
@@ -58,6 +59,13 @@ pub struct OwnerReference {
     pub kind: String,
     pub name: String,
     pub controller: bool,
+}
+
+/// An object of any kind.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Meta {
+    pub metadata: Metadata,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

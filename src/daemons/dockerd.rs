@@ -12,10 +12,11 @@ use serde_json::{json, Map, Value};
 
 use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_SOCKET, LOG_DIR, NAMESPACE, RUN_DIR};
 use crate::daemons::port::Port;
-use crate::daemons::settings::{self, CommandLine};
+use crate::daemons::settings::{self, CommandLine, NETWORK_OPTIONS};
 use crate::daemons::{answers_ok, client_variables, is_on_path, prepare, stale, tls};
 use crate::error::{Error, Result};
-use crate::node::{insecure_registry, iptables, mounts, network::Network};
+use crate::node::network::{Network, ETHERNET_MTU};
+use crate::node::{insecure_registry, iptables, mounts};
 use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
@@ -179,10 +180,25 @@ fn merge(file: &str, user: &str, network: &Network) -> Result<(Map<String, Value
     }
     features["containerd-snapshotter"] = json!(true);
     settings.entry("mtu").or_insert(json!(network.mtu));
+    add_mtu_of_networks(&mut settings, network.mtu);
     if let Some(server) = network.dns {
         settings.entry("dns").or_insert(json!([server.to_string()]));
     }
     Ok((settings, hosts))
+}
+
+/// `mtu` is for Docker's own bridge alone: the bridges of `docker network create` get this. Where packets are
+/// of the usual size, there is nothing to say.
+fn add_mtu_of_networks(settings: &mut Map<String, Value>, mtu: u32) {
+    const OPTION: &str = "com.docker.network.driver.mtu";
+    if mtu == ETHERNET_MTU {
+        return;
+    }
+    let options = settings.entry(NETWORK_OPTIONS).or_insert_with(|| json!({}));
+    // What is no object is dockerd's to refuse.
+    if let Some(bridge) = options.as_object_mut().and_then(|options| options.entry("bridge").or_insert_with(|| json!({})).as_object_mut()) {
+        bridge.entry(OPTION).or_insert(json!(mtu.to_string()));
+    }
 }
 
 /// The certificates for our port, unless the user's file has settings of its own for them.
@@ -226,6 +242,7 @@ mod tests {
         let user = json!({"registry-mirrors": ["https://m"], "features": {"buildkit": true}, "mtu": 1300, "dns": ["10.0.0.2"]});
         let mut expected = user.clone();
         expected["features"]["containerd-snapshotter"] = json!(true);
+        expected["default-network-opts"] = json!({"bridge": {"com.docker.network.driver.mtu": "1400"}});
         let mut file = user;
         file["hosts"] = json!(["tcp://1.2.3.4:1"]);
         assert_eq!(
@@ -238,8 +255,29 @@ mod tests {
     fn the_image_store_is_pinned_and_packets_fit() {
         let user = r#"{"storage-driver": "overlay2", "containerd": "/x", "features": {"containerd-snapshotter": false}}"#;
         let (merged, _) = merge("f", user, &network()).unwrap();
-        let expected = json!({"features": {"containerd-snapshotter": true}, "mtu": 1400, "dns": ["172.99.99.1"]});
+        let options = json!({"bridge": {"com.docker.network.driver.mtu": "1400"}});
+        let expected =
+            json!({"features": {"containerd-snapshotter": true}, "mtu": 1400, "dns": ["172.99.99.1"], "default-network-opts": options});
         assert_eq!(Value::Object(merged), expected);
+    }
+
+    #[test]
+    fn networks_are_given_the_containers_mtu_beside_the_users_options() {
+        let merged = |user: &str, mtu| {
+            let mut settings = serde_json::from_str(user).unwrap();
+            add_mtu_of_networks(&mut settings, mtu);
+            Value::Object(settings)
+        };
+        let options = |user: &str| merged(user, 1400)["default-network-opts"].clone();
+        let users = r#"{"default-network-opts": {"bridge": {"com.docker.network.bridge.name": "b"}, "overlay": {"a": "b"}}}"#;
+        assert_eq!(
+            options(users),
+            json!({"bridge": {"com.docker.network.bridge.name": "b", "com.docker.network.driver.mtu": "1400"}, "overlay": {"a": "b"}})
+        );
+        let users = r#"{"default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1300"}}}"#;
+        assert_eq!(options(users), json!({"bridge": {"com.docker.network.driver.mtu": "1300"}}));
+        assert_eq!(options(r#"{"default-network-opts": 1}"#), json!(1));
+        assert_eq!(merged("{}", 1500), json!({}));
     }
 
     #[test]

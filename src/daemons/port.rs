@@ -10,7 +10,7 @@ use crate::daemons::is_on_path;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::tls::{self, Making};
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::{listen, sys};
 
 pub enum Port {
     /// The user's own flags say where dockerd listens.
@@ -85,7 +85,7 @@ impl Port {
 }
 
 fn listen(port: u16) -> Result<TcpListener> {
-    TcpListener::bind(("0.0.0.0", port)).map_err(|cause| {
+    listen::listen(listen::everywhere(port)).map_err(|cause| {
         Error::new(format!("cannot listen on port {port} for Docker: {cause}"))
             .advise("With --network=host, stop the other Docker or kind that uses it; otherwise use a network of the container's own")
     })

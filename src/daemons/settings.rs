@@ -5,6 +5,10 @@ use serde_json::{Map, Value};
 /// Lists that both may have a part of, and the flag for one item.
 const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("insecure-registries", "--insecure-registry")];
 
+/// Options of the networks that are made later, by driver, and the flag for one of them.
+pub const NETWORK_OPTIONS: &str = "default-network-opts";
+const NETWORK_OPTION: &str = "--default-network-opt";
+
 /// What follows `kind run`, read as docker:dind's entrypoint reads it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CommandLine {
@@ -50,6 +54,11 @@ pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<Str
     let doubles: Vec<String> = settings.keys().filter(|key| given(key)).cloned().collect();
     for key in doubles {
         let Some(value) = settings.remove(&key) else { continue };
+        if key == NETWORK_OPTIONS {
+            // Of several flags for one option, dockerd takes the last: the user's.
+            flags.splice(0..0, network_options(&value));
+            continue;
+        }
         match JOINED.iter().find(|(name, _)| *name == key) {
             Some((_, flag)) => {
                 let values = value.as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -65,6 +74,15 @@ pub fn insecure_registries(settings: &Map<String, Value>, flags: &[String]) -> V
     let of_file = settings.get("insecure-registries").and_then(Value::as_array).into_iter().flatten();
     let of_flags = take(&mut flags.to_vec(), &["--insecure-registry"]);
     of_file.filter_map(Value::as_str).map(str::to_string).chain(of_flags).collect()
+}
+
+/// The flags that say what daemon.json's object says.
+fn network_options(options: &Value) -> Vec<String> {
+    let drivers = options.as_object().into_iter().flatten();
+    let all = drivers.flat_map(|(driver, options)| options.as_object().into_iter().flatten().map(move |(key, value)| (driver, key, value)));
+    all.filter_map(|(driver, key, value)| Some([NETWORK_OPTION.to_string(), format!("{driver}={key}={}", value.as_str()?)]))
+        .flatten()
+        .collect()
 }
 
 /// Whether a flag sets what daemon.json calls `key`: lists have a plural there, `--label` is `labels`.
@@ -157,6 +175,15 @@ mod tests {
         without_duplicates(&mut settings, &mut flags);
         assert_eq!(flags, words("--insecure-registry x --debug --insecure-registry b --insecure-registry c"));
         assert_eq!(Value::Object(settings), json!({"registry-mirrors": ["https://a"]}));
+    }
+
+    #[test]
+    fn options_of_networks_of_both_are_joined_and_the_users_flag_is_the_last() {
+        let mut settings = json!({"default-network-opts": {"bridge": {"mtu": "1400", "a": "b=c"}}}).as_object().unwrap().clone();
+        let mut flags = words("--default-network-opt=bridge=mtu=1300 --debug");
+        without_duplicates(&mut settings, &mut flags);
+        let ours = "--default-network-opt bridge=a=b=c --default-network-opt bridge=mtu=1400";
+        assert_eq!((settings.len(), flags), (0, words(&format!("{ours} --default-network-opt=bridge=mtu=1300 --debug"))));
     }
 
     #[test]

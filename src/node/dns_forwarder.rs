@@ -1,18 +1,19 @@
-//! Name servers that pods can reach.
+//! The name server of pods and of Docker's containers, on the static address, over UDP and TCP: it knows
+//! what the container itself knows, from /etc/hosts and from the servers of /etc/resolv.conf.
 //!
-//! On a user-defined network Docker's own DNS listens on 127.0.0.11, which is the node's loopback:
-//! pods would ask themselves, and CoreDNS stops when it finds itself in that loop. Then a small
-//! forwarder on the static address passes queries on, over UDP and TCP.
+//! They could not ask those servers themselves. Docker's own listens on 127.0.0.11, which is the node's
+//! loopback: CoreDNS would find itself there, in a loop, and stop. One may have an IPv6 address, which
+//! pods do not reach. And either file may change, as Docker connects the container to another network.
 //!
 //! In a pod of another cluster with kubeadm's defaults the name server is 10.96.0.10, and so is the one
 //! of the cluster in here: kube-proxy would send the forwarder's own packets back to ourselves. They
 //! bear a mark by which connection tracking, and with it all rewriting, leaves them alone.
 
 use std::fs;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -24,13 +25,17 @@ use nix::sys::time::TimeVal;
 
 use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET};
 use crate::error::{Error, Result};
+use crate::node::hosts::{self, Question};
 use crate::node::mounts;
 use crate::supervisor::reaper;
 
 const PORT: u16 = 53;
 const SYSTEM_RESOLV_CONF: &str = "/etc/resolv.conf";
+const SYSTEM_HOSTS: &str = "/etc/hosts";
 /// A resolver gives up on an answer after 5 s by itself (resolv.conf(5)).
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// A server is left for the next after this long: CoreDNS asks again after 2 s.
+const NEXT_SERVER: Duration = Duration::from_millis(1500);
 /// Queries under way at once; one more is dropped and asked again by its client.
 const MAX_QUERIES: usize = 128;
 /// Datagrams may be this long with EDNS(0) (RFC 6891 recommends 4096).
@@ -41,135 +46,199 @@ const PAST_SERVICES: u32 = 0x100_0000;
 /// A forwarding thread holds one datagram and little else.
 const STACK: usize = 64 * 1024;
 
-/// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder where one is needed.
-/// Returns the forwarder's address when there is one.
+/// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder. Returns its address, or
+/// `None` where it cannot be, and pods have to do with servers that they reach themselves.
 pub fn prepare(static_ip: Ipv4Addr) -> Result<Option<Ipv4Addr>> {
     let system = fs::read_to_string(SYSTEM_RESOLV_CONF).unwrap_or_default();
-    let (text, upstream) = for_pods(&system, static_ip);
+    let servers = servers(&system);
+    let forwarder = Forwarder::new(SYSTEM_RESOLV_CONF, SYSTEM_HOSTS, PORT);
+    let own = match start(forwarder, (static_ip, PORT).into(), servers.iter().any(is_shadowed)) {
+        Ok(()) => Some(static_ip),
+        Err(error) if servers.iter().any(is_reachable) => {
+            log::warn!(target: "network", "{error}: pods and containers ask the servers of {SYSTEM_RESOLV_CONF} themselves, and do not know the names of {SYSTEM_HOSTS}");
+            None
+        }
+        Err(error) => return Err(error),
+    };
     mounts::make_dir(RUN_DIR)?;
-    fs::write(Path::new(RESOLV_CONF), text).map_err(|cause| Error::io("write", RESOLV_CONF, cause))?;
-    let Some(upstream) = upstream else { return Ok(None) };
-    let upstream = Upstream { address: SocketAddr::new(upstream, PORT), is_shadowed: is_shadowed(&upstream) };
-    if upstream.is_shadowed {
+    fs::write(RESOLV_CONF, for_pods(&system, own)).map_err(|cause| Error::io("write", RESOLV_CONF, cause))?;
+    Ok(own)
+}
+
+fn start(forwarder: Forwarder, address: SocketAddr, with_shadowed: bool) -> Result<()> {
+    if with_shadowed {
         let mark = PAST_SERVICES.to_string();
         let rule = ["--wait", "--table", "raw", "--insert", "OUTPUT", "--match", "mark", "--mark", &mark, "--jump", "CT", "--notrack"];
         reaper::run(Command::new("iptables").args(rule))?;
     }
-    let fail = |cause: io::Error| Error::new(format!("cannot listen on {static_ip}:{PORT} to forward DNS queries: {cause}"));
-    let udp = Arc::new(UdpSocket::bind((static_ip, PORT)).map_err(fail)?);
-    let tcp = TcpListener::bind((static_ip, PORT)).map_err(fail)?;
-    let queries = Arc::new(AtomicUsize::new(0));
-    let (counter, spawn_fail) = (queries.clone(), |cause| Error::new(format!("cannot start the DNS forwarder: {cause}")));
-    thread::Builder::new().name("dns-udp".into()).spawn(move || serve_udp(&udp, upstream, &counter)).map_err(spawn_fail)?;
-    thread::Builder::new().name("dns-tcp".into()).spawn(move || serve_tcp(&tcp, upstream, &queries)).map_err(spawn_fail)?;
-    log::info!(target: "network", "pods ask for names at {static_ip}, which forwards to {}", upstream.address);
-    Ok(Some(static_ip))
+    let fail = |cause: io::Error| Error::new(format!("cannot listen on {address} to answer DNS queries: {cause}"));
+    let (udp, tcp) = (UdpSocket::bind(address).map_err(fail)?, TcpListener::bind(address).map_err(fail)?);
+    let (forwarder, udp) = (Arc::new(forwarder), Arc::new(udp));
+    let (other, spawn_fail) = (forwarder.clone(), |cause| Error::new(format!("cannot start the DNS forwarder: {cause}")));
+    thread::Builder::new().name("dns-udp".into()).spawn(move || serve_udp(&udp, &other)).map_err(spawn_fail)?;
+    thread::Builder::new().name("dns-tcp".into()).spawn(move || serve_tcp(&tcp, &forwarder)).map_err(spawn_fail)?;
+    Ok(())
 }
 
-/// Where queries are forwarded to.
-#[derive(Clone, Copy)]
-struct Upstream {
-    address: SocketAddr,
-    /// Whether it has an address of this cluster's own Services.
-    is_shadowed: bool,
-}
-
-impl Upstream {
-    fn udp(self) -> io::Result<UdpSocket> {
-        let own = UdpSocket::bind("0.0.0.0:0")?;
-        if self.is_shadowed {
-            setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
-        }
-        own.set_read_timeout(Some(ANSWER_LIMIT))?;
-        own.connect(self.address)?;
-        Ok(own)
-    }
-
-    fn tcp(self) -> io::Result<TcpStream> {
-        let SocketAddr::V4(address) = self.address else { return TcpStream::connect_timeout(&self.address, ANSWER_LIMIT) };
-        if !self.is_shadowed {
-            return TcpStream::connect_timeout(&self.address, ANSWER_LIMIT);
-        }
-        // std connects at once, and the mark has to be there before.
-        let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
-        setsockopt(&own, sockopt::SendTimeout, &TimeVal::new(ANSWER_LIMIT.as_secs() as i64, 0))?;
-        connect(own.as_raw_fd(), &SockaddrIn::from(address))?;
-        Ok(own.into())
-    }
+/// The servers that a resolv.conf(5) names.
+fn servers(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
 }
 
 fn is_shadowed(server: &IpAddr) -> bool {
     matches!(server, IpAddr::V4(server) if subnets_overlap(SERVICE_SUBNET, *server, u32::MAX))
 }
 
-/// The text for pods, and the server out of their reach that has to be forwarded to, if any.
-fn for_pods(system: &str, static_ip: Ipv4Addr) -> (String, Option<IpAddr>) {
-    let server = |line: &str| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok();
-    let servers: Vec<IpAddr> = system.lines().filter_map(server).collect();
-    let reachable: Vec<&IpAddr> = servers.iter().filter(|server| !server.is_loopback() && !is_shadowed(server)).collect();
-    let others = system.lines().filter(|line| ["search", "options"].iter().any(|word| line.starts_with(word)));
-    let mut text: String = others.map(|line| format!("{line}\n")).collect();
-    if reachable.is_empty() {
-        // Without any server CoreDNS does not start: this one at least refuses at once.
-        text.push_str(&format!("nameserver {static_ip}\n"));
-        return (text, servers.first().copied());
-    }
-    text.extend(reachable.iter().map(|server| format!("nameserver {server}\n")));
-    (text, None)
+/// Whether a pod reaches a server.
+fn is_reachable(server: &IpAddr) -> bool {
+    server.is_ipv4() && !server.is_loopback() && !is_shadowed(server)
 }
 
-fn serve_udp(socket: &Arc<UdpSocket>, upstream: Upstream, queries: &Arc<AtomicUsize>) {
+/// The text for pods: with the forwarder as their server, or else with those that they reach.
+fn for_pods(system: &str, own: Option<Ipv4Addr>) -> String {
+    let servers = own.map_or_else(|| servers(system).into_iter().filter(is_reachable).collect(), |own| vec![IpAddr::V4(own)]);
+    let others = system.lines().filter(|line| ["search", "options"].iter().any(|word| line.starts_with(word))).map(str::to_string);
+    others.chain(servers.iter().map(|server| format!("nameserver {server}"))).map(|line| line + "\n").collect()
+}
+
+/// Answers queries.
+struct Forwarder {
+    resolv_conf: PathBuf,
+    hosts: PathBuf,
+    /// On which the servers are asked.
+    port: u16,
+    /// Which server is asked first: the last that has answered.
+    preferred: AtomicUsize,
+    /// How many queries are under way.
+    queries: AtomicUsize,
+}
+
+impl Forwarder {
+    fn new(resolv_conf: impl Into<PathBuf>, hosts: impl Into<PathBuf>, port: u16) -> Forwarder {
+        Forwarder { resolv_conf: resolv_conf.into(), hosts: hosts.into(), port, preferred: 0.into(), queries: 0.into() }
+    }
+
+    /// The answer to a query, by whichever way `ask` asks a server; none for what is no query.
+    fn answer(&self, query: &[u8], ask: impl Fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>) -> Option<Vec<u8>> {
+        let question = Question::of(query)?;
+        // Both files are short, and Docker writes them anew when it likes.
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        if let Some(answer) = question.answer_from(&read(&self.hosts), query) {
+            return Some(answer);
+        }
+        let servers = servers(&read(&self.resolv_conf));
+        let (count, first) = (servers.len(), self.preferred.load(Ordering::Relaxed));
+        let mut failure = None;
+        for turn in 0..count {
+            let number = (first + turn) % count;
+            let limit = if turn + 1 == count { ANSWER_LIMIT } else { NEXT_SERVER };
+            match ask((servers[number], self.port).into(), query, limit) {
+                Ok(answer) if !hosts::is_failure(&answer) => {
+                    self.preferred.store(number, Ordering::Relaxed);
+                    return Some(answer);
+                }
+                Ok(answer) => failure = Some(answer),
+                Err(_) => {}
+            }
+        }
+        failure.or_else(|| Some(question.failure(query)))
+    }
+
+    /// Runs one query in a thread of its own, up to a number at once. A failed one is the client's to repeat.
+    fn in_background(self: &Arc<Self>, body: impl FnOnce(&Forwarder) -> io::Result<()> + Send + 'static) {
+        let place = Place(self.clone());
+        if self.queries.fetch_add(1, Ordering::Relaxed) < MAX_QUERIES {
+            let _ = thread::Builder::new().stack_size(STACK).spawn(move || body(&place.0));
+        }
+    }
+}
+
+/// A query's place among `MAX_QUERIES`, given back however it ends.
+struct Place(Arc<Forwarder>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.queries.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn serve_udp(socket: &Arc<UdpSocket>, forwarder: &Arc<Forwarder>) {
     let mut buffer = [0; MAX_DATAGRAM];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
         let (query, socket) = (buffer[..length].to_vec(), socket.clone());
-        in_background(queries, move || {
-            let own = upstream.udp()?;
-            own.send(&query)?;
-            let mut answer = vec![0; MAX_DATAGRAM];
-            let length = own.recv(&mut answer)?;
-            socket.send_to(&answer[..length], client).map(drop)
+        forwarder.in_background(move |forwarder| {
+            let answer = forwarder.answer(&query, ask_by_udp);
+            answer.map_or(Ok(()), |answer| socket.send_to(&answer, client).map(drop))
         });
     }
 }
 
-fn serve_tcp(listener: &TcpListener, upstream: Upstream, queries: &Arc<AtomicUsize>) {
-    for client in listener.incoming().flatten() {
-        in_background(queries, move || {
-            let server = upstream.tcp()?;
-            for stream in [&client, &server] {
-                stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-                stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+fn serve_tcp(listener: &TcpListener, forwarder: &Arc<Forwarder>) {
+    for mut client in listener.incoming().flatten() {
+        forwarder.in_background(move |forwarder| {
+            set_limit(&client, ANSWER_LIMIT)?;
+            loop {
+                let query = read_message(&mut client)?;
+                let Some(answer) = forwarder.answer(&query, ask_by_tcp) else { return Ok(()) };
+                write_message(&mut client, &answer)?;
             }
-            let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
-            let up = thread::Builder::new().stack_size(STACK).spawn(move || {
-                let _ = io::copy(&mut from, &mut to);
-                let _ = to.shutdown(Shutdown::Write);
-            })?;
-            let (mut from, mut to) = (&server, &client);
-            let _ = io::copy(&mut from, &mut to);
-            let _ = client.shutdown(Shutdown::Both);
-            let _ = up.join();
-            Ok(())
         });
     }
 }
 
-/// Runs one query in a thread of its own, up to a number at once. A failed one is the client's to repeat.
-fn in_background(queries: &Arc<AtomicUsize>, body: impl FnOnce() -> io::Result<()> + Send + 'static) {
-    if queries.fetch_add(1, Ordering::Relaxed) >= MAX_QUERIES {
-        queries.fetch_sub(1, Ordering::Relaxed);
-        return;
+fn ask_by_udp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let own = UdpSocket::bind((any, 0))?;
+    if is_shadowed(&server.ip()) {
+        setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
     }
-    let counter = queries.clone();
-    let started = thread::Builder::new().stack_size(STACK).spawn(move || {
-        let _ = body();
-        counter.fetch_sub(1, Ordering::Relaxed);
-    });
-    if started.is_err() {
-        queries.fetch_sub(1, Ordering::Relaxed);
+    own.set_read_timeout(Some(limit))?;
+    own.connect(server)?;
+    own.send(query)?;
+    let mut answer = vec![0; MAX_DATAGRAM];
+    let length = own.recv(&mut answer)?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+fn ask_by_tcp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let mut own = connect_tcp(server, limit)?;
+    set_limit(&own, limit)?;
+    write_message(&mut own, query)?;
+    read_message(&mut own)
+}
+
+fn connect_tcp(server: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let SocketAddr::V4(address) = server else { return TcpStream::connect_timeout(&server, limit) };
+    if !is_shadowed(&server.ip()) {
+        return TcpStream::connect_timeout(&server, limit);
     }
+    // std connects at once, and the mark has to be there before.
+    let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
+    setsockopt(&own, sockopt::SendTimeout, &TimeVal::new(limit.as_secs() as i64, limit.subsec_micros().into()))?;
+    connect(own.as_raw_fd(), &SockaddrIn::from(address))?;
+    Ok(own.into())
+}
+
+fn set_limit(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))
+}
+
+/// Over TCP, its length comes before each message (RFC 1035, 4.2.2).
+fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut message)?;
+    Ok(message)
+}
+
+fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), message].concat())
 }
 
 #[cfg(test)]
@@ -177,67 +246,113 @@ mod tests {
     use super::*;
 
     const STATIC: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
+    const DEAD: &str = "127.0.0.2";
+    const LIVING: &str = "127.0.0.3";
 
     #[test]
-    fn servers_that_pods_reach_are_left_alone() {
-        let system = "# made by Docker\nsearch ci.example\nnameserver 10.0.0.2\nnameserver 127.0.0.53\noptions ndots:0\n";
-        assert_eq!(for_pods(system, STATIC), ("search ci.example\noptions ndots:0\nnameserver 10.0.0.2\n".into(), None));
+    fn pods_ask_the_forwarder_whatever_the_container_asks() {
+        for servers in ["nameserver 127.0.0.11\n", "nameserver fd00::53\nnameserver 1.1.1.1\n", "nameserver 10.96.0.10\n", ""] {
+            let system = format!("# made by Docker\nsearch ci.example\n{servers}options ndots:0\n");
+            assert_eq!(for_pods(&system, Some(STATIC)), "search ci.example\noptions ndots:0\nnameserver 172.99.99.1\n");
+        }
     }
 
     #[test]
-    fn dockers_own_server_is_forwarded_to() {
-        let expected = ("options ndots:0\nnameserver 172.99.99.1\n".to_string(), Some("127.0.0.11".parse().unwrap()));
-        assert_eq!(for_pods("nameserver 127.0.0.11\noptions ndots:0\n", STATIC), expected);
+    fn without_the_forwarder_pods_get_the_servers_that_they_reach() {
+        let system = "nameserver fd00::53\nnameserver 10.0.0.2\nnameserver 127.0.0.53\nnameserver 10.96.0.10\noptions ndots:0\n";
+        assert_eq!(for_pods(system, None), "options ndots:0\nnameserver 10.0.0.2\n");
+        assert_eq!(servers(system).iter().filter(|server| is_shadowed(server)).count(), 1);
     }
 
-    #[test]
-    fn a_server_that_our_own_services_hide_is_forwarded_to() {
-        let outer = "search default.svc.cluster.local\nnameserver 10.96.0.10\n";
-        let expected = "search default.svc.cluster.local\nnameserver 172.99.99.1\n";
-        assert_eq!(for_pods(outer, STATIC), (expected.into(), Some("10.96.0.10".parse().unwrap())));
-        assert!(is_shadowed(&"10.96.0.10".parse().unwrap()) && !is_shadowed(&"10.0.0.10".parse().unwrap()));
+    /// A query for `name.test`, and where a marker byte of the answer lies.
+    const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04name\x04test\0\0\x01\0\x01";
+
+    fn forwarder(servers: &[&str], hosts: &str, port: u16) -> Forwarder {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("kind-dns-{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        fs::write(dir.join("resolv.conf"), lines).unwrap();
+        fs::write(dir.join("hosts"), hosts).unwrap();
+        Forwarder::new(dir.join("resolv.conf"), dir.join("hosts"), port)
     }
 
-    #[test]
-    fn without_any_server_pods_get_one_that_refuses() {
-        assert_eq!(for_pods("", STATIC), ("nameserver 172.99.99.1\n".into(), None));
-    }
-
-    #[test]
-    fn queries_are_forwarded_over_udp_and_tcp() {
-        use std::io::{Read, Write};
+    /// A server over UDP and TCP that answers each query with itself and the word after it.
+    fn server(ip: &str) -> u16 {
         // A port that is free for UDP may be taken for TCP.
-        let (upstream_udp, upstream_tcp) = std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap())
+        let (udp, tcp) = std::iter::repeat_with(|| UdpSocket::bind((ip, 0)).unwrap())
             .find_map(|udp| TcpListener::bind(udp.local_addr().unwrap()).ok().map(|tcp| (udp, tcp)))
             .unwrap();
-        let upstream = Upstream { address: upstream_udp.local_addr().unwrap(), is_shadowed: false };
-        thread::spawn(move || {
+        let port = udp.local_addr().unwrap().port();
+        thread::spawn(move || loop {
             let mut buffer = [0; 64];
-            let (length, from) = upstream_udp.recv_from(&mut buffer).unwrap();
-            upstream_udp.send_to(&buffer[..length], from).unwrap();
+            let (length, from) = udp.recv_from(&mut buffer).unwrap();
+            udp.send_to(&[&buffer[..length], b"udp"].concat(), from).unwrap();
         });
         thread::spawn(move || {
-            let (mut stream, _) = upstream_tcp.accept().unwrap();
-            let mut buffer = [0; 3];
-            stream.read_exact(&mut buffer).unwrap();
-            stream.write_all(&buffer).unwrap();
+            for mut stream in tcp.incoming().flatten() {
+                let query = read_message(&mut stream).unwrap();
+                write_message(&mut stream, &[&query[..], b"tcp"].concat()).unwrap();
+            }
         });
-        let (udp, tcp) = (Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap()), TcpListener::bind("127.0.0.1:0").unwrap());
-        let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
-        let queries = Arc::new(AtomicUsize::new(0));
-        let counter = queries.clone();
-        thread::spawn(move || serve_udp(&udp, upstream, &counter));
-        thread::spawn(move || serve_tcp(&tcp, upstream, &queries));
+        port
+    }
 
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();
-        client.send_to(b"udp", udp_address).unwrap();
-        let mut answer = [0; 3];
-        client.recv(&mut answer).unwrap();
-        assert_eq!(&answer, b"udp");
-        let mut client = TcpStream::connect(tcp_address).unwrap();
-        client.write_all(b"tcp").unwrap();
-        client.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"tcp");
+    #[test]
+    fn queries_are_forwarded_over_udp_and_tcp_and_names_of_the_hosts_file_are_not() {
+        let port = server(LIVING);
+        let forwarder = forwarder(&[LIVING], "10.1.2.3 known.test\n", port);
+        let address = std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        let forwarder = Arc::new(forwarder);
+        let (udp, tcp) = address
+            .map(|address| (UdpSocket::bind(address), TcpListener::bind(address)))
+            .find_map(|(udp, tcp)| udp.ok().zip(tcp.ok()))
+            .unwrap();
+        let (at, other, udp) = (udp.local_addr().unwrap(), forwarder.clone(), Arc::new(udp));
+        thread::spawn(move || serve_udp(&udp, &other));
+        thread::spawn(move || serve_tcp(&tcp, &forwarder));
+
+        let known = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x05known\x04test\0\0\x01\0\x01";
+        for (query, by_udp, by_tcp) in [(QUERY, &b"udp"[..], &b"tcp"[..]), (known, &[10, 1, 2, 3], &[10, 1, 2, 3])] {
+            let answer = ask_by_udp(at, query, ANSWER_LIMIT).unwrap();
+            assert_eq!((&answer[..2], answer.ends_with(by_udp)), (&query[..2], true), "{answer:?}");
+            let answer = ask_by_tcp(at, query, ANSWER_LIMIT).unwrap();
+            assert_eq!((&answer[..2], answer.ends_with(by_tcp)), (&query[..2], true), "{answer:?}");
+        }
+        // Over one connection, one after the other.
+        let mut client = TcpStream::connect(at).unwrap();
+        for _ in 0..2 {
+            write_message(&mut client, QUERY).unwrap();
+            assert!(read_message(&mut client).unwrap().ends_with(b"tcp"));
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_left_for_the_next_and_asked_last_from_then_on() {
+        let port = server(LIVING);
+        // It takes queries and says nothing.
+        let _dead = UdpSocket::bind((DEAD, port)).unwrap();
+        let forwarder = forwarder(&["fd00:dead::53", DEAD, LIVING], "", port);
+        for _ in 0..2 {
+            assert!(forwarder.answer(QUERY, ask_by_udp).unwrap().ends_with(b"udp"));
+            assert_eq!(forwarder.preferred.load(Ordering::Relaxed), 2);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_an_answer_only_where_no_other_server_has_one() {
+        let refused = |server: SocketAddr, query: &[u8], _: Duration| match server.ip().to_string().as_str() {
+            DEAD => Ok([&query[..2], b"\x81\x85 refused"].concat()),
+            _ => Ok([&query[..2], b"\x81\x83 no such name"].concat()),
+        };
+        assert!(forwarder(&[DEAD, LIVING], "", 1).answer(QUERY, refused).unwrap().ends_with(b"name"));
+        assert!(forwarder(&[DEAD], "", 1).answer(QUERY, refused).unwrap().ends_with(b"refused"));
+        let nobody = |_: SocketAddr, _: &[u8], _: Duration| Err(io::ErrorKind::ConnectionRefused.into());
+        for servers in [&[][..], &[LIVING]] {
+            let answer = forwarder(servers, "", 1).answer(QUERY, nobody).unwrap();
+            assert!(hosts::is_failure(&answer), "{answer:?}");
+        }
+        assert!(forwarder(&[LIVING], "", 1).answer(b"nonsense", nobody).is_none());
     }
 }

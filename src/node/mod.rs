@@ -5,11 +5,13 @@ pub mod cgroup;
 pub mod cni;
 pub mod dns_forwarder;
 pub mod hostpath;
+pub mod hosts;
 pub mod insecure_registry;
 pub mod iptables;
 pub mod limits;
 pub mod mounts;
 pub mod network;
+pub mod own_addresses;
 pub mod registry;
 
 pub mod scratch;

@@ -21,13 +21,25 @@ use crate::sys;
 /// How long a neighbour may take to answer ARP before the address counts as free.
 const ARP_LIMIT: Duration = Duration::from_millis(300);
 
+/// What an interface takes where nothing narrower is on the way, and Docker's own default (bytes).
+pub const ETHERNET_MTU: u32 = 1500;
+
 /// One address of one interface.
 #[derive(Clone, Debug, PartialEq)]
-struct Address {
-    interface: String,
-    ip: Ipv4Addr,
-    mask: u32,
-    loopback: bool,
+pub struct Address {
+    /// With a label, where it has one: `eth0:kind`.
+    pub interface: String,
+    pub ip: Ipv4Addr,
+    pub mask: u32,
+    pub loopback: bool,
+    pub is_up: bool,
+}
+
+impl Address {
+    /// The interface without a label.
+    pub fn device(&self) -> &str {
+        self.interface.split(':').next().unwrap_or_default()
+    }
 }
 
 /// What the daemons must know of the container's network.
@@ -51,8 +63,7 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
         log::info!(target: "network", "{ip} is on {} already", present.interface);
         return Ok(present.interface.clone());
     }
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let default = default_route(&routes);
+    let default = current_default_route();
     refuse_collision(ip, default.as_ref().map(|(_, gateway)| *gateway), &addresses)?;
     let interface = choose_interface(default.map(|(interface, _)| interface), &addresses);
     match sys::set_interface_address(&format!("{interface}:kind"), ip) {
@@ -66,26 +77,10 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     Ok(interface)
 }
 
-/// The address under which others reach this container: the engine's, not the static one beside it.
-pub fn own_address(static_ip: Ipv4Addr) -> Result<Ipv4Addr> {
-    let addresses = addresses()?;
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let interface = choose_interface(default_route(&routes).map(|(interface, _)| interface), &addresses);
-    Ok(choose_own(&addresses, &interface, static_ip))
-}
-
-fn choose_own(addresses: &[Address], interface: &str, static_ip: Ipv4Addr) -> Ipv4Addr {
-    // A label such as eth0:kind is an address of the same interface.
-    let on_interface = |address: &&Address| address.interface.split(':').next() == Some(interface);
-    let own = addresses.iter().filter(on_interface).find(|address| address.ip != static_ip && !address.loopback);
-    own.map_or(static_ip, |address| address.ip)
-}
-
 /// Where nothing is routed to the outside, the node itself could not reach Services: kube-proxy
 /// rewrites their addresses only after the kernel has found a route to them.
 pub fn route_services(interface: &str) -> Result<()> {
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    if default_route(&routes).is_some() {
+    if current_default_route().is_some() {
         return Ok(());
     }
     log::info!(target: "network", "no route leads out of this container: nothing can be pulled");
@@ -117,9 +112,8 @@ fn choose_pod_subnet(addresses: &[Address]) -> (&'static str, Option<&Address>) 
 }
 
 pub fn mtu(interface: &str) -> u32 {
-    const ETHERNET: u32 = 1500;
     let text = fs::read_to_string(format!("/sys/class/net/{interface}/mtu")).unwrap_or_default();
-    text.trim().parse().map_or(ETHERNET, |mtu: u32| mtu.min(ETHERNET))
+    text.trim().parse().map_or(ETHERNET_MTU, |mtu: u32| mtu.min(ETHERNET_MTU))
 }
 
 /// Lets the kernel route between pods, Docker's bridge and the outside.
@@ -140,19 +134,34 @@ pub fn enable_forwarding() -> Result<()> {
     Ok(())
 }
 
+/// Those that can be used now.
 fn addresses() -> Result<Vec<Address>> {
+    Ok(all_addresses()?.into_iter().filter(|address| address.is_up).collect())
+}
+
+/// Those of interfaces that are down too, as Docker's are for a moment after it has set them.
+pub fn all_addresses() -> Result<Vec<Address>> {
     let all = getifaddrs().map_err(|cause| Error::new(format!("cannot list the network interfaces: {cause}")))?;
     Ok(all
-        .filter(|entry| entry.flags.contains(InterfaceFlags::IFF_UP))
         .filter_map(|entry| {
             Some(Address {
                 ip: entry.address?.as_sockaddr_in()?.ip(),
                 mask: entry.netmask.and_then(|mask| Some(mask.as_sockaddr_in()?.ip().into())).unwrap_or(u32::MAX),
                 loopback: entry.flags.contains(InterfaceFlags::IFF_LOOPBACK),
+                is_up: entry.flags.contains(InterfaceFlags::IFF_UP),
                 interface: entry.interface_name,
             })
         })
         .collect())
+}
+
+/// The interface by which packets leave that have no other way, if there is one.
+pub fn default_interface() -> Option<String> {
+    current_default_route().map(|(interface, _)| interface)
+}
+
+fn current_default_route() -> Option<(String, Ipv4Addr)> {
+    default_route(&fs::read_to_string("/proc/net/route").unwrap_or_default())
 }
 
 /// Interface and gateway of the default route with the lowest metric, from `/proc/net/route`.
@@ -226,7 +235,7 @@ eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 ";
 
     fn address(interface: &str, ip: &str) -> Address {
-        Address { interface: interface.into(), ip: ip.parse().unwrap(), mask: 0xffff_0000, loopback: interface == "lo" }
+        Address { interface: interface.into(), ip: ip.parse().unwrap(), mask: 0xffff_0000, loopback: interface == "lo", is_up: true }
     }
 
     #[test]

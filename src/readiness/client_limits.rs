@@ -28,6 +28,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::listen::listen;
 use crate::readiness::hold::hold;
 use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
 use crate::readiness::Readiness;
@@ -48,7 +49,7 @@ const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "trans
 
 /// Listens on `address`; returns the listener that the file server itself is to use.
 pub fn open(address: SocketAddr, readiness: Arc<Readiness>) -> Result<UnixListener> {
-    let public = TcpListener::bind(address).map_err(|cause| {
+    let public = listen(address).map_err(|cause| {
         Error::new(format!("the file server cannot listen on {address}: {cause}"))
             .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
     })?;

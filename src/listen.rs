@@ -1,0 +1,69 @@
+//! Listening as docker:dind does: on every address of IPv6 and of IPv4, and on IPv4 alone where the
+//! kernel has no IPv6.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, setsockopt, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6};
+
+/// Connections that wait to be accepted; what std takes.
+const BACKLOG: i32 = 128;
+
+/// Every address, with this port.
+pub fn everywhere(port: u16) -> SocketAddr {
+    (Ipv6Addr::UNSPECIFIED, port).into()
+}
+
+/// Listens on an address. `[::]` is every address, IPv4's too.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match address {
+        SocketAddr::V6(all) if all.ip().is_unspecified() => everywhere_by(all, on_both),
+        _ => TcpListener::bind(address),
+    }
+}
+
+fn everywhere_by(all: SocketAddrV6, on_both: impl FnOnce(SocketAddrV6) -> nix::Result<TcpListener>) -> io::Result<TcpListener> {
+    match on_both(all) {
+        // A kernel with ipv6.disable=1 knows no such socket, one without the module no such address.
+        Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, all.port())),
+        both => Ok(both?),
+    }
+}
+
+/// Unlike std, whatever net.ipv6.bindv6only says.
+fn on_both(address: SocketAddrV6) -> nix::Result<TcpListener> {
+    let socket = socket::socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrIn6::from(address))?;
+    socket::listen(&socket, Backlog::new(BACKLOG)?)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    const ALL: SocketAddrV6 = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0);
+
+    #[test]
+    fn every_address_is_ipv4s_too_with_and_without_ipv6() {
+        let missing = [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].map(|errno| everywhere_by(ALL, |_| Err(errno)).unwrap());
+        for listener in [listen(everywhere(0)).unwrap()].iter().chain(&missing) {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port())).unwrap();
+        }
+        assert!(missing.iter().all(|listener| listener.local_addr().unwrap().is_ipv4()));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_an_error_and_another_address_is_taken_as_it_is() {
+        let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+        let error = listen(everywhere(taken.local_addr().unwrap().port())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let one = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(one.local_addr().unwrap().ip(), Ipv4Addr::LOCALHOST);
+    }
+}

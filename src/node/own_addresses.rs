@@ -1,0 +1,118 @@
+//! The IPv4 addresses under which others reach this container: one in each network that it is connected
+//! to, those that it joins later too.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sys::socket::{bind, recv, socket, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
+
+use crate::config::subnets_overlap;
+use crate::error::{Error, Result};
+use crate::node::network::{self, Address};
+
+/// What is needed to tell the container's own addresses from those that the cluster and Docker make.
+#[derive(Clone)]
+pub struct OwnAddresses {
+    static_ip: Ipv4Addr,
+    pod_subnet: &'static str,
+}
+
+impl OwnAddresses {
+    pub fn new(static_ip: Ipv4Addr) -> Result<OwnAddresses> {
+        Ok(OwnAddresses { static_ip, pod_subnet: network::pod_subnet()? })
+    }
+
+    /// Those of now, that of the default route's interface first; the static one where there is no other.
+    pub fn now(&self) -> Result<Vec<Ipv4Addr>> {
+        let is_bridge = |interface: &str| Path::new("/sys/class/net").join(interface).join("bridge").exists();
+        Ok(self.choose(&network::all_addresses()?, network::default_interface().as_deref(), is_bridge))
+    }
+
+    fn choose(&self, all: &[Address], default: Option<&str>, is_bridge: impl Fn(&str) -> bool) -> Vec<Ipv4Addr> {
+        let is_default = |address: &Address| Some(address.device()) == default;
+        // Bridges in here are Docker's or the pods'; only on a machine of its own one leads outside. What
+        // has an address of the pods is of a network that the user has installed for them.
+        let is_own = |address: &&Address| {
+            let inner = is_bridge(address.device()) || subnets_overlap(self.pod_subnet, address.ip, u32::MAX);
+            !address.loopback && address.ip != self.static_ip && !address.ip.is_link_local() && (is_default(address) || !inner)
+        };
+        let (mut own, others): (Vec<&Address>, _) = all.iter().filter(is_own).partition(|address| is_default(address));
+        own.extend(others);
+        let own: Vec<Ipv4Addr> = own.into_iter().map(|address| address.ip).collect();
+        if own.is_empty() {
+            return vec![self.static_ip];
+        }
+        own
+    }
+}
+
+/// Calls `changed` whenever an IPv4 address may have come or gone, in a thread that sleeps meanwhile (rtnetlink(7)).
+pub fn watch(mut changed: impl FnMut() + Send + 'static) -> Result<()> {
+    let fail = |cause: Errno| Error::new(format!("cannot follow this container's addresses: {cause}"));
+    let socket = subscribe().map_err(fail)?;
+    let body = move || {
+        // What it says is not looked at: an overrun says as much.
+        while matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS)) {
+            changed();
+        }
+        log::warn!(target: "network", "this container's addresses are no longer followed");
+    };
+    let started = thread::Builder::new().name("addresses".into()).spawn(body);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that follows addresses: {cause}")))
+}
+
+fn subscribe() -> nix::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, libc::RTMGRP_IPV4_IFADDR as u32))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(all: &[&str], default: Option<&str>) -> Vec<String> {
+        let own = OwnAddresses { static_ip: Ipv4Addr::new(172, 99, 99, 1), pod_subnet: "10.244.0.0/16" };
+        let address = |text: &&str| {
+            let (interface, ip) = text.split_once(' ').unwrap();
+            Address { interface: interface.into(), ip: ip.parse().unwrap(), mask: 0xffff_0000, loopback: interface == "lo", is_up: true }
+        };
+        let is_bridge = |name: &str| ["cni0", "docker0", "br-0123456789ab", "br0"].contains(&name);
+        own.choose(&all.iter().map(address).collect::<Vec<_>>(), default, is_bridge).iter().map(Ipv4Addr::to_string).collect()
+    }
+
+    #[test]
+    fn one_of_each_network_counts_that_of_the_default_route_first() {
+        let all = ["lo 127.0.0.1", "aaa0 172.18.0.3", "eth0 172.17.0.2", "eth0:kind 172.99.99.1", "eth0 172.17.0.9"];
+        assert_eq!(chosen(&all, Some("eth0")), ["172.17.0.2", "172.17.0.9", "172.18.0.3"]);
+        assert_eq!(chosen(&all, None), ["172.18.0.3", "172.17.0.2", "172.17.0.9"]);
+    }
+
+    #[test]
+    fn what_docker_and_the_cluster_make_in_here_does_not_count() {
+        let inner = ["docker0 172.18.0.1", "cni0 10.244.0.1", "br-0123456789ab 172.19.0.1", "flannel.1 10.244.0.0", "tun0 169.254.20.10"];
+        assert_eq!(chosen(&[&inner[..], &["eth0 172.17.0.2"]].concat(), Some("eth0")), ["172.17.0.2"]);
+        assert_eq!(chosen(&[&inner[..], &["lo:kind 172.99.99.1"]].concat(), None), ["172.99.99.1"], "the last resort");
+    }
+
+    #[test]
+    fn a_machine_may_be_behind_a_bridge_and_a_container_in_a_network_of_pods() {
+        assert_eq!(chosen(&["br0 192.168.1.2", "docker0 172.17.0.1"], Some("br0")), ["192.168.1.2"]);
+        assert_eq!(chosen(&["eth0 10.244.0.7"], Some("eth0")), ["10.244.0.7"]);
+    }
+
+    #[test]
+    fn an_address_that_comes_or_goes_is_told() {
+        // In a network namespace of this thread's own, which only root may have.
+        if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+            return;
+        }
+        let (told, changes) = std::sync::mpsc::channel();
+        watch(move || told.send(()).unwrap_or_default()).unwrap();
+        crate::sys::set_interface_address("lo:one", Ipv4Addr::new(10, 1, 1, 1)).unwrap();
+        changes.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+    }
+}
