@@ -4,7 +4,9 @@
 pub mod containerd;
 pub mod docker_command;
 pub mod dockerd;
+mod grpc;
 pub mod image_names;
+pub mod image_records;
 pub mod kubelet;
 pub mod port;
 pub mod settings;
