@@ -181,8 +181,10 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(20);
 
+    type Messages = Vec<io::Result<Option<Vec<u8>>>>;
+
     /// Sends `answer` byte by byte to a call, and returns what it makes of that and all that it sent.
-    fn answered(answer: Vec<u8>) -> (Vec<io::Result<Option<Vec<u8>>>>, Vec<u8>) {
+    fn answered(answer: Vec<u8>) -> (Messages, Vec<u8>) {
         let socket = std::env::temp_dir().join(format!("kind-grpc-{}-{}", std::process::id(), answer.len()));
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
