@@ -12,7 +12,7 @@ use crate::listen;
 // Paths in the image, written by the bake.
 pub const CLUSTER_FILE: &str = "/kind/cluster.json";
 pub const STORE_DIR: &str = "/kind/store";
-/// An OCI image layout of the baked images, without their layers.
+/// The names of the baked images, as containerd lists them.
 pub const BAKED_IMAGES: &str = "/kind/images";
 pub const SEED_DIR: &str = "/kind/seed";
 pub const CREDENTIALS_DIR: &str = "/kind/credentials";

@@ -15,6 +15,7 @@ use crate::cluster::objects::{List, Pod, Service};
 use crate::cluster::{pods, BakedPod, Cluster};
 use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
 use crate::daemons::containerd::{self, ctr};
+use crate::daemons::image_names;
 use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
 use crate::node::{cgroup, scratch};
@@ -68,6 +69,8 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     for id in docker.lines() {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
     }
+    // Images that hooks have built over are kept by no other name than CRI's.
+    image_names::tidy()?;
     containerd::collect_garbage()?;
     images::flatten()?;
     images::keep()?;

@@ -7,14 +7,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::{json, Value};
+use serde_json::Value;
 
 use crate::config::{BAKED_IMAGES, CONTAINERD_ROOT, RUN_DIR};
 use crate::daemons::containerd::{self, ctr};
-use crate::daemons::image_names::{IMAGE_NAME, INDEX};
+use crate::daemons::image_records;
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::node::store::{self, BLOBS, SNAPSHOTS};
+use crate::node::store::{self, SNAPSHOTS};
 use crate::supervisor::reaper;
 use crate::sys;
 
@@ -116,43 +116,9 @@ pub fn keep() -> Result<()> {
     Ok(())
 }
 
-/// Writes down the images without their layers, which are kept: importing that puts their names back
-/// (OCI image layout).
+/// Writes down which names the images have, and what those stand for.
 pub fn save_names() -> Result<()> {
-    let layout = Path::new(BAKED_IMAGES);
-    mounts::make_dir(layout.join("blobs/sha256"))?;
-    let mut manifests = vec![];
-    for line in ctr(&["images", "ls"])?.lines().skip(1) {
-        if let [name, media_type, digest, ..] = line.split_whitespace().collect::<Vec<_>>()[..] {
-            let size = copy_description(digest, layout)?;
-            manifests.push(json!({"mediaType": media_type, "digest": digest, "size": size, "annotations": {IMAGE_NAME: name}}));
-        }
-    }
-    let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests});
-    for (name, text) in [("oci-layout", json!({"imageLayoutVersion": "1.0.0"})), (INDEX, index)] {
-        let path = layout.join(name);
-        fs::write(&path, text.to_string()).map_err(|cause| Error::io("write", &path, cause))?;
-    }
-    Ok(())
-}
-
-/// Copies a manifest or a list of them with all that it names but layers, and returns its size in bytes.
-fn copy_description(digest: &str, layout: &Path) -> Result<usize> {
-    let name = digest.trim_start_matches("sha256:");
-    let from = Path::new(CONTAINERD_ROOT).join(BLOBS).join(name);
-    let to = layout.join("blobs/sha256").join(name);
-    let text = fs::read(&from).map_err(|cause| Error::io("read", &from, cause))?;
-    fs::write(&to, &text).map_err(|cause| Error::io("write", &to, cause))?;
-    let description: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let manifests = description.get("manifests").and_then(Value::as_array).into_iter().flatten();
-    for named in manifests.chain(description.get("config")) {
-        let digest = named.get("digest").and_then(Value::as_str).unwrap_or_default();
-        // Of other platforms, only the name is there.
-        if Path::new(CONTAINERD_ROOT).join(BLOBS).join(digest.trim_start_matches("sha256:")).is_file() {
-            copy_description(digest, layout)?;
-        }
-    }
-    Ok(text.len())
+    image_records::save(Path::new(BAKED_IMAGES), &image_records::list()?)
 }
 
 fn parse(json: &str) -> Result<Value> {

@@ -114,6 +114,8 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         let removed = containerd::remove_pod_containers()?;
         log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
+    // Before Docker answers, from when on names are lost.
+    image_names::keep(init)?;
     if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
         // A manifest that the user has mounted, for example.
         log::warn!(target: "boot", "the whole control plane starts at once: {error}");
@@ -132,7 +134,6 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     if let Err(error) = iptables::redirect_api_service(&iptables, cluster.static_ip) {
         log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
     }
-    image_names::keep(init)?;
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
     extensions::start(init, api.clone(), cluster)?;
     monitor::run(init, &api, cluster)

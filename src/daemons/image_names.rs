@@ -1,54 +1,57 @@
-//! Keeps the names of the baked images: `docker rmi` and `docker system prune -a` take them from every
-//! image that no container of Docker's uses, those of the cluster's pods included, and a pod that is
-//! started anew would not find its image any more. What the names stand for is never removed (`bake::images`).
+//! Which names images have in containerd, while Docker, kubelet and a job change them.
+//!
+//! Baked images keep theirs: `docker rmi` and `docker system prune -a` take them from every image that no
+//! container of Docker's uses, those of the cluster's pods included, and a pod that is started would not
+//! find its image any more. What the names stand for is never removed (`bake::images`). They are created
+//! anew and never replaced, from before Docker runs.
+//!
+//! The CRI plugin names every image that it hears of a second time, `sha256:…` after its configuration.
+//! Such a name shows in `docker images`, and keeps what Docker has deleted on the disk. CRI finds an image
+//! under every name that it has and needs this one least: it goes as soon as it is there.
 
-use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
-
-use crate::config::{BAKED_IMAGES, CONTAINERD_SOCKET, NAMESPACE, RUN_DIR};
-use crate::daemons::containerd::{self, ctr};
+use crate::config::{BAKED_IMAGES, LOG_DIR};
+use crate::daemons::image_records::{self, Changes, Record};
 use crate::error::{Error, Result};
-use crate::node::mounts;
-use crate::readiness::files::KUBERNETES_READY;
-use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// Of the layout's index, by which containerd names what it imports.
-pub const INDEX: &str = "index.json";
-pub const IMAGE_NAME: &str = "io.containerd.image.name";
-
-/// What containerd tells of: an image record that is removed. (dockerd does not tell of all: a prune
-/// makes no event for the images that it removes, seen with Docker 26.1.)
-const EVENTS: &str = r#"topic=="/images/delete""#;
-/// After this long without another event, a prune is over.
-const QUIET: Duration = Duration::from_millis(300);
-/// How often the start is looked for, and how soon a stream that ended is followed again.
+/// How soon events that ended are followed again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How many failures in a row are worth a word.
+const TOLD: u32 = 3;
+/// Docker gives a name to another image by deleting it and creating it, and fails when it is there again
+/// in between: where that may be going on, a name that is missing is given this often this long.
+const PATIENCE: u32 = 10;
+const STEP: Duration = Duration::from_millis(100);
+/// What dockerd names an image, before its digest, that would be left without a name.
+const DANGLING: &str = "moby-dangling@";
+const ID: &str = "sha256:";
 
-/// Follows containerd in a thread of its own, which sleeps until an image loses a name. It begins when
-/// the cluster is ready: a start has better things to do.
+/// Follows containerd in a thread of its own, which sleeps until something happens to an image.
 pub fn keep(init: &Arc<Init>) -> Result<()> {
-    let baked = Index::read(Path::new(BAKED_IMAGES))?;
+    let baked = match image_records::load(Path::new(BAKED_IMAGES)) {
+        Ok(baked) => baked,
+        Err(error) => {
+            log::warn!(target: "images", "baked images do not get lost names back: {error}");
+            vec![]
+        }
+    };
     let init = init.clone();
     let body = move || {
-        let mut told = String::new();
+        let mut failures = 0;
         while !init.shutdown.stopping() {
-            if init.readiness.has_reached(KUBERNETES_READY) {
-                if let Err(error) = follow(&baked) {
-                    // Once, and not every second.
-                    let error = error.to_string();
-                    if error != told {
-                        log::warn!(target: "images", "baked images may lose their names: {error}");
-                        told = error;
+            match follow(&baked) {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    // Not of a containerd that is just being started again, and not every second.
+                    if failures == TOLD && !init.shutdown.stopping() {
+                        log::warn!(target: "images", "images may lack a name, or have one too many: {error}");
                     }
                 }
             }
@@ -59,92 +62,158 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the images: {cause}")))
 }
 
-/// The index of the baked images, an OCI image layout without the layers.
-struct Index(Value);
+/// Takes CRI's names away, whoever uses the images.
+pub fn tidy() -> Result<()> {
+    settle(&[], &mut Seen::default())
+}
 
-impl Index {
-    fn read(layout: &Path) -> Result<Index> {
-        let path = layout.join(INDEX);
-        let text = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
-        let index = serde_json::from_str(&text).map_err(|cause| Error::new(format!("{} is broken: {cause}", path.display())))?;
-        Ok(Index(index))
+/// What is known beside what containerd lists.
+#[derive(Default)]
+struct Seen {
+    /// Names that are not there, and how often they have been waited for.
+    missing: BTreeMap<String, u32>,
+    /// Names that are there again, and that nobody was told of.
+    restored: usize,
+}
+
+impl Seen {
+    /// How long it is worth to wait for the next change.
+    fn limit(&self) -> Option<Duration> {
+        (self.restored > 0 || !self.missing.is_empty()).then_some(STEP)
     }
 
-    /// The same of those images alone whose name is not `there`; nothing when all are.
-    fn without(&self, there: &[String]) -> Option<Value> {
-        let mut index = self.0.clone();
-        let manifests = index.get_mut("manifests")?.as_array_mut()?;
-        manifests.retain(|manifest| {
-            let name = manifest.get("annotations").and_then(|annotations| annotations.get(IMAGE_NAME)?.as_str());
-            name.is_some_and(|name| !there.iter().any(|there| there == name))
-        });
-        (!manifests.is_empty()).then_some(index)
-    }
-}
-
-/// Puts names back until the stream of events ends, as it does with containerd.
-fn follow(baked: &Index) -> Result<()> {
-    let (stream, theirs) = UnixStream::pair().map_err(fail)?;
-    let mut command = Command::new("ctr");
-    command.args(["--address", CONTAINERD_SOCKET, "--namespace", NAMESPACE, "events", EVENTS]);
-    let child = reaper::spawn(command.stdout(OwnedFd::from(theirs)).stderr(Stdio::null()))?;
-    // It holds our copy of the other end, and the stream would never end.
-    drop(command);
-    let followed = put_back_after_events(&stream, baked);
-    child.handle().kill_group();
-    child.wait();
-    followed
-}
-
-fn fail(cause: std::io::Error) -> Error {
-    Error::new(format!("cannot follow containerd's events: {cause}"))
-}
-
-/// Until the stream ends.
-fn put_back_after_events(stream: &UnixStream, baked: &Index) -> Result<()> {
-    let mut lines = BufReader::new(stream.try_clone().map_err(fail)?);
-    // As after an event: something may have happened while nobody listened.
-    stream.set_read_timeout(Some(QUIET)).map_err(fail)?;
-    let mut line = String::new();
-    loop {
-        line.clear();
-        match lines.read_line(&mut line) {
-            Ok(0) => return Ok(()),
-            Ok(_) => stream.set_read_timeout(Some(QUIET)).map_err(fail)?,
-            Err(cause) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&cause.kind()) => {
-                stream.set_read_timeout(None).map_err(fail)?;
-                put_back(baked)?;
-            }
-            Err(cause) => return Err(fail(cause)),
+    /// Nothing has happened for so long.
+    fn pass(&mut self) {
+        self.missing.values_mut().for_each(|waited| *waited += 1);
+        match std::mem::take(&mut self.restored) {
+            0 => {}
+            1 => log::info!(target: "images", "a baked image had lost its name and has it again"),
+            count => log::info!(target: "images", "{count} baked images had lost their names and have them again"),
         }
     }
 }
 
-/// Imports the names that are missing. One that has another image by now stays with it.
-fn put_back(baked: &Index) -> Result<()> {
-    let Some(missing) = baked.without(&containerd::images()?) else { return Ok(()) };
-    let (directory, archive) = (Path::new(RUN_DIR).join("images"), Path::new(RUN_DIR).join("images.tar"));
-    mounts::make_dir(&directory)?;
-    let index = directory.join(INDEX);
-    fs::write(&index, missing.to_string()).map_err(|cause| Error::io("write", &index, cause))?;
-    let mut tar = Command::new("tar");
-    tar.arg("-cf").arg(&archive).arg("-C").arg(&directory).arg(INDEX).args(["-C", BAKED_IMAGES, "oci-layout", "blobs"]);
-    reaper::run(&mut tar)?;
-    ctr(&["images", "import", "--no-unpack", &archive.to_string_lossy()])?;
-    log::info!(target: "images", "baked images that had lost their names have them again");
-    Ok(())
+/// Keeps the names in order until containerd ends.
+fn follow(baked: &[Record]) -> Result<()> {
+    let mut changes = Changes::follow()?;
+    let mut seen = Seen::default();
+    // containerd does not say when it has begun to tell: looking once more finds what happened before.
+    let mut first = Some(STEP);
+    loop {
+        settle(baked, &mut seen)?;
+        match changes.wait(first.take().or(seen.limit()))? {
+            Some(true) => {}
+            Some(false) => seen.pass(),
+            None => return Ok(()),
+        }
+    }
+}
+
+fn settle(baked: &[Record], seen: &mut Seen) -> Result<()> {
+    let there = image_records::list()?;
+    let plan = Plan::new(baked, &there, |name| seen.missing.get(name).is_some_and(|waited| *waited >= PATIENCE));
+    seen.missing.retain(|name, _| plan.wait.contains(&name.as_str()));
+    for name in &plan.wait {
+        seen.missing.entry(name.to_string()).or_default();
+    }
+    for record in &plan.create {
+        if image_records::create(record)? {
+            seen.restored += 1;
+        } else if !image_records::list()?.iter().any(|there| there.name == record.name) {
+            return Err(Error::new(format!("containerd does not give the baked image {} its name back", record.name))
+                .advise(format!("Its log is {LOG_DIR}/containerd.log in the container")));
+        }
+    }
+    plan.delete.iter().try_for_each(|(name, is_last)| image_records::delete(name, *is_last))
+}
+
+/// What puts the names in order.
+#[derive(Debug, PartialEq)]
+struct Plan<'a> {
+    create: Vec<&'a Record>,
+    /// Each with whether it is its image's last.
+    delete: Vec<(&'a str, bool)>,
+    /// Baked names that may be about to be given to another image.
+    wait: Vec<&'a str>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(baked: &'a [Record], there: &'a [Record], waited: impl Fn(&str) -> bool) -> Plan<'a> {
+        // dockerd sees to it that an image has a name before it takes one to give it to another.
+        let is_named = |target: &str| there.iter().any(|record| record.target == target && !is_id(&record.name));
+        let missing = baked.iter().filter(|record| !there.iter().any(|there| there.name == record.name));
+        let (wait, create): (Vec<&Record>, Vec<&Record>) = missing.partition(|record| is_named(&record.target) && !waited(&record.name));
+        let is_back = |target: &str| create.iter().any(|record| record.target == target);
+        let ids = there.iter().filter(|record| is_id(&record.name));
+        let ids = ids.map(|record| (record.name.as_str(), !is_named(&record.target) && !is_back(&record.target)));
+        let dangling = there.iter().filter(|record| record.name.starts_with(DANGLING) && is_back(&record.target));
+        let delete = ids.chain(dangling.map(|record| (record.name.as_str(), false))).collect();
+        Plan { delete, wait: wait.into_iter().map(|record| record.name.as_str()).collect(), create }
+    }
+}
+
+/// Whether CRI made a name, after the digest of an image's configuration.
+fn is_id(name: &str) -> bool {
+    name.strip_prefix(ID).is_some_and(|digest| digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::daemons::image_records::tests::record;
+
+    /// Names to create, to delete, and to wait for, of images that are given as `name target`.
+    fn plan(baked: &[&str], there: &[&str], waited: &[&str]) -> (Vec<String>, Vec<(String, bool)>, Vec<String>) {
+        let records = |list: &[&str]| {
+            let pairs = list.iter().map(|pair| pair.split_once(' ').unwrap());
+            pairs.map(|(name, target)| record(name, target)).collect::<Vec<_>>()
+        };
+        let (baked, there) = (records(baked), records(there));
+        let plan = Plan::new(&baked, &there, |name| waited.contains(&name));
+        (
+            plan.create.iter().map(|record| record.name.clone()).collect(),
+            plan.delete.iter().map(|(name, is_last)| (name.to_string(), *is_last)).collect(),
+            plan.wait.iter().map(|name| name.to_string()).collect(),
+        )
+    }
+
+    fn texts(list: &[&str]) -> Vec<String> {
+        list.iter().map(|text| text.to_string()).collect()
+    }
 
     #[test]
-    fn only_what_is_missing_is_put_back() {
-        let manifest = |name: &str| json!({"digest": "sha256:1", "annotations": {IMAGE_NAME: name}});
-        let index = Index(json!({"schemaVersion": 2, "manifests": [manifest("a:1"), manifest("b:1")]}));
-        assert_eq!(index.without(&["b:1".into(), "mine:1".into()]), Some(json!({"schemaVersion": 2, "manifests": [manifest("a:1")]})));
-        assert_eq!(index.without(&["b:1".into(), "a:1".into()]), None);
+    fn lost_names_are_created_and_none_is_replaced() {
+        let baked = ["a:1 A", "b:1 B", "b:2 B"];
+        for (there, waited, create, wait) in [
+            (&["a:1 A", "b:1 B", "b:2 B", "mine:1 M"][..], &[][..], &[][..], &[][..]),
+            // Another image's by now.
+            (&["a:1 M", "b:1 B", "b:2 M"], &[], &[], &[]),
+            (&["b:1 B", "b:2 B"], &[], &["a:1"], &[]),
+            (&[], &[], &["a:1", "b:1", "b:2"], &[]),
+            // Docker is giving it to another image, or has deleted one of two names.
+            (&["moby-dangling@A A", "b:1 B", "b:2 B"], &[], &[], &["a:1"]),
+            (&["a:1 A", "b:2 B"], &[], &[], &["b:1"]),
+            (&["a:1 A", "b:2 B"], &["b:1"], &["b:1"], &[]),
+            // CRI's own name is no sign of it.
+            (&["sha256:aa A", "b:1 B", "b:2 B"], &[], &["a:1"], &[]),
+        ] {
+            let planned = plan(&baked, there, waited);
+            assert_eq!((planned.0, planned.2), (texts(create), texts(wait)), "{there:?}");
+        }
+    }
+
+    #[test]
+    fn what_cri_names_a_second_time_loses_that_name() {
+        let delete = |there: &[&str], waited: &[&str]| plan(&["a:1 A"], there, waited).1;
+        let gone = |list: &[(&str, bool)]| list.iter().map(|(name, is_last)| (name.to_string(), *is_last)).collect::<Vec<_>>();
+        assert_eq!(delete(&["a:1 A", "mine:1 M", "mine@sha256:aa M"], &[]), []);
+        assert_eq!(delete(&["a:1 A", "sha256:aa A", "mine:1 M", "sha256:bb M"], &[]), gone(&[("sha256:aa", false), ("sha256:bb", false)]));
+        // The last name of an image takes the image with it.
+        assert_eq!(delete(&["a:1 A", "sha256:bb M"], &[]), gone(&[("sha256:bb", true)]));
+        assert_eq!(delete(&["sha256:aa A"], &[]), gone(&[("sha256:aa", false)]));
+        // Docker's own stand-in goes when the name is back.
+        assert_eq!(delete(&["moby-dangling@A A", "moby-dangling@M M"], &[]), []);
+        assert_eq!(delete(&["moby-dangling@A A", "moby-dangling@M M"], &["a:1"]), gone(&[("moby-dangling@A", false)]));
+        assert_eq!(delete(&["a:1 M", "moby-dangling@A A"], &[]), []);
     }
 }

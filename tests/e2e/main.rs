@@ -26,6 +26,7 @@ mod extensions;
 mod failures;
 mod following;
 mod image;
+mod image_names;
 mod interrupt;
 mod load_balancer;
 mod nested;

@@ -1,0 +1,207 @@
+//! containerd's records of images: a name each, and what it stands for. They are asked for and changed over
+//! containerd's API (`containerd.services.images.v1`, the same from 1.7 to 2.3): of what `ctr` does, only
+//! tagging creates a record and replaces none, and it takes another name of the same image to begin with.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::{CONTAINERD_SOCKET, NAMESPACE, REQUEST_LIMIT};
+use crate::daemons::grpc::Call;
+use crate::error::{Error, Result};
+
+const IMAGES: &str = "/containerd.services.images.v1.Images";
+const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
+const METADATA: (&str, &str) = ("containerd-namespace", NAMESPACE);
+/// A deletion that waits until what nothing names any more is gone from the disk.
+const COLLECTION_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a connection says whose other side has ended.
+const ENDED: [io::ErrorKind; 3] = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+
+// Numbers of fields, which are what a protobuf message is made of.
+/// Of an answer to List, and of a request to Create: an image.
+const IMAGE: u64 = 1;
+const NAME: u64 = 1;
+const TARGET: u64 = 3;
+/// Of a target, which is a descriptor (OCI image specification).
+const DIGEST: u64 = 2;
+const FILTER: u64 = 1;
+/// Of a request to Delete: field 2, which is a number, is 1.
+const SYNC: [u8; 2] = [2 << 3, 1];
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub name: String,
+    /// The digest of the manifest, or of the list of them.
+    pub target: String,
+    /// containerd's own `Image` with all of it, labels too.
+    image: Vec<u8>,
+}
+
+impl Record {
+    fn read(image: &[u8]) -> Option<Record> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let target = field(field(image, TARGET)?, DIGEST)?;
+        Some(Record { name: text(field(image, NAME)?)?, target: text(target)?, image: image.to_vec() })
+    }
+}
+
+pub fn list() -> Result<Vec<Record>> {
+    let answer = ask("List", &[], REQUEST_LIMIT)?;
+    let answer = answer.ok_or_else(|| Error::new("containerd does not list its images"))?;
+    Ok(records(&answer))
+}
+
+/// Whether a record was made: not where the name has one already, which stays as it is.
+pub fn create(record: &Record) -> Result<bool> {
+    ask("Create", &written(IMAGE, &record.image), REQUEST_LIMIT).map(|answer| answer.is_some())
+}
+
+/// Deletes a record, unless it is gone already. What nothing names any more is then deleted too, some time
+/// later or, with `wait`, before this returns.
+pub fn delete(name: &str, wait: bool) -> Result<()> {
+    let mut request = written(NAME, name.as_bytes());
+    if wait {
+        request.extend(SYNC);
+    }
+    ask("Delete", &request, COLLECTION_LIMIT).map(drop)
+}
+
+/// One message to containerd and one back; none when it refuses.
+fn ask(method: &str, request: &[u8], limit: Duration) -> Result<Option<Vec<u8>>> {
+    let ask = || Call::open(Path::new(CONTAINERD_SOCKET), &format!("{IMAGES}/{method}"), METADATA, request, limit)?.next();
+    ask().map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method} of its images): {cause}")))
+}
+
+/// Tells when something has happened to a record.
+pub struct Changes(Call);
+
+impl Changes {
+    pub fn follow() -> Result<Changes> {
+        let filters: Vec<u8> = ["create", "update", "delete"]
+            .iter()
+            .flat_map(|what| written(FILTER, format!("namespace=={NAMESPACE},topic==\"/images/{what}\"").as_bytes()))
+            .collect();
+        Call::open(Path::new(CONTAINERD_SOCKET), SUBSCRIBE, METADATA, &filters, REQUEST_LIMIT).map(Changes).map_err(Changes::failed)
+    }
+
+    /// Waits for a change, for ever where there is no limit. Returns whether there was one, or nothing when
+    /// containerd has ended.
+    pub fn wait(&mut self, limit: Option<Duration>) -> Result<Option<bool>> {
+        self.0.set_limit(limit).map_err(Changes::failed)?;
+        match self.0.next() {
+            Ok(event) => Ok(event.map(|_| true)),
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => Ok(Some(false)),
+            Err(cause) if ENDED.contains(&cause.kind()) => Ok(None),
+            Err(cause) => Err(Changes::failed(cause)),
+        }
+    }
+
+    fn failed(cause: io::Error) -> Error {
+        Error::new(format!("cannot follow containerd's events on {CONTAINERD_SOCKET}: {cause}"))
+    }
+}
+
+/// Writes records down as containerd lists them.
+pub fn save(path: &Path, records: &[Record]) -> Result<()> {
+    let bytes: Vec<u8> = records.iter().flat_map(|record| written(IMAGE, &record.image)).collect();
+    fs::write(path, bytes).map_err(|cause| Error::io("write", path, cause))
+}
+
+pub fn load(path: &Path) -> Result<Vec<Record>> {
+    fs::read(path).map(|bytes| records(&bytes)).map_err(|cause| Error::io("read", path, cause))
+}
+
+fn records(list: &[u8]) -> Vec<Record> {
+    fields(list).filter(|(number, _)| *number == IMAGE).filter_map(|(_, image)| Record::read(image)).collect()
+}
+
+/// The fields of a protobuf message that are bytes, texts or messages, up to where it ends or is broken.
+fn fields(message: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let mut rest = message;
+    std::iter::from_fn(move || loop {
+        let tag = take_number(&mut rest)?;
+        match tag & 7 {
+            0 => drop(take_number(&mut rest)?),
+            1 => drop(take(&mut rest, 8)?),
+            2 => {
+                let length = take_number(&mut rest)?;
+                return Some((tag >> 3, take(&mut rest, usize::try_from(length).ok()?)?));
+            }
+            5 => drop(take(&mut rest, 4)?),
+            _ => return None,
+        }
+    })
+}
+
+fn field(message: &[u8], wanted: u64) -> Option<&[u8]> {
+    fields(message).find(|(number, _)| *number == wanted).map(|(_, bytes)| bytes)
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (taken, left) = rest.split_at_checked(count)?;
+    *rest = left;
+    Some(taken)
+}
+
+/// Seven bits a byte, the lowest first; the highest bit says that more follow.
+fn take_number(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..u64::BITS).step_by(7) {
+        let byte = take(rest, 1)?[0];
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// A field of bytes, a text or a message.
+fn written(number: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut to = vec![];
+    for mut number in [number << 3 | 2, bytes.len() as u64] {
+        while number >= 0x80 {
+            to.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        to.push(number as u8);
+    }
+    to.extend(bytes);
+    to
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn record(name: &str, target: &str) -> Record {
+        let target = [written(1, b"application/json"), written(DIGEST, target.as_bytes()), vec![3 << 3, 0xac, 0x02]].concat();
+        let label = [written(1, b"key"), written(2, &[b'x'; 200])].concat();
+        Record::read(&[written(NAME, name.as_bytes()), written(2, &label), written(TARGET, &target)].concat()).unwrap()
+    }
+
+    #[test]
+    fn records_are_what_they_were_after_a_start() {
+        let path = std::env::temp_dir().join(format!("kind-records-{}", std::process::id()));
+        let all = [record("a:1", "sha256:1"), record("b:1", "sha256:2")];
+        save(&path, &all).unwrap();
+        assert_eq!(load(&path).unwrap(), all);
+        fs::remove_file(&path).unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.contains(&path.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_message_is_read_as_far_as_it_is_whole() {
+        let numbers = [vec![1 << 3, 0xff, 0x01], vec![2 << 3 | 1, 0, 0, 0, 0, 0, 0, 0, 0], vec![3 << 3 | 5, 0, 0, 0, 0]].concat();
+        let message = [numbers, written(20, &[7; 300])].concat();
+        assert_eq!(fields(&message).collect::<Vec<_>>(), [(20, &[7; 300][..])]);
+        for end in 0..message.len() {
+            assert_eq!(fields(&message[..end]).count(), 0, "{end}");
+        }
+        assert_eq!(fields(&[0xff; 30]).count(), 0);
+    }
+}
