@@ -100,17 +100,13 @@ fn running(name: &str) -> Result<Vec<String>> {
     Ok(ids.into_iter().filter(is_running).collect())
 }
 
-/// Removes what must not be in the image: the hooks, their logins, and traces of the bake.
+/// Removes what must not be in the image: the hooks and traces of the bake.
 pub fn clean_up(init: &Init) -> Result<()> {
     scratch::save_seeds()?;
     init.readiness.clear()?;
     for path in [
         "/hooks",
         hooks::IMAGES,
-        "/root/.docker",
-        "/root/.bash_history",
-        "/root/.cache",
-        "/root/.kube",
         LOG_DIR,
         STATE_DIR,
         "/var/log/containers",
