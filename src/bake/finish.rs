@@ -15,6 +15,7 @@ use crate::cluster::objects::{List, Pod, Service};
 use crate::cluster::{pods, BakedPod, Cluster};
 use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
 use crate::daemons::containerd::{self, ctr};
+use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
 use crate::node::{cgroup, scratch};
@@ -53,6 +54,7 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, name
 pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     // Before anything that kubelet would start again.
     init.shutdown.begin();
+    init.readiness.end();
     STOP_ORDER.iter().filter(|step| step.daemon == KUBELET).for_each(|step| stop::stop_daemon(init, step));
     for name in ["kube-scheduler", "kube-controller-manager"] {
         end_container(name)?;
@@ -68,6 +70,9 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     for id in docker.lines() {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
     }
+    // BuildKit's cache: dockerd holds it by leases, which outlive dockerd and go with nothing but its own state.
+    STOP_ORDER.iter().filter(|step| step.daemon == DOCKERD).for_each(|step| stop::stop_daemon(init, step));
+    containerd::delete_leases()?;
     containerd::collect_garbage()?;
     images::flatten()?;
     images::keep()?;

@@ -2,6 +2,7 @@
 //!
 //! Readable from top to bottom, like the boot, with which it shares everything up to the daemons.
 
+mod bolt;
 mod bundle;
 mod certificates;
 mod finish;
