@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bake::bundle::BIN_DIR;
+use crate::bake::etcd::{self, Etcd};
 use crate::bake::{hooks, images};
 use crate::boot::STOP_ORDER;
 use crate::cluster::api::Api;
@@ -63,8 +64,12 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
         api.delete(&format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{lease}"))?;
     }
     kill_container("kube-apiserver")?;
+    for container in running("etcd")? {
+        Etcd::new(&container).rewrite()?;
+    }
     // It closes its log, so that the next start need not repair it.
     end_container("etcd")?;
+    etcd::adopt()?;
     containerd::remove_pod_containers()?;
     let docker = reaper::run(Command::new("docker").args(["ps", "--all", "--quiet"]))?;
     for id in docker.lines() {

@@ -5,6 +5,7 @@
 mod bolt;
 mod bundle;
 mod certificates;
+mod etcd;
 mod finish;
 mod home;
 mod hooks;
