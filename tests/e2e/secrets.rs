@@ -51,7 +51,10 @@ pub fn search(path: &Path, marks: &[Mark]) -> BTreeSet<(String, String)> {
     let (mut level, mut next) = (vec![(path.to_path_buf(), String::new())], vec![]);
     for _ in 0..DEPTH {
         for (path, place) in level.drain(..) {
-            let at = |file: &Path| format!("{place}{}", Path::new("/").join(file.strip_prefix(&path).unwrap_or(file)).display());
+            let at = |file: &Path| match file.strip_prefix(&path) {
+                Ok(below) if below != Path::new("") => format!("{place}/{}", below.display()),
+                _ => place.clone(),
+            };
             for (file, text) in grep(&path, &["--fixed-strings"], marks.iter().map(|(_, text)| text.as_str())) {
                 let what = marks.iter().find(|(_, mark)| *mark == text).expect("grep found one of them");
                 found.insert((what.0.clone(), at(&file)));
@@ -62,7 +65,7 @@ pub fn search(path: &Path, marks: &[Mark]) -> BTreeSet<(String, String)> {
                 if let Ok(decoded) = BASE64.decode(&text).or_else(|_| BASE64.decode(whole)) {
                     let to = work.next();
                     fs::write(&to, decoded).expect("the temporary directory has room");
-                    next.push((to, format!("{} from base64", at(&file))));
+                    next.push((to, format!("{} from base64:", at(&file))));
                 }
             }
             for file in files(&path) {
