@@ -77,8 +77,8 @@ hooks=${KIND_HOOKS:-$here/hooks} images=${KIND_IMAGES:-$here/images.sh}
 [ -z "${MINIKUBE_VERSION:-}" ] || say "MINIKUBE_VERSION is no longer needed: kubeadm alone does what minikube did"
 
 if [ -n "$debian" ]; then
-  attend "$here/tests/lab/engine.sh"
-  attend "$here/tests/lab/images.sh" trixie
+  attend "$here/scripts/debian/engine.sh"
+  attend "$here/scripts/debian/images.sh" trixie
   : "${DEBIAN_IMAGE:=kind-lab/debian:trixie}" "${DOCKER_IMAGE:=kind-lab/docker:trixie-dind}" "${RUST_IMAGE:=kind-lab/rust:1}"
 fi
 command -v docker >/dev/null || die "there is no docker command. Install Docker, or use --debian on a Debian machine"
@@ -111,7 +111,7 @@ make_node "$inputs"
 make_init "$inputs"
 if [ ! -f "$inputs/bundle.env" ] && [ -n "$debian" ]; then
   begin "making a bundle from Debian's Kubernetes"
-  attend "$here/tests/lab/kubernetes.sh" "$inputs"
+  attend "$here/scripts/debian/kubernetes.sh" "$inputs"
   version=$(setting "$inputs" KUBERNETES_VERSION)
 elif [ ! -f "$inputs/bundle.env" ]; then
   begin "pulling the images of Kubernetes $version from $IMAGE_REGISTRY"

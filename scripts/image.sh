@@ -78,10 +78,9 @@ make_init() {
   begin "compiling the init"
   tar -c -C "$context" . >"$work/context.tar"
   build_stage init "$tag" <"$work/context.tar"
-  mkdir -p "$cache/init"
   outlast docker create --label "kind.build=$id" --name "$id-init" "$tag" >/dev/null
   docker cp "$id-init:/kind" "$work/kind" >/dev/null
-  mv "$work/kind" "$init"
+  keep "$work/kind" "$init"
 }
 
 # Starts the container to bake in. The client adds its configured proxies to every container, and a commit

@@ -10,7 +10,7 @@ die() { say "error: $*"; exit 1; }
 # Unique to this build: several may run at the same time.
 id=kind-build-$$-$RANDOM
 work=$(mktemp -d)
-doing=starting child='' ends='' temporary_images=("kind-build:$id") temporary_directory=''
+doing=starting child='' ends='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
 
 # begin WHAT: starts a step; an interruption names it.
 begin() {
@@ -66,7 +66,7 @@ clean_up() {
     # The legacy builder keeps each step of an unfinished build as an untagged image.
     [ "$status" = 0 ] || docker image prune --force --filter label=kind.stage=build >/dev/null 2>&1
   fi
-  rm -rf "$work" ${temporary_directory:+"$temporary_directory"}
+  rm -rf "$work" ${temporary_directory:+"$temporary_directory"} ${temporary_file:+"$temporary_file"}
   exit "$status"
 }
 
@@ -83,4 +83,14 @@ trap 'interrupted 143' TERM
 
 sha256() {
   if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi
+}
+
+# keep FILE CACHED: moves a file into the cache. Renamed in one step, so that the cache never holds half a file,
+# whoever else looks there and wherever this is interrupted; $work may be on another file system.
+keep() {
+  temporary_file=$2.$id
+  mkdir -p "${2%/*}"
+  mv "$1" "$temporary_file"
+  mv "$temporary_file" "$2"
+  temporary_file=''
 }

@@ -9,7 +9,6 @@ pull() {
   local name=$1 from=$IMAGE_REGISTRY/${1#registry.k8s.io/} archive quiet=''
   archive=$cache/images/$arch/$from.tar
   if [ ! -f "$archive" ]; then
-    mkdir -p "${archive%/*}"
     [ -t 2 ] || quiet=1
     # Images that the user already had are kept.
     docker image inspect "$from" >/dev/null 2>&1 || temporary_images+=("$from")
@@ -17,9 +16,7 @@ pull() {
     attend docker pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; the reason is above"
     [ "$from" = "$name" ] || docker tag "$from" "$name"
     attend docker save --output "$work/image.tar" "$name" || die "$name cannot be saved; the reason is above"
-    # Renamed in one step, so that the cache never holds half a file.
-    mv "$work/image.tar" "$archive.$$"
-    mv "$archive.$$" "$archive"
+    keep "$work/image.tar" "$archive"
   fi
   put 644 "$archive" "$2"
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bake::bundle::BIN_DIR;
+use crate::bake::etcd::{self, Etcd};
 use crate::bake::{hooks, images};
 use crate::boot::STOP_ORDER;
 use crate::cluster::api::Api;
@@ -15,6 +16,7 @@ use crate::cluster::objects::{List, Pod, Service};
 use crate::cluster::{pods, BakedPod, Cluster};
 use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
 use crate::daemons::containerd::{self, ctr};
+use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
@@ -54,6 +56,7 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, name
 pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     // Before anything that kubelet would start again.
     init.shutdown.begin();
+    init.readiness.end();
     STOP_ORDER.iter().filter(|step| step.daemon == KUBELET).for_each(|step| stop::stop_daemon(init, step));
     for name in ["kube-scheduler", "kube-controller-manager"] {
         end_container(name)?;
@@ -62,8 +65,12 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
         api.delete(&format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{lease}"))?;
     }
     kill_container("kube-apiserver")?;
+    for container in running("etcd")? {
+        Etcd::new(&container).rewrite()?;
+    }
     // It closes its log, so that the next start need not repair it.
     end_container("etcd")?;
+    etcd::adopt()?;
     containerd::remove_pod_containers()?;
     let docker = reaper::run(Command::new("docker").args(["ps", "--all", "--quiet"]))?;
     for id in docker.lines() {
@@ -71,6 +78,9 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     }
     // Images that hooks have built over are kept by no other name than CRI's.
     image_names::tidy()?;
+    // BuildKit's cache: dockerd holds it by leases, which outlive dockerd and go with nothing but its own state.
+    STOP_ORDER.iter().filter(|step| step.daemon == DOCKERD).for_each(|step| stop::stop_daemon(init, step));
+    containerd::delete_leases()?;
     containerd::collect_garbage()?;
     images::flatten()?;
     images::keep()?;
@@ -103,17 +113,13 @@ fn running(name: &str) -> Result<Vec<String>> {
     Ok(ids.into_iter().filter(is_running).collect())
 }
 
-/// Removes what must not be in the image: the hooks, their logins, and traces of the bake.
+/// Removes what must not be in the image: the hooks and traces of the bake.
 pub fn clean_up(init: &Init) -> Result<()> {
     scratch::save_seeds()?;
     init.readiness.clear()?;
     for path in [
         "/hooks",
         hooks::IMAGES,
-        "/root/.docker",
-        "/root/.bash_history",
-        "/root/.cache",
-        "/root/.kube",
         LOG_DIR,
         STATE_DIR,
         "/var/log/containers",

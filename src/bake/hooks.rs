@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::bake::home;
 use crate::boot::scripts;
 use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
@@ -18,24 +19,8 @@ pub const BEFORE_CLUSTER: &[&str] = &["/hooks/before-cluster.sh", "/hooks/root-b
 pub const AFTER_CLUSTER: &[&str] = &["/hooks/after-cluster.sh", "/hooks/root-after-cluster.sh"];
 pub const IMAGES: &str = "/images.sh";
 
-/// Goes before the real docker in the scripts' PATH. Whoever bakes from a bundle has no registry: what
-/// is there is not pulled again, and a login that fails is no reason to stop when nothing is left to pull.
-const DOCKER: &str = r#"#!/bin/sh
-real=/usr/local/bin/docker
-if [ "$1 $#" = "pull 2" ] && "$real" image inspect "$2" >/dev/null 2>&1; then
-  echo "$2 is there already"
-  exit 0
-fi
-if [ "$1 $2 $#" = "image pull 3" ] && "$real" image inspect "$3" >/dev/null 2>&1; then
-  echo "$3 is there already"
-  exit 0
-fi
-if [ "$1" = login ] && [ -n "$KIND_BUNDLE_COMPLETE" ]; then
-  "$real" "$@" || echo "docker login failed: going on, as the bundle holds what the scripts pulled when it was made" >&2
-  exit 0
-fi
-exec "$real" "$@"
-"#;
+/// Goes before the real docker in the scripts' PATH.
+const DOCKER: &str = include_str!("docker.sh");
 
 pub struct Hooks {
     environment: Vec<(&'static str, String)>,
@@ -51,6 +36,7 @@ impl Hooks {
         made.map_err(|cause| Error::io("write", &docker, cause))?;
 
         let mut environment = scripts::environment(static_ip);
+        environment.extend(home::environment());
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
         environment.push(("PATH", format!("{}:{path}", directory.display())));
         if complete {
@@ -69,5 +55,91 @@ impl Hooks {
             log::info!(target: "hook", "{path} done in {:.1} s", started.elapsed().as_secs_f64());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Runs the scripts' docker as `sh` does, before an engine that has `app:1` for linux/arm64/v8 and knows no
+    /// `--platform` of `inspect`, and returns what both say: the real docker begins with "real".
+    fn docker(arguments: &str, environment: &[(&str, &str)]) -> String {
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let dir = std::env::temp_dir().join(format!("kind-docker-{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir_all(&dir).unwrap();
+        let (real, ours) = (dir.join("real"), dir.join("docker"));
+        let engine = r#"case "$*" in
+            "image inspect --format {{.Os}}/{{.Architecture}}/{{.Variant}} app:1") echo linux/arm64/v8 ;;
+            "image inspect --format {{.Os}}/{{.Architecture}}/{{.Variant}} import:1") echo linux/amd64/ ;;
+            "image inspect --platform linux/s390x both:1" | "image inspect "*" both:1") ;;
+            "image ls --quiet app") echo 0123456789ab ;;
+            "image inspect "* | "image ls "*) exit 1 ;;
+            *) echo "real $*" ;;
+        esac"#;
+        fs::write(&real, format!("#!/bin/sh\n{engine}\n")).unwrap();
+        fs::set_permissions(&real, PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(&ours, DOCKER.replace("/usr/local/bin/docker", &real.to_string_lossy())).unwrap();
+        #[allow(clippy::disallowed_methods, reason = "nobody else reaps in a test of a script")]
+        let output = Command::new("sh")
+            .arg(&ours)
+            .args(arguments.split(' '))
+            .env_remove("DOCKER_DEFAULT_PLATFORM")
+            .env_remove("KIND_BUNDLE_COMPLETE")
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)).trim_end().to_string()
+    }
+
+    #[test]
+    fn a_pull_of_what_is_there_asks_nobody_whatever_its_options() {
+        for arguments in [
+            "pull app:1",
+            "image pull app:1",
+            "pull --platform linux/arm64 app:1",
+            "pull app:1 --platform=linux/arm64/v8",
+            "image pull --platform arm64 app:1",
+            "pull --disable-content-trust app:1",
+            "pull --platform linux/amd64 import:1",
+            "pull --platform linux/s390x both:1",
+        ] {
+            let image = arguments.split(' ').find(|word| word.ends_with(":1")).unwrap();
+            assert_eq!(docker(arguments, &[]), format!("{image} is there already"), "{arguments}");
+        }
+        for arguments in ["pull -q app:1", "pull --quiet app:1", "image pull app:1 --quiet", "pull --quiet --platform linux/arm64 app:1"] {
+            assert_eq!(docker(arguments, &[]), "app:1", "{arguments}");
+        }
+        let complete = ("KIND_BUNDLE_COMPLETE", "1");
+        assert_eq!(docker("pull --all-tags app", &[complete]), "app is there already");
+        assert_eq!(docker("image pull -aq app", &[complete]), "app");
+    }
+
+    #[test]
+    fn everything_else_is_the_real_dockers() {
+        for arguments in [
+            "pull other:1",
+            "pull -q other:1",
+            "pull --platform linux/amd64 app:1",
+            "pull --platform=linux/arm64/v7 app:1",
+            "pull --platform arm app:1",
+            "pull --platform linux/arm64 import:1",
+            "pull app:1 app:1",
+            "pull --unknown app:1",
+            "pull --platform",
+            "pull -a app",
+            "pull",
+            "image",
+            "images",
+            "image rm app:1",
+            "login registry",
+        ] {
+            assert_eq!(docker(arguments, &[]), format!("real {arguments}"));
+        }
+        assert_eq!(docker("pull app:1", &[("DOCKER_DEFAULT_PLATFORM", "linux/amd64")]), "real pull app:1");
     }
 }

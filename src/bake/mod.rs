@@ -2,9 +2,12 @@
 //!
 //! Readable from top to bottom, like the boot, with which it shares everything up to the daemons.
 
+mod bolt;
 mod bundle;
 mod certificates;
+mod etcd;
 mod finish;
+mod home;
 mod hooks;
 mod images;
 mod kubeadm;
@@ -48,6 +51,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let static_ip = init.config.static_ip.unwrap_or(DEFAULT_STATIC_IP);
     let names = certificate_names(&static_ip.to_string(), &std::env::var("KIND_SANS").unwrap_or_default())?;
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
+    let home = home::set_apart()?;
     let network = boot::prepare_node(&init.config, static_ip)?;
     bundle.install()?;
     dockerd::require_version()?;
@@ -88,6 +92,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     step("every pod Ready", || wait::for_everything(init, &api))?;
     hooks.run(&[hooks::IMAGES])?;
     hooks.run(hooks::AFTER_CLUSTER)?;
+    home.tell_what_stays_out();
     // What lost its name to a newer build of it would only make the image larger.
     reaper::run(Command::new("docker").args(["image", "prune", "--force"]))?;
     step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;

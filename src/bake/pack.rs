@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::bake::bolt;
 use crate::bake::images::hides_something;
 use crate::config::{CONTAINERD_ROOT, STORE_DIR};
 use crate::error::{Error, Result};
@@ -17,6 +18,7 @@ pub fn pack() -> Result<()> {
         let to = store.join(database);
         mounts::make_dir(to.parent().unwrap_or(store))?;
         fs::copy(root.join(database), &to).map_err(|cause| Error::io("copy", &to, cause))?;
+        bolt::clear_free_pages(&to)?;
     }
     copy(&store::read_dir(&root.join(BLOBS))?, &store.join(BLOBS))?;
     for snapshot in store::read_dir(&root.join(SNAPSHOTS))? {

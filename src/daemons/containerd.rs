@@ -86,7 +86,11 @@ state = "/run/containerd"
 
 /// containerd's own client, in the namespace that pods and Docker share.
 pub fn ctr(arguments: &[&str]) -> Result<String> {
-    reaper::run(Command::new("ctr").args(["--address", CONTAINERD_SOCKET, "--namespace", NAMESPACE]).args(arguments))
+    ctr_in(NAMESPACE, arguments)
+}
+
+fn ctr_in(namespace: &str, arguments: &[&str]) -> Result<String> {
+    reaper::run(Command::new("ctr").args(["--address", CONTAINERD_SOCKET, "--namespace", namespace]).args(arguments))
 }
 
 /// The names of the images, Docker's and kubelet's.
@@ -120,6 +124,19 @@ pub fn remove_pod_containers() -> Result<usize> {
         ctr(&[&["sandboxes", "rm", "--force"], sandboxes.as_slice()].concat())?;
     }
     Ok(ids.len())
+}
+
+/// Deletes what keeps layers and blobs that no image and no container names, in every namespace: BuildKit keeps the
+/// history of its builds in one of its own. Nobody uses them any more.
+pub fn delete_leases() -> Result<()> {
+    for namespace in ctr(&["namespaces", "ls", "--quiet"])?.lines().map(str::trim) {
+        let list = ctr_in(namespace, &["leases", "ls", "--quiet"])?;
+        let leases: Vec<&str> = list.lines().map(str::trim).filter(|id| !id.is_empty()).collect();
+        if !leases.is_empty() {
+            ctr_in(namespace, &[&["leases", "delete"], leases.as_slice()].concat())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes containerd delete the layers of removed containers, which it would do some time later.

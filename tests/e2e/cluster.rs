@@ -143,8 +143,7 @@ impl Cluster {
     /// Runs a docker command with the engine in the container, over port 2375.
     pub fn inner_docker(&self, arguments: &[&str]) -> Outcome {
         let mut command = Command::new("docker");
-        // The engine's own builder, which needs no plugin on this side.
-        command.env("DOCKER_HOST", format!("tcp://127.0.0.1:{}", self.docker_port)).env("DOCKER_BUILDKIT", "0");
+        command.env("DOCKER_HOST", format!("tcp://127.0.0.1:{}", self.docker_port));
         run(command.env_remove("DOCKER_CONTEXT").args(arguments), LIMIT)
     }
 

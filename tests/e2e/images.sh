@@ -1,11 +1,36 @@
 #!/usr/bin/env bash
-# Stands in for `docker pull`: an image that only this script makes, of one that is there.
+# Stands in for `docker pull`: images that only this script makes, of one that is there.
 set -euo pipefail
 echo "e2e: images.sh runs"
-docker tag kind-lab/busybox:1 from-images:1
+# There is no registry that has it: each of these is satisfied by what is there.
+arch=$(docker version --format '{{.Server.Arch}}')
+docker pull kind-lab/busybox:1
+docker pull --quiet --platform "linux/$arch" kind-lab/busybox:1
+busybox=$(docker image pull "--platform=linux/$arch" -q kind-lab/busybox:1)
+! docker pull --platform linux/s390x kind-lab/busybox:1 2>/dev/null || { echo "e2e: an image of another platform is there" >&2; exit 1; }
+docker tag "$busybox" from-images:1
 # Layers that delete a file, and replace a directory, of the layers below.
-DOCKER_BUILDKIT=0 docker build --quiet --tag deletes:1 - <<'DOCKERFILE'
+docker build --quiet --tag deletes:1 - <<'DOCKERFILE'
 FROM kind-lab/busybox:1
 RUN mkdir /replaced && echo below >/replaced/below && echo gone >/deleted
 RUN rm /deleted && rm -r /replaced && mkdir /replaced && echo above >/replaced/above
 DOCKERFILE
+# BuildKit, whose cache has more secrets in it than the image: of a stage that is left out, of its arguments, of a
+# mount, and of the context. The login of before-cluster.sh is still there, and so are its other files.
+grep -q "$KIND_TEST_SECRET" ~/.docker/config.json
+mkdir /tmp/context
+cp /tmp/token /tmp/context/
+cat >/tmp/context/Dockerfile <<'DOCKERFILE'
+FROM kind-lab/busybox:1 AS left-out
+ARG TOKEN
+COPY token /token
+RUN --mount=type=secret,id=token,required --mount=type=cache,target=/cache \
+  cat /run/secrets/token >/cache/token && cat /run/secrets/token >/copy && echo "$TOKEN" >/argument && seq 1000 >/numbers
+FROM kind-lab/busybox:1
+COPY --from=left-out /numbers /numbers
+RUN --mount=type=secret,id=token cat /run/secrets/token >/dev/null && echo a-layer | sed "s|^|kept-in-|" >/kept
+DOCKERFILE
+docker build --quiet --secret id=token,src=/root/.aws/credentials --build-arg TOKEN="$KIND_TEST_SECRET" --tag buildkit:1 /tmp/context
+# Containers and their configuration go before the image is made.
+docker run --rm --env TOKEN="$KIND_TEST_SECRET" kind-lab/busybox:1 true
+docker create --env TOKEN="$KIND_TEST_SECRET" kind-lab/busybox:1 >/dev/null

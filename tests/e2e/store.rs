@@ -13,7 +13,7 @@ fn a_new_layer_deletes_what_is_baked_for_docker_and_for_pods() {
     let cluster = shared();
     let dockerfile = format!("FROM {BUSYBOX}\nRUN rm /bin/vi && echo new >/new\n");
     let mut build = std::process::Command::new("docker");
-    build.env("DOCKER_HOST", format!("tcp://127.0.0.1:{}", cluster.docker_port)).env("DOCKER_BUILDKIT", "0");
+    build.env("DOCKER_HOST", format!("tcp://127.0.0.1:{}", cluster.docker_port));
     run_with_input(build.args(["build", "--tag", "without:1", "-"]), &dockerfile, LIMIT).ok();
     let look = ["sh", "-c", "ls /bin/vi 2>/dev/null || cat /new"];
     assert_eq!(cluster.inner_docker(&[&["run", "--rm", "without:1"][..], &look].concat()).ok(), "new");

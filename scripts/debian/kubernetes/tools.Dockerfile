@@ -1,3 +1,7 @@
+# As old as the toolchain's etcd.
+FROM kind-lab/debian:bookworm AS etcd-client
+RUN apt-get update && apt-get install -y etcd-client
+
 # The file trees under /trees become images: programs with just the libraries they are linked to, as
 # every image of the bundle carries its own copy of whatever it is built on. Debian 13, because
 # kube-proxy's iptables must understand what the node's, which is as new, has written.
@@ -5,12 +9,13 @@ FROM kind-lab/debian:trixie
 RUN apt-get update && apt-get install -y busybox-static conntrack dnsmasq-base gcc iptables libc6-dev
 COPY tree pause.c choose-iptables coredns /lab/
 COPY --from=kind-lab/kubernetes-toolchain:1 /usr/bin/etcd /usr/local/bin/
+COPY --from=etcd-client /usr/bin/etcdctl /usr/local/bin/
 
 RUN /lab/tree busybox && chmod 1777 /trees/busybox/tmp
 
 RUN mkdir -p /trees/pause && gcc -Os -static -s -o /trees/pause/pause /lab/pause.c
 
-RUN /lab/tree etcd /usr/local/bin/etcd
+RUN /lab/tree etcd /usr/local/bin/etcd /usr/local/bin/etcdctl
 
 RUN /lab/tree coredns /usr/sbin/dnsmasq && cp /lab/coredns /trees/coredns/ \
  && mkdir /trees/coredns/www && touch /trees/coredns/www/health /trees/coredns/www/ready

@@ -6,6 +6,32 @@ kubectl wait --for=condition=Ready node --all --timeout 30s
 kubectl create namespace from-hook
 digest=$(printf %s "${KIND_TEST_SECRET:?--env KIND_TEST_SECRET passes it on}" | sha256sum | cut -d ' ' -f 1)
 kubectl -n from-hook create configmap values --from-literal=secret-sha256="$digest"
+# What is deleted is in no part of the image: a Secret, and a pod with a secret in its environment.
+kubectl -n from-hook create secret generic gone --from-literal=token="$KIND_TEST_SECRET"
+kubectl -n from-hook create -f - <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: gone}
+spec:
+  restartPolicy: Never
+  containers:
+    - name: gone
+      image: kind-lab/busybox:1
+      command: ["true"]
+      env: [{name: TOKEN, value: "$KIND_TEST_SECRET"}]
+YAML
+timeout 60 bash -c 'until kubectl -n from-hook get pod gone --output=jsonpath={.status.phase} | grep -q Succeeded; do sleep 0.2; done'
+kubectl -n from-hook delete secret/gone pod/gone
+# What is kept shows that whoever looks for secrets would find them, in each form.
+kubectl -n from-hook create secret generic kept --from-literal=token=kept-in-a-secret
+mkdir /var/lib/kept
+echo "kept-as-it-is" >/var/lib/kept/text
+{ seq 300; echo "kept-in-gzip"; } | gzip >/var/lib/kept/gzip
+base64 -d >/var/lib/kept/zstd <<<KLUv/QRoVQQAUo8hE7AZiwEH5KiQGqau7O7uXhbzJEDAEE1CXVob2mc3Ep5Crpov6sLtU9PMtbMlfVdj2Tm37r2JC5iP6UR7bfrhjEYn1SrYq7aQ9xxOldfotvrljnfWrEPv0oLWgzbZXYSbkJ/miHrarvQKs7DzJE1XV9k29+2NieflWvrOLjwoyRIcRaAghBEADYWrYA==
+{ seq 300; echo "kept-in-base64"; } | gzip | base64 -w 0 >/var/lib/kept/base64
+{ seq 300; echo "kept-in-a-tar"; } | gzip >/var/lib/kept/in
+tar -C /var/lib/kept -czf /var/lib/kept/inner --remove-files in
+tar -C /var/lib/kept -cf /var/lib/kept/tar --remove-files inner
 # images.sh has made this image: a pod that runs it is one more that every start has to wait for.
 kubectl -n from-hook apply -f - <<'YAML'
 apiVersion: apps/v1
