@@ -137,8 +137,9 @@ fn a_daemon_that_keeps_dying_ends_in_failed_with_its_own_words() {
     container.wait_for_status("failed", 200);
     let starts: Vec<u64> = dockerd.notes("started").iter().map(|time| time.parse().unwrap()).collect();
     let pauses: Vec<u64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(pauses.len() >= 4 && pauses[0] >= 200, "{pauses:?}");
-    assert!(pauses.windows(2).all(|pair| pair[1] > pair[0] * 3 / 2), "the pauses grow: {pauses:?}");
+    assert!(pauses.len() >= 4, "{pauses:?}");
+    // A busy machine adds to a pause, and takes nothing away; the clock's milliseconds are rounded.
+    assert!(pauses.iter().enumerate().all(|(number, pause)| pause + 1 >= 200 << number), "each is twice the one before: {pauses:?}");
     for said in [container.get("failed").1, kind.stderr()] {
         assert!(said.contains("dockerd ended with status 3") && said.contains("the stand-in is out of order"), "{said}");
     }
