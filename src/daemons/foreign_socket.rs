@@ -26,7 +26,7 @@ pub fn refuse(config: &Config) -> Result<()> {
 
 fn is_mounted(path: &Path) -> bool {
     // /var/run is a link.
-    fs::canonicalize(path).is_ok_and(|path| mounts::is_mount_point(path))
+    fs::canonicalize(path).is_ok_and(mounts::is_mount_point)
 }
 
 /// Whether somebody listens, which a whole directory mounted from outside can bring. It is asked nothing.
