@@ -41,6 +41,8 @@ pub const ETCD_DIR: &str = "/var/lib/etcd";
 pub const HOSTPATH_DIR: &str = "/tmp/hostpath_pv";
 pub const POD_LOG_DIR: &str = "/var/log/pods";
 pub const KUBERNETES_DIR: &str = "/etc/kubernetes";
+/// Where kubeadm puts the control plane's keys and certificates.
+pub const PKI_DIR: &str = "/etc/kubernetes/pki";
 /// Where kubelet finds the control plane.
 pub const STATIC_POD_DIR: &str = "/etc/kubernetes/manifests";
 pub const ADMIN_KUBECONFIG: &str = "/etc/kubernetes/admin.conf";

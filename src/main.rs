@@ -31,7 +31,7 @@ use signal_hook::iterator::Signals;
 
 use crate::bake::Bake;
 use crate::cli::{Invocation, Run};
-use crate::cluster::{kubeconfig, Cluster};
+use crate::cluster::{certificates, kubeconfig, Cluster};
 use crate::config::{Config, CLUSTER_FILE, SECRETS, STATE_DIR};
 use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::docker_command;
@@ -90,8 +90,9 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
-    let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
-    let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &names);
+    let certificate = cluster.as_ref().map(|cluster| certificates::follow(&init, cluster)).transpose()?;
+    let is_served = move |name: &str| certificate.as_ref().is_some_and(|certificate| certificate.is_served_for(name));
+    let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &is_served);
     server::serve(&init.config, &init.readiness, init.config.path(STATE_DIR), Box::new(rewrite))?;
     in_boot_thread(&init, move |init| match &cluster {
         Some(cluster) => boot::with_cluster(init, cluster, settings),

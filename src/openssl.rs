@@ -1,13 +1,21 @@
-//! Keys and certificates, made by the openssl command that the image has: once in a bake, and at a
-//! start that serves Docker with TLS.
+//! Keys and certificates, made by the openssl command that the image has: in a bake, at a start that serves
+//! Docker with TLS, and where the API server's certificate gets a name more.
 
 use std::fs::{self, Permissions};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
+
+/// Days for which the cluster's certificates are valid: an image must not die of age.
+pub const HUNDRED_YEARS: &str = "36500";
+/// Seconds.
+const DAY: u64 = 24 * 60 * 60;
 
 /// Where openssl writes first: what is not whole never has the final name.
 fn temporary(path: &Path) -> PathBuf {
@@ -56,18 +64,122 @@ pub struct Certificate<'a> {
 
 impl Certificate<'_> {
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut command = Command::new("openssl");
-        command.args(["req", "-x509", "-days", self.days, "-subj", self.subject, "-key"]).arg(self.key).arg("-out").arg(temporary(path));
-        if let Some((certificate, key)) = self.authority {
-            command.arg("-CA").arg(certificate).arg("-CAkey").arg(key);
-        }
-        command.args(self.extensions.iter().flat_map(|extension| ["-addext", *extension]));
-        reaper::run(&mut command)?;
+        sign(|| {
+            let mut command = Command::new("openssl");
+            command
+                .args(["req", "-x509", "-days", self.days, "-subj", self.subject, "-key"])
+                .arg(self.key)
+                .arg("-out")
+                .arg(temporary(path));
+            if let Some((certificate, key)) = self.authority {
+                command.arg("-CA").arg(certificate).arg("-CAkey").arg(key);
+            }
+            command.args(self.extensions.iter().flat_map(|extension| ["-addext", *extension]));
+            command
+        })?;
         finish(path, 0o644)
     }
+}
+
+/// Signs a certificate again, with the key, names and extensions that it has, to be valid for so many days.
+pub fn sign_again(path: &Path, (certificate, key): (&Path, &Path), days: &str) -> Result<()> {
+    sign(|| {
+        let mut command = Command::new("openssl");
+        command.args(["x509", "-days", days, "-in"]).arg(path).arg("-out").arg(temporary(path));
+        command.arg("-CA").arg(certificate).arg("-CAkey").arg(key);
+        command
+    })?;
+    finish(path, 0o644)
+}
+
+/// Runs what signs, and has the certificate be valid from yesterday on: the clock of the machine that
+/// uses it may be behind ours. openssl can be told so from 3.4 on; an older one makes it valid from now on.
+fn sign(command: impl Fn() -> Command) -> Result<()> {
+    static KNOWS_NO_BEGINNING: AtomicBool = AtomicBool::new(false);
+    if !KNOWS_NO_BEGINNING.load(Ordering::Relaxed) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        if reaper::run(command().args(["-not_before", &utc(now.saturating_sub(DAY))])).is_ok() {
+            return Ok(());
+        }
+    }
+    // Whatever else was wrong is wrong again, and told.
+    reaper::run(&mut command())?;
+    KNOWS_NO_BEGINNING.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Seconds since 1970 as openssl takes a time: `YYYYMMDDHHMMSSZ`. The date is Howard Hinnant's
+/// `civil_from_days`, whose years begin in March.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / DAY + 719_468, seconds % DAY);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}{month:02}{day:02}{:02}{:02}{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// A name or an address as an entry of `subjectAltName`.
+pub fn alternative_name(name: &str) -> String {
+    match name.parse::<IpAddr>() {
+        Ok(address) => format!("IP:{address}"),
+        Err(_) => format!("DNS:{name}"),
+    }
+}
+
+/// The names and addresses that a certificate holds.
+pub fn names_of(certificate: &Path) -> Result<Vec<String>> {
+    reaper::run(Command::new("openssl").args(["x509", "-noout", "-ext", "subjectAltName", "-in"]).arg(certificate))
+        .map(|text| parse_names(&text))
+}
+
+/// Out of a line such as `    DNS:kind, IP Address:0:0:0:0:0:0:0:1`.
+fn parse_names(text: &str) -> Vec<String> {
+    let entries = text.split([',', '\n']).map(str::trim);
+    let name = |entry: &str| match (entry.strip_prefix("DNS:"), entry.strip_prefix("IP Address:")) {
+        (Some(name), _) => Some(name.to_string()),
+        (_, Some(address)) => Some(address.parse::<IpAddr>().ok()?.to_string()),
+        _ => None,
+    };
+    entries.filter_map(name).collect()
 }
 
 /// Whether `certificate` is signed by `authority` and valid now; the error is openssl's own.
 pub fn verify(authority: &Path, certificate: &Path) -> Result<()> {
     reaper::run(Command::new("openssl").arg("verify").arg("-CAfile").arg(authority).arg(certificate)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_date() {
+        for (seconds, text) in [
+            (0, "19700101000000Z"),
+            (951_782_399, "20000228235959Z"),
+            (951_782_400, "20000229000000Z"),
+            (951_868_800, "20000301000000Z"),
+            (1_735_689_599, "20241231235959Z"),
+            (1_735_689_600, "20250101000000Z"),
+            (1_772_323_200, "20260301000000Z"),
+            (4_107_542_400, "21000301000000Z"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+    }
+
+    #[test]
+    fn names_are_read_as_they_were_given() {
+        let text = "X509v3 Subject Alternative Name: \n    DNS:*.svc, DNS:kind, IP Address:10.96.0.1, IP Address:FD00:0:0:0:0:0:0:1\n";
+        assert_eq!(parse_names(text), ["*.svc", "kind", "10.96.0.1", "fd00::1"]);
+        assert_eq!(
+            ["*.svc", "kind", "10.96.0.1", "fd00::1"].map(alternative_name),
+            ["DNS:*.svc", "DNS:kind", "IP:10.96.0.1", "IP:fd00::1"]
+        );
+        assert!(parse_names("").is_empty());
+    }
 }

@@ -7,21 +7,16 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
 
 use base64::prelude::{Engine, BASE64_STANDARD};
 
-use crate::bake::kubeadm::pki_dir;
 use crate::cluster::kubeconfig;
-use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME};
+use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME, PKI_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::openssl::{self, Keys};
+use crate::openssl::{self, Keys, HUNDRED_YEARS};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
-use crate::supervisor::reaper;
 
-/// A hundred years.
-const DAYS: &str = "36500";
 /// File name without extension below the pki directory, and the common name that kubeadm gives it.
 const AUTHORITIES: [(&str, &str); 3] = [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")];
 /// The certificates that kubeadm signs, and with which authority.
@@ -38,7 +33,7 @@ const SIGNED: [(&str, &str); 7] = [
 /// Makes the three authorities where kubeadm expects them.
 pub fn make_authorities() -> Result<()> {
     for (name, common_name) in AUTHORITIES {
-        let path = format!("{}/{name}", pki_dir());
+        let path = format!("{PKI_DIR}/{name}");
         mounts::make_dir(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
         let subject = format!("/CN={common_name}");
         let extensions = ["keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign", &format!("subjectAltName=DNS:{common_name}")];
@@ -58,7 +53,7 @@ pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
     let names = format!("subjectAltName=DNS:{NODE_NAME},IP:{static_ip}");
     sign(&format!("/CN={NODE_NAME}"), "serverAuth", &names, &format!("{pki}/kubelet.key"), &format!("{pki}/kubelet.crt"))?;
 
-    let ca = format!("{}/ca.crt", pki_dir());
+    let ca = format!("{PKI_DIR}/ca.crt");
     fs::copy(&ca, file(CA_CERT)).map_err(|cause| Error::io("copy", &ca, cause))?;
     let base64 = |path: &str| fs::read(path).map(|pem| BASE64_STANDARD.encode(pem)).map_err(|cause| Error::io("read", path, cause));
     let config = kubeconfig::render(&base64(&ca)?, &base64(&file(CLIENT_CERT))?, &base64(&file(CLIENT_KEY))?);
@@ -75,17 +70,17 @@ fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -
 
 /// A new key and a certificate for it, signed by an authority below the pki directory, or by itself.
 fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
-    let authority = authority.map(|name| format!("{}/{name}", pki_dir()));
+    let authority = authority.map(|name| format!("{PKI_DIR}/{name}"));
     let authority = authority.map(|name| (format!("{name}.crt"), format!("{name}.key")));
     openssl::ensure_key(Path::new(key), Keys::EcdsaP256, 0o600)?;
     let authority = authority.as_ref().map(|(certificate, key)| (Path::new(certificate), Path::new(key)));
-    openssl::Certificate { subject, key: Path::new(key), authority, days: DAYS, extensions }.write(Path::new(certificate))
+    openssl::Certificate { subject, key: Path::new(key), authority, days: HUNDRED_YEARS, extensions }.write(Path::new(certificate))
 }
 
 /// Signs again whatever kubeadm signed for a year only.
 pub fn extend_all() -> Result<()> {
     for (name, authority) in SIGNED {
-        let path = format!("{}/{name}.crt", pki_dir());
+        let path = format!("{PKI_DIR}/{name}.crt");
         if Path::new(&path).exists() {
             extend(&path, authority)?;
         }
@@ -97,12 +92,15 @@ pub fn extend_all() -> Result<()> {
     Ok(())
 }
 
+/// Every name and address in the API server's certificate: those that we asked for, and kubeadm's own.
+pub fn names_of_api_server() -> Result<Vec<String>> {
+    openssl::names_of(Path::new(&format!("{PKI_DIR}/apiserver.crt")))
+}
+
 fn extend(path: &str, authority: &str) -> Result<()> {
-    let authority = format!("{}/{authority}", pki_dir());
-    let new = format!("{path}.new");
+    let authority = format!("{PKI_DIR}/{authority}");
     let (certificate, key) = (format!("{authority}.crt"), format!("{authority}.key"));
-    reaper::run(Command::new("openssl").args(["x509", "-in", path, "-out", &new, "-days", DAYS, "-CA", &certificate, "-CAkey", &key]))?;
-    fs::rename(&new, path).map_err(|cause| Error::io("rename", &new, cause))
+    openssl::sign_again(Path::new(path), (Path::new(&certificate), Path::new(&key)), HUNDRED_YEARS)
 }
 
 /// The kubeconfigs of kubelet, scheduler and controller-manager hold their certificates themselves.

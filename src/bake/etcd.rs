@@ -7,8 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::bake::kubeadm::pki_dir;
-use crate::config::{ETCD_DIR, STATIC_POD_DIR};
+use crate::config::{ETCD_DIR, PKI_DIR, STATIC_POD_DIR};
 use crate::daemons::containerd::ctr;
 use crate::error::{Error, Result};
 
@@ -59,7 +58,7 @@ impl Etcd<'_> {
     }
 
     fn client(&self, arguments: &[&str]) -> Result<String> {
-        let pki = format!("{}/etcd", pki_dir());
+        let pki = format!("{PKI_DIR}/etcd");
         let (authority, certificate, key) = (
             format!("--cacert={pki}/ca.crt"),
             format!("--cert={pki}/healthcheck-client.crt"),

@@ -8,8 +8,7 @@ use std::process::Command;
 use crate::bake::versions::{dialect, Dialect, Patches};
 use crate::cluster::kubectl;
 use crate::config::{
-    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR,
-    SERVICE_SUBNET,
+    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET,
 };
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
@@ -226,11 +225,6 @@ fn add(path: &str, value: &str) -> String {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|cause| Error::io("write", path, cause))
-}
-
-/// Directory of the control plane's certificates.
-pub fn pki_dir() -> String {
-    format!("{KUBERNETES_DIR}/pki")
 }
 
 #[cfg(test)]

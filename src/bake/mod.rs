@@ -101,6 +101,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     }
     certificates::extend_all()?;
 
+    let names = certificates::names_of_api_server()?;
     let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, names)?;
     step("cluster stopped", || finish::stop_cluster(init, &api))?;
     step("store packed", pack::pack)?;

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use crate::node::names;
+
 /// The server in the file on disk.
 const LOCAL_SERVER: &str = "    server: https://localhost:8443\n";
 
@@ -33,13 +35,12 @@ users:
 
 /// The file with the server that `host`, a Host header, names, and the port as which it is published.
 ///
-/// The API server's certificate cannot hold a name that nobody knew when baking: then the client is
-/// told to check it for `localhost`. `None` when the header is no host name or address.
-pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, certificate_names: &[String]) -> Option<String> {
+/// Where the API server's certificate does not hold that name, which `is_served` tells, the client is told
+/// to check it for `localhost`. `None` when the header is no host name or address.
+pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, is_served: impl FnOnce(&str) -> bool) -> Option<String> {
     let host = host.unwrap_or("localhost");
     let name = host_name(host)?;
-    let known = certificate_names.iter().any(|known| known.eq_ignore_ascii_case(name.trim_matches(['[', ']'])));
-    let check = if known { "" } else { "    tls-server-name: localhost\n" };
+    let check = if is_served(name.trim_matches(['[', ']'])) { "" } else { "    tls-server-name: localhost\n" };
     Some(file.replace(LOCAL_SERVER, &format!("    server: https://{name}:{port}\n{check}")))
 }
 
@@ -55,13 +56,7 @@ fn host_name(header: &str) -> Option<&str> {
         Some((name, port)) => (name, Some(port)),
         None => (header, None),
     };
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let valid = name.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.trim_end_matches('.').split('.').all(label));
+    let valid = name.parse::<IpAddr>().is_ok() || names::is_host_name(name);
     (valid && port.is_none_or(is_port)).then_some(name)
 }
 
@@ -101,24 +96,24 @@ mod tests {
 
     #[test]
     fn a_name_outside_the_certificate_is_checked_as_localhost() {
-        let names = ["localhost".to_string(), "kind".to_string(), "::1".to_string()];
         let file = render("Q0E=", "Q0VSVA==", "S0VZ");
-        let as_asked_for = |file: &str, host, names: &[String]| super::as_asked_for(file, host, 8443, names);
-        assert_eq!(as_asked_for(&file, None, &names).unwrap(), file);
-        assert_eq!(as_asked_for(&file, Some("localhost:10080"), &names).unwrap(), file);
-        let known = as_asked_for(&file, Some("KIND:10080"), &names).unwrap();
+        let is_served = |name: &str| ["localhost", "KIND", "::1"].contains(&name);
+        let as_asked_for = |file: &str, host| super::as_asked_for(file, host, 8443, is_served);
+        assert_eq!(as_asked_for(&file, None).unwrap(), file);
+        assert_eq!(as_asked_for(&file, Some("localhost:10080")).unwrap(), file);
+        let known = as_asked_for(&file, Some("KIND:10080")).unwrap();
         assert!(known.contains("server: https://KIND:8443\n") && !known.contains("tls-server-name"), "{known}");
-        let unknown = as_asked_for(&file, Some("service-1"), &names).unwrap();
+        let unknown = as_asked_for(&file, Some("service-1")).unwrap();
         assert!(unknown.contains("    server: https://service-1:8443\n    tls-server-name: localhost\n"), "{unknown}");
-        assert!(as_asked_for(&file, Some("[::1]"), &names).unwrap().contains("server: https://[::1]:8443\n    cert"));
-        assert_eq!(as_asked_for(&file, Some("a b"), &names), None);
+        assert!(as_asked_for(&file, Some("[::1]")).unwrap().contains("server: https://[::1]:8443\n    cert"));
+        assert_eq!(as_asked_for(&file, Some("a b")), None);
     }
 
     #[test]
     fn the_port_is_the_published_one() {
         let file = render("Q0E=", "Q0VSVA==", "S0VZ");
         for host in [None, Some("localhost:20080")] {
-            assert!(as_asked_for(&file, host, 18443, &["localhost".into()]).unwrap().contains("server: https://localhost:18443\n    cert"));
+            assert!(as_asked_for(&file, host, 18443, |_| true).unwrap().contains("server: https://localhost:18443\n    cert"));
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The baked cluster: its description from the bake, and what its API server reports now.
 
 pub mod api;
+pub mod certificates;
 pub mod control_plane;
 pub mod dns;
 pub mod etcd;
 pub mod events;
 pub mod follow;
+pub mod handshake;
 pub mod kubeconfig;
 pub mod kubectl;
 pub mod load_balancer;
@@ -35,7 +37,7 @@ pub struct Cluster {
     #[serde(rename = "staticIP")]
     pub static_ip: Ipv4Addr,
     pub pause_image: String,
-    /// Every name and address in the API server's certificate.
+    /// Every name and address in the API server's baked certificate.
     pub certificate_names: Vec<String>,
     /// The address of the cluster's DNS Service, if it has one.
     pub dns: Option<Ipv4Addr>,

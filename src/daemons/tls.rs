@@ -4,15 +4,15 @@
 //! They are made while containerd starts. Keys that are there are used again; their certificates are
 //! made anew at every start, because the container's addresses change, and so that none expires.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use nix::ifaddrs::getifaddrs;
-
 use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
+use crate::node::names;
 use crate::openssl::{self, Certificate, Keys};
 
 /// Empty or not set: no TLS.
@@ -128,40 +128,20 @@ fn at_once<const N: usize>(bodies: [impl FnOnce() -> Result<()> + Send + 'static
 
 /// Every name and address under which a client may reach this container.
 fn server_names() -> Result<String> {
-    let all = getifaddrs().map_err(|cause| Error::new(format!("cannot list the network interfaces: {cause}")))?;
-    let address = |entry: nix::ifaddrs::InterfaceAddress| {
-        let address = entry.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    };
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let host = read("/proc/sys/kernel/hostname");
-    Ok(join_names(
-        &all.filter_map(address).collect::<Vec<_>>(),
-        host.trim(),
-        &read("/etc/hosts"),
-        &std::env::var(NAMES).unwrap_or_default(),
-    ))
+    Ok(join_names(&names::own()?, &std::env::var(NAMES).unwrap_or_default()))
 }
 
 /// `DNS:docker,IP:172.17.0.2,…`, each name once.
-fn join_names(addresses: &[IpAddr], host: &str, hosts: &str, wanted: &str) -> String {
-    let mut names: Vec<String> = addresses.iter().map(|address| format!("IP:{address}")).collect();
-    let short = host.split('.').next().unwrap_or(host);
-    // Where `hostname --fqdn` would find it: the lines of /etc/hosts that hold the host name.
-    let lines = hosts.lines().map(|line| line.split('#').next().unwrap_or("").split_whitespace().skip(1).collect::<Vec<_>>());
-    let aliases = lines.filter(|names| names.contains(&host)).flatten();
-    names.extend(["docker", "kind", "localhost", host, short].into_iter().chain(aliases).map(|name| format!("DNS:{name}")));
+fn join_names(own: &[String], wanted: &str) -> String {
+    let known = ["docker", "kind", "localhost"].into_iter().chain(own.iter().map(String::as_str));
     let wanted = wanted.split([',', '\n', ' ']).map(str::trim).filter(|name| !name.is_empty());
-    names.extend(wanted.map(|name| match (name.parse::<IpAddr>(), name.split_once(':')) {
-        (Ok(address), _) => format!("IP:{address}"),
-        (Err(_), Some(_)) => name.to_string(),
-        (Err(_), None) => format!("DNS:{name}"),
-    }));
-    names.retain(|name| name != "DNS:");
-    names.sort();
-    names.dedup();
-    names.join(",")
+    let wanted = wanted.map(|name| match name.parse::<IpAddr>().is_err() && name.contains(':') {
+        // As openssl writes it.
+        true => name.to_string(),
+        false => openssl::alternative_name(name),
+    });
+    let names: BTreeSet<String> = known.map(openssl::alternative_name).chain(wanted).collect();
+    names.into_iter().collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -188,14 +168,13 @@ mod tests {
 
     #[test]
     fn the_certificate_names_all_that_a_client_may_call_it() {
-        let addresses: Vec<IpAddr> = ["127.0.0.1", "172.17.0.2", "172.99.99.1", "::1"].map(|text| text.parse().unwrap()).into();
-        let hosts = "127.0.0.1 localhost\n172.17.0.2\tci.example.com ci # ours\n172.17.0.3 other\n";
-        let names = join_names(&addresses, "ci", hosts, "DNS:*.svc,IP:10.0.0.7, bare.example 10.0.0.8,::2");
+        let own = ["127.0.0.1", "172.17.0.2", "172.99.99.1", "::1", "ci", "ci.example.com"].map(String::from);
+        let names = join_names(&own, "DNS:*.svc,IP:10.0.0.7, bare.example 10.0.0.8,::2");
         assert_eq!(
             names,
             "DNS:*.svc,DNS:bare.example,DNS:ci,DNS:ci.example.com,DNS:docker,DNS:kind,DNS:localhost,\
              IP:10.0.0.7,IP:10.0.0.8,IP:127.0.0.1,IP:172.17.0.2,IP:172.99.99.1,IP:::1,IP:::2"
         );
-        assert_eq!(join_names(&[], "", "", ""), "DNS:docker,DNS:kind,DNS:localhost");
+        assert_eq!(join_names(&[], ""), "DNS:docker,DNS:kind,DNS:localhost");
     }
 }

@@ -10,6 +10,7 @@ pub mod insecure_registry;
 pub mod iptables;
 pub mod limits;
 pub mod mounts;
+pub mod names;
 pub mod network;
 pub mod own_addresses;
 pub mod registry;

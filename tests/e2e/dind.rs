@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::certificates::{is_backdated, seconds};
 use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT};
 use crate::engine::{docker, image, session, tools, Container, BUSYBOX};
 use crate::process::{run, wait_for, Outcome};
@@ -71,6 +72,11 @@ fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
     let names = container.exec(&["openssl", "x509", "-noout", "-ext", "subjectAltName", "-in", "/certs/server/cert.pem"]).ok();
     for name in [tools().static_ip.as_str(), &client.address, "docker", "localhost", "ci.example"] {
         assert!(names.contains(name), "{name} is not in {names}");
+    }
+    for part in ["ca", "server", "client"] {
+        let file = format!("/certs/{part}/cert.pem");
+        let begin = container.exec(&["openssl", "x509", "-noout", "-startdate", "-dateopt", "iso_8601", "-in", &file]).ok();
+        assert!(is_backdated(&begin, seconds("now")), "{file}: {begin}");
     }
     let warnings: Vec<String> = container.logs().lines().filter(|line| line.starts_with("WARN")).map(str::to_string).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("DOCKER_HOST=") && warnings[0].contains("DOCKER_DRIVER=overlay2"), "{warnings:?}");

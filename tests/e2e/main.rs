@@ -17,6 +17,7 @@
 mod api;
 mod bake;
 mod baked;
+mod certificate_names;
 mod certificates;
 mod clients;
 mod cluster;
