@@ -31,7 +31,7 @@ use crate::node::iptables::Iptables;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, scratch};
+use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
@@ -53,7 +53,7 @@ pub const STOP_ORDER: [Step; 3] = [
 ];
 
 /// kubelet would die of SIGHUP; dockerd reads its configuration again, and writes its stacks on SIGUSR1.
-pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD };
+pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD, orphan_ended: orphans::kill };
 
 /// What the user has set for this start, beside `Config`: read before anything is started, since passwords and
 /// what is for clients leave the environment by it.

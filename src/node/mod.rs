@@ -11,6 +11,7 @@ pub mod iptables;
 pub mod limits;
 pub mod mounts;
 pub mod network;
+pub mod orphans;
 pub mod own_addresses;
 pub mod registry;
 
