@@ -64,6 +64,30 @@ fn a_daemon_that_answers_with_an_error_is_not_ready() {
 }
 
 #[test]
+fn a_volume_that_another_container_uses_is_refused_until_that_one_ends() {
+    let (Some(one), Some(other)) = (Container::new(), Container::new()) else { return };
+    let volume = one.root.join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let arguments = ["run", "--data-root", volume.to_str().unwrap()];
+    for container in [&one, &other] {
+        Dockerd::install(container);
+    }
+    let first = one.network.within(|| {
+        let first = one.start(&arguments);
+        one.wait_for_status("docker-ready", 200);
+        first
+    });
+    let mut refused = other.start(&arguments);
+    assert_eq!(refused.wait(LIMIT), 1);
+    let said = refused.stderr();
+    assert!(said.contains(&format!("{} is in use by another container", volume.display())), "{said}");
+    // Its daemon lives on for a moment, and has not inherited the lock.
+    first.signal(Signal::SIGKILL);
+    let _next = other.start(&arguments);
+    other.wait_for_status("docker-ready", 200);
+}
+
+#[test]
 fn a_client_may_come_before_the_daemon_is_there() {
     let Some(container) = Container::new() else { return };
     let dockerd = Dockerd::install(&container);

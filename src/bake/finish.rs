@@ -71,7 +71,7 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     // It closes its log, so that the next start need not repair it.
     end_container("etcd")?;
     etcd::adopt()?;
-    containerd::remove_pod_containers()?;
+    containerd::end_pod_containers()?;
     let docker = reaper::run(Command::new("docker").args(["ps", "--all", "--quiet"]))?;
     for id in docker.lines() {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;

@@ -13,12 +13,13 @@ use nix::sys::signal::Signal;
 use crate::cluster::api::Api;
 use crate::cluster::{control_plane, monitor, postmortem, Cluster};
 use crate::config::{
-    Config, API_PORT, CLUSTER_LIMIT, CREDENTIALS_DIR, DAEMON_LIMIT, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD, STOP_CONTAINERS,
-    STOP_DOCKERD, STOP_KUBELET,
+    Config, API_PORT, CLUSTER_LIMIT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD,
+    STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
 };
 use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
 use crate::daemons::dockerd::{self, DOCKERD};
+use crate::daemons::earlier_start;
 use crate::daemons::foreign_socket;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::{self, KUBELET};
@@ -30,7 +31,7 @@ use crate::node::iptables::Iptables;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, scratch};
+use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
@@ -52,7 +53,7 @@ pub const STOP_ORDER: [Step; 3] = [
 ];
 
 /// kubelet would die of SIGHUP; dockerd reads its configuration again, and writes its stacks on SIGUSR1.
-pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD };
+pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD, orphan_ended: orphans::kill };
 
 /// What the user has set for this start, beside `Config`: read before anything is started, since passwords and
 /// what is for clients leave the environment by it.
@@ -68,6 +69,8 @@ pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     follow_readiness(init)?;
     foreign_socket::refuse(&init.config)?;
     let Settings { line, registries, clients } = settings;
+    // Two of dockerd in one directory do not get far either, but say so less plainly, and the second one writes first.
+    store::lock(&dockerd::data_root(&line, &init.config))?;
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
@@ -93,6 +96,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     foreign_socket::refuse(&init.config)?;
     let Settings { line, registries, clients } = settings;
     // Before the node's directories on it are made anew: a volume that is refused is left as it is.
+    store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(&cluster.bake)?;
     let network = prepare_node(&init.config, cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
@@ -103,16 +107,16 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
     let dockerd = dockerd::spec_for_cluster(line, &init.config, network, port)?;
-    if volume == Volume::Fresh {
-        store::make(&cluster.bake)?;
+    match volume {
+        Volume::Fresh => store::make(&cluster.bake)?,
+        Volume::Returned => {
+            let removed = earlier_start::remove_pods(&iptables)?;
+            log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
+        }
     }
     init.readiness.milestone("store");
     if !start_containerd(init, &cluster.pause_image, &iptables)? {
         return Ok(());
-    }
-    if volume == Volume::Returned {
-        let removed = containerd::remove_pod_containers()?;
-        log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
     }
     // Before Docker answers, from when on names are lost.
     image_names::keep(init)?;

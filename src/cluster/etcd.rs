@@ -17,13 +17,14 @@ const METRICS_PORT: u16 = 2381;
 /// How often to try while etcd is down. A refused connection costs nothing.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Follows etcd in a thread that sleeps as long as it runs.
-pub fn follow(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
+/// Follows etcd in a thread that sleeps as long as it runs. `before_it_counts` is called when it is back:
+/// what the API server tells of pods is from before it went.
+pub fn follow(init: &Arc<Init>, api: Arc<Api>, before_it_counts: impl Fn() + Send + 'static) -> Result<()> {
     let init = init.clone();
     let follow = move || {
         while !init.shutdown.stopping() {
             match TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS_PORT)) {
-                Ok(connection) => hold(&init, &api, connection),
+                Ok(connection) => hold(&init, &api, &before_it_counts, connection),
                 Err(_) => init.readiness.update(|state| state.etcd = false),
             }
             init.shutdown.pause(POLL);
@@ -35,7 +36,7 @@ pub fn follow(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
 
 /// Returns when the connection is closed. That alone does not mean that etcd has ended, since a server may close
 /// an idle connection; but if it has, its listening socket is closed as well, and connecting fails.
-fn hold(init: &Init, api: &Api, mut connection: TcpStream) {
+fn hold(init: &Init, api: &Api, before_it_counts: &impl Fn(), mut connection: TcpStream) {
     if !init.readiness.state().etcd {
         // etcd counts only once the API server has connected to it, which its own readiness includes.
         while !api.is_ready() {
@@ -44,6 +45,7 @@ fn hold(init: &Init, api: &Api, mut connection: TcpStream) {
             }
             init.shutdown.pause(POLL);
         }
+        before_it_counts();
         init.readiness.update(|state| state.etcd = true);
     }
     let _ = connection.read(&mut [0]);

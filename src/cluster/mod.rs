@@ -1,5 +1,6 @@
 //! The baked cluster: its description from the bake, and what its API server reports now.
 
+mod alive;
 pub mod api;
 pub mod certificates;
 pub mod control_plane;

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Pod};
 use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, pods, Cluster};
 use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
-use crate::readiness::Pods;
 use crate::supervisor::Init;
 
 /// Often, so that no time is lost once the API server answers; a refused connection costs nothing.
@@ -23,6 +23,7 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     if let Some(server) = cluster.dns {
         dns::follow(&init.readiness, server)?;
     }
+    let alive = Alive::follow(&init.readiness, cluster)?;
     let (mut served, mut hidden) = (false, true);
     while !init.shutdown.stopping() {
         let answer = api.readiness();
@@ -40,12 +41,13 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
             init.readiness.milestone("api-server");
             log::info!(target: "cluster", "the API server answers");
             serve_credentials(init)?;
-            etcd::follow(init, api.clone())?;
+            let alive = alive.clone();
+            etcd::follow(init, api.clone(), move || alive.look())?;
             served = true;
         }
         // The server ends each watch after half an hour or so; then list the pods again. If it ended because the
         // server did, the next round finds out.
-        if let Err(error) = follow(init, api, cluster) {
+        if let Err(error) = follow(init, api, cluster, &alive) {
             log::debug!(target: "cluster", "{error}");
             init.readiness.update(|state| state.api_server = false);
             init.shutdown.pause(POLL);
@@ -63,36 +65,32 @@ fn serve_credentials(init: &Init) -> Result<()> {
     Ok(())
 }
 
-fn follow(init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
+fn follow(init: &Init, api: &Api, cluster: &Cluster, alive: &Alive) -> Result<()> {
     let list: List<Pod> = api.get("/api/v1/pods")?;
     let mut known = pods::Known::new();
     list.items.iter().for_each(|pod| pods::update(&mut known, cluster, pod, false));
     let version = list.metadata.resource_version;
     // Free the list before the watch, which stays open.
     drop(list.items);
-    update_pods(init, cluster, &known);
+    update_pods(init, cluster, &known, alive);
     for event in api.watch::<Pod>(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
         let event = event?;
         if event.kind != "BOOKMARK" {
             pods::update(&mut known, cluster, &event.object, event.kind == "DELETED");
-            update_pods(init, cluster, &known);
+            update_pods(init, cluster, &known, alive);
         }
     }
     Ok(())
 }
 
-fn update_pods(init: &Init, cluster: &Cluster, known: &pods::Known) {
-    let waiting = pods::waiting(cluster, known);
-    if !waiting.is_empty() {
-        return init.readiness.update(|state| state.pods = Pods::Waiting(waiting));
+fn update_pods(init: &Init, cluster: &Cluster, known: &pods::Known, alive: &Alive) {
+    if !alive.tell(known) {
+        return;
     }
     if !init.readiness.has_reached("pods") {
         log::info!(target: "cluster", "every baked pod was started and is Ready");
         init.readiness.milestone("pods");
     }
-    init.readiness.update(|state| {
-        state.pods = Pods::Ready;
-        // Where there is no DNS, nothing has to be asked.
-        state.dns |= cluster.dns.is_none();
-    });
+    // Where there is no DNS, nothing has to be asked.
+    init.readiness.update(|state| state.dns |= cluster.dns.is_none());
 }

@@ -16,6 +16,8 @@ pub type State = Result<(), String>;
 pub struct Seen {
     pub state: State,
     pub owner: Option<String>,
+    /// Ids of the containers that run, of a pod that is Ready.
+    pub containers: Vec<String>,
 }
 
 /// The pods that readiness depends on, by `namespace/name`.
@@ -48,6 +50,12 @@ pub fn container_ids(pod: &Pod) -> Vec<String> {
 
 fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses)
+}
+
+/// None of a pod that has done its work.
+fn running_containers(pod: &Pod) -> Vec<String> {
+    let containers = pod.status.container_statuses.iter().filter(|_| pod.status.phase == "Running");
+    containers.filter_map(ContainerStatus::id).map(str::to_string).collect()
 }
 
 /// Whether a pod is ready, given the ids of the bake's containers.
@@ -114,7 +122,7 @@ pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool)
     if is_deleted || is_terminating {
         known.remove(&name);
     } else {
-        known.insert(name, Seen { state: explain(pod, &cluster.containers), owner });
+        known.insert(name, Seen { state: explain(pod, &cluster.containers), owner, containers: running_containers(pod) });
     }
 }
 
@@ -183,8 +191,10 @@ mod tests {
 
     #[test]
     fn a_completed_pod_is_ready() {
+        assert_eq!(running_containers(&parsed(&pod("new", "True"))), ["new"]);
         let mut done = pod("old", "False");
         done["status"]["phase"] = json!("Succeeded");
+        assert!(running_containers(&parsed(&done)).is_empty());
         assert_eq!(state(&parsed(&done), &baked()), Ok(()));
         done["status"]["phase"] = json!("Failed");
         assert!(state(&parsed(&done), &baked()).is_err());
@@ -211,7 +221,7 @@ mod tests {
     }
 
     fn seen(state: State, owner: Option<&str>) -> Seen {
-        Seen { state, owner: owner.map(String::from) }
+        Seen { state, owner: owner.map(String::from), containers: vec![] }
     }
 
     #[test]

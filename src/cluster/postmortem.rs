@@ -1,6 +1,7 @@
-//! What is needed to understand a cluster that did not come up: the last words of its control plane
-//! and of kubelet, in the container's log, which outlives the container's files in most CI systems.
+//! What is needed to understand a cluster that did not come up: the last words of its control plane,
+//! of kubelet and of containerd, in the container's log, which outlives the container's files in most CI systems.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,16 +12,26 @@ const LINES: usize = 6;
 /// Made by kubelet: `NAMESPACE_NAME_UID/CONTAINER/N.log`.
 const NAMESPACE: &str = "kube-system_";
 
-/// Logs the end of every system pod's newest log, and of kubelet's errors.
+/// Logs the end of every system pod's newest log, of kubelet's errors, and of containerd's log.
 pub fn log_tails(pod_logs: &Path, daemon_logs: &Path) {
     for (name, path) in newest_logs(pod_logs) {
         let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).lines().map(without_prefix).collect::<Vec<_>>().join("\n");
         show(&name, &text);
     }
-    let kubelet = String::from_utf8_lossy(&fs::read(daemon_logs.join("kubelet.log")).unwrap_or_default()).into_owned();
-    // klog begins a line with its severity.
-    let errors: Vec<&str> = kubelet.lines().filter(|line| line.starts_with('E')).collect();
-    show("kubelet", &errors.join("\n"));
+    let read = |name: &str| String::from_utf8_lossy(&fs::read(daemon_logs.join(name)).unwrap_or_default()).into_owned();
+    show("kubelet", &last_errors(&read("kubelet.log")));
+    // It logs warnings and errors alone.
+    show("containerd", &read("containerd.log"));
+}
+
+/// The last lines with errors, and of those that tell the same only the last one: kubelet repeats itself.
+fn last_errors(log: &str) -> String {
+    // klog begins a line with its severity, and `]` ends what differs: time, thread, place.
+    let message = |line: &str| line.split_once("] ").map_or(line, |(_, message)| message).to_string();
+    let mut seen = BTreeSet::new();
+    let mut errors: Vec<&str> = log.lines().rev().filter(|line| line.starts_with('E') && seen.insert(message(line))).take(LINES).collect();
+    errors.reverse();
+    errors.join("\n")
 }
 
 fn show(name: &str, text: &str) {
@@ -72,6 +83,12 @@ mod tests {
         assert_eq!(newest_logs(&root), [("etcd".to_string(), root.join("kube-system_etcd-kind_1/etcd/10.log"))]);
         assert!(newest_logs(&root.join("missing")).is_empty());
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn an_error_that_kubelet_repeats_is_shown_once() {
+        let log = "E1 08:00:01 7 pod.go:1] no sandbox\nI1 08:00:02 7 x.go:1] started\nE1 08:00:03 7 pod.go:1] no image\nE1 08:00:04 7 pod.go:1] no sandbox\n";
+        assert_eq!(last_errors(log), "E1 08:00:03 7 pod.go:1] no image\nE1 08:00:04 7 pod.go:1] no sandbox");
     }
 
     #[test]

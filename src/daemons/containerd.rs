@@ -19,6 +19,7 @@ pub const CONTAINERD: &str = "containerd";
 
 /// Marks what the CRI plugin made, in contrast to what dockerd made in the same namespace.
 const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
+const CRI_PLUGIN: &str = "io.containerd.grpc.v1.cri";
 
 pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
     let starts = Arc::new(AtomicU32::new(0));
@@ -28,13 +29,8 @@ pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
         command: Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let path = Path::new(RUN_DIR).join("containerd.toml");
-            mounts::make_dir(RUN_DIR)?;
             let configuration = configuration(&pause_image, !can_lower_oom_score());
-            std::fs::write(&path, configuration).map_err(|cause| Error::io("write", &path, cause))?;
-            let mut command = Command::new("containerd");
-            prepare(&mut command, &iptables);
-            command.arg("--config").arg(path).args(["--log-level", "warn"]);
-            Ok(command)
+            command_with(&path, &configuration, &iptables)
         }),
         // It listens only when every plugin is loaded.
         answers: Box::new(move || {
@@ -46,6 +42,21 @@ pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
     }
 }
 
+/// Without the plugin that knows pods.
+pub fn command_without_cri(iptables: &Iptables) -> Result<Command> {
+    let path = Path::new(RUN_DIR).join("containerd-without-cri.toml");
+    command_with(&path, &base(&[CRI_PLUGIN]), iptables)
+}
+
+fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result<Command> {
+    mounts::make_dir(RUN_DIR)?;
+    std::fs::write(path, configuration).map_err(|cause| Error::io("write", path, cause))?;
+    let mut command = Command::new("containerd");
+    prepare(&mut command, iptables);
+    command.arg("--config").arg(path).args(["--log-level", "warn"]);
+    Ok(command)
+}
+
 /// A dockerd that has lost its containerd looks for the new one every few seconds only, and answers
 /// pings meanwhile. One that does not run at all is not waited for.
 fn dockerd_reaches_it() -> bool {
@@ -55,30 +66,38 @@ fn dockerd_reaches_it() -> bool {
 }
 
 /// Version 2 of the format, which containerd 1.7 and 2.x both read.
-fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
+fn base(disabled_plugins: &[&str]) -> String {
     format!(
         r#"version = 2
 root = "{CONTAINERD_ROOT}"
 state = "/run/containerd"
+disabled_plugins = {disabled_plugins:?}
 [grpc]
   address = "{CONTAINERD_SOCKET}"
-[plugins."io.containerd.grpc.v1.cri"]
+"#
+    )
+}
+
+fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
+    let base = base(&[]);
+    format!(
+        r#"{base}[plugins."{CRI_PLUGIN}"]
   sandbox_image = "{pause_image}"
   # Without CAP_SYS_RESOURCE every pod would fail to start on its oom_score_adj.
   restrict_oom_score_adj = {restrict_oom_score_adj}
   tolerate_missing_hugetlb_controller = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
+  [plugins."{CRI_PLUGIN}".containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    [plugins."{CRI_PLUGIN}".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      [plugins."{CRI_PLUGIN}".containerd.runtimes.runc.options]
         SystemdCgroup = false
-  [plugins."io.containerd.grpc.v1.cri".cni]
+  [plugins."{CRI_PLUGIN}".cni]
     bin_dir = "{CNI_BIN_DIR}"
     conf_dir = "{CNI_CONF_DIR}"
   # Docker's own folder serves kubelet's pulls too.
-  [plugins."io.containerd.grpc.v1.cri".registry]
+  [plugins."{CRI_PLUGIN}".registry]
     config_path = "{CERTS_DIR}"
 "#
     )
@@ -108,22 +127,46 @@ pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
     Ok(list.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_string).collect())
 }
 
-/// Removes every pod's containers and sandboxes, running or not; Docker's own stay.
+/// Ends every pod's containers and sandboxes that run, and removes all of them; Docker's own stay.
+pub fn end_pod_containers() -> Result<usize> {
+    // It fails for those that do not run any more, and removes the others all the same.
+    let _ = ctr_for(&["tasks", "rm", "--force"], &pod_containers(None)?);
+    remove_pod_containers()
+}
+
+/// Removes the records and layers of every pod's containers and sandboxes, none of which runs. Returns
+/// how many there were.
 pub fn remove_pod_containers() -> Result<usize> {
     let ids = pod_containers(None)?;
-    if !ids.is_empty() {
-        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        // It fails for those that do not run any more, and removes the others all the same.
-        let _ = ctr(&[&["tasks", "rm", "--force"], ids.as_slice()].concat());
-        ctr(&[&["containers", "rm"], ids.as_slice()].concat())?;
+    let sandboxes = sandboxes();
+    if ctr_for(&["containers", "rm"], &ids).is_err() {
+        // A layer that cannot be removed keeps nobody's name.
+        ctr_for(&["containers", "rm", "--keep-snapshot"], &pod_containers(None)?)?;
     }
-    // containerd 2 keeps a record of sandboxes beside their containers; 1.7 has no such list.
+    // It only logs what it could not do.
+    ctr_for(&["sandboxes", "rm", "--force"], &sandboxes)?;
+    match (pod_containers(None)?, self::sandboxes()) {
+        (containers, sandboxes) if containers.is_empty() && sandboxes.is_empty() => Ok(ids.len()),
+        (containers, sandboxes) => {
+            Err(Error::new(format!("containerd keeps removed containers {containers:?} and sandboxes {sandboxes:?}")))
+        }
+    }
+}
+
+/// containerd 2 keeps a record of sandboxes beside their containers; 1.7 has no such list.
+fn sandboxes() -> Vec<String> {
     let list = ctr(&["sandboxes", "ls"]).unwrap_or_default();
-    let sandboxes: Vec<&str> = list.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
-    if !sandboxes.is_empty() {
-        ctr(&[&["sandboxes", "rm", "--force"], sandboxes.as_slice()].concat())?;
+    list.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_string).collect()
+}
+
+/// The same for all of the ids at once, or nothing where there are none.
+fn ctr_for(arguments: &[&str], ids: &[String]) -> Result<()> {
+    let all: Vec<&str> = arguments.iter().copied().chain(ids.iter().map(String::as_str)).collect();
+    if ids.is_empty() {
+        Ok(())
+    } else {
+        ctr(&all).map(drop)
     }
-    Ok(ids.len())
 }
 
 /// Deletes what keeps layers and blobs that no image and no container names, in every namespace: BuildKit keeps the

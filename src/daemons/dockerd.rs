@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{json, Map, Value};
 
-use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_SOCKET, LOG_DIR, NAMESPACE, RUN_DIR};
+use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_DIR, DOCKER_SOCKET, LOG_DIR, NAMESPACE, RUN_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::{self, CommandLine, NETWORK_OPTIONS};
 use crate::daemons::{answers_ok, client_variables, is_on_path, prepare, stale, tls};
@@ -154,6 +154,17 @@ fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)
     Ok((hosts, usual))
 }
 
+/// Where dockerd keeps its data when it is alone: where its flags or its file say, or on the volume.
+pub fn data_root(line: &CommandLine, config: &Config) -> PathBuf {
+    let file = line.values_of("--config-file").pop().unwrap_or_else(|| USER_CONFIGURATION.into());
+    // dockerd itself says what is wrong with it.
+    let of_file = || {
+        let settings: Value = serde_json::from_str(&read_user_configuration(&file).ok()?).ok()?;
+        settings.get("data-root")?.as_str().map(str::to_string)
+    };
+    line.values_of("--data-root").pop().or_else(of_file).map_or_else(|| config.path(DOCKER_DIR), PathBuf::from)
+}
+
 fn read_user_configuration(file: &str) -> Result<String> {
     match fs::read_to_string(file) {
         Ok(text) => Ok(text),
@@ -293,6 +304,24 @@ mod tests {
         let mut settings = users.clone();
         add_tls(&mut settings, Some(&files));
         assert_eq!(settings, users);
+    }
+
+    #[test]
+    fn the_data_lies_on_the_volume_unless_a_flag_or_the_file_says_otherwise() {
+        let config = Config::from_env(|name| (name == "KIND_ROOT").then(|| "/r".to_string())).unwrap();
+        let file = std::env::temp_dir().join(format!("kind-dockerd-{}.json", std::process::id()));
+        fs::write(&file, r#"{"data-root": "/of-file"}"#).unwrap();
+        let of_file = format!("--config-file={}", file.display());
+        for (flags, root) in [
+            (vec!["--debug"], "/r/var/lib/docker"),
+            (vec!["--config-file", "/missing"], "/r/var/lib/docker"),
+            (vec![of_file.as_str()], "/of-file"),
+            (vec!["--data-root", "/a", &of_file, "--data-root=/b"], "/b"),
+        ] {
+            let line = CommandLine { flags: flags.iter().map(|flag| flag.to_string()).collect(), explicit: false };
+            assert_eq!(data_root(&line, &config), Path::new(root), "{flags:?}");
+        }
+        fs::remove_file(&file).unwrap();
     }
 
     #[test]

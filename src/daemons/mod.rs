@@ -5,6 +5,7 @@ pub mod client_variables;
 pub mod containerd;
 pub mod docker_command;
 pub mod dockerd;
+pub mod earlier_start;
 pub mod foreign_socket;
 mod grpc;
 pub mod image_names;

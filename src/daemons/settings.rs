@@ -28,6 +28,11 @@ impl CommandLine {
         self.flags.iter().any(|flag| ["-H", "--host"].iter().any(|name| is_flag(flag, name)))
     }
 
+    /// Values of a flag that has no short name, in order: of several, dockerd takes the last.
+    pub fn values_of(&self, flag: &str) -> Vec<String> {
+        take(&mut self.flags.clone(), &[flag])
+    }
+
     /// The flags that dockerd gets beside a cluster, and the user's own `--config-file`.
     /// What would take the cluster's images away is left out, with a warning.
     pub fn for_cluster(&self) -> (Vec<String>, Option<String>) {

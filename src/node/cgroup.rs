@@ -3,6 +3,7 @@
 //! Version 2: a cgroup with processes in it cannot enable controllers for its children ("no internal processes"),
 //! so we move ours into `/init`. Version 1: we create `/kubelet` in every hierarchy.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +21,9 @@ const KUBELET_CGROUP: &str = "kubelet";
 const DOCKER_CGROUP: &str = "docker";
 /// How long to retry, since `docker exec` and health checks may put processes into the root at any moment.
 const ENABLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// In a cgroup of version 2: it changes when the last process ends, or the first one comes.
+pub const EVENTS: &str = "cgroup.events";
 
 /// How the kernel's cgroups are mounted.
 #[derive(Debug, PartialEq)]
@@ -81,20 +85,58 @@ pub fn processes_of_pods() -> Vec<i32> {
     processes_below(KUBELET_CGROUP)
 }
 
+/// Whether a process belongs to a container of a pod or of Docker's.
+pub fn is_in_container(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| is_below_containers(&text))
+}
+
+/// Whether a line of `/proc/PID/cgroup` names a cgroup below one of those that hold containers.
+fn is_below_containers(text: &str) -> bool {
+    let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2)?.strip_prefix('/')?.split_once('/'));
+    paths.into_iter().any(|(first, _)| [KUBELET_CGROUP, DOCKER_CGROUP].contains(&first))
+}
+
+/// The containers of pods in which something runs, by their ids, and the cgroup of each.
+pub fn containers_of_pods() -> BTreeMap<String, PathBuf> {
+    let mut containers = BTreeMap::new();
+    for root in roots() {
+        collect_containers(&root.join(KUBELET_CGROUP), &mut containers);
+    }
+    containers
+}
+
+/// Notes every cgroup that has processes in it or below it, under its last name. Returns whether this one has.
+fn collect_containers(cgroup: &Path, containers: &mut BTreeMap<String, PathBuf>) -> bool {
+    let mut has_processes = fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            has_processes |= collect_containers(&entry.path(), containers);
+        }
+    }
+    if has_processes {
+        containers.insert(cgroup.file_name().unwrap_or_default().to_string_lossy().into_owned(), cgroup.to_path_buf());
+    }
+    has_processes
+}
+
 /// Every process of Docker's containers.
 pub fn processes_of_docker() -> Vec<i32> {
     processes_below(DOCKER_CGROUP)
 }
 
-fn processes_below(cgroup: &str) -> Vec<i32> {
-    let roots = match layout() {
+/// Where to look for processes.
+fn roots() -> Vec<PathBuf> {
+    match layout() {
         Ok(Layout::V2) => vec![PathBuf::from(CGROUP_DIR)],
         // Every hierarchy has all processes, so one is enough.
         Ok(Layout::V1(mounts)) => mounts.into_iter().map(|(path, _)| path).filter(|path| path.ends_with("pids")).collect(),
         Err(_) => vec![],
-    };
+    }
+}
+
+fn processes_below(cgroup: &str) -> Vec<i32> {
     let mut pids = Vec::new();
-    for root in roots {
+    for root in roots() {
         collect_processes(&root.join(cgroup), &mut pids);
     }
     pids
@@ -190,6 +232,36 @@ mod tests {
         ] {
             assert_eq!(is_root(text), root, "{text}");
         }
+    }
+
+    #[test]
+    fn a_process_of_a_container_is_told_by_its_cgroup() {
+        for (text, expected) in [
+            ("0::/kubelet/kubepods/burstable/pod1/c\n", true),
+            ("9:name=systemd:/\n8:pids:/docker/4f\n0::/\n", true),
+            ("0::/init\n", false),
+            ("0::/\n", false),
+            ("0::/kubelet\n", false),
+            ("0::/dockers/4f\n", false),
+        ] {
+            assert_eq!(is_below_containers(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_found_while_something_runs_in_it() {
+        let root = std::env::temp_dir().join(format!("kind-cgroup-{}", std::process::id()));
+        for (cgroup, processes) in
+            [("kubepods", ""), ("kubepods/burstable/pod1/a", "7\n"), ("kubepods/pod2/b", ""), ("kubepods/pod3/c/init", "8\n")]
+        {
+            fs::create_dir_all(root.join(cgroup)).unwrap();
+            fs::write(root.join(cgroup).join("cgroup.procs"), processes).unwrap();
+        }
+        let mut containers = BTreeMap::new();
+        assert!(collect_containers(&root, &mut containers));
+        assert_eq!(containers.get("a"), Some(&root.join("kubepods/burstable/pod1/a")));
+        assert!(containers.contains_key("c") && !containers.contains_key("b") && !containers.contains_key("pod2"));
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

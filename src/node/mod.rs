@@ -12,6 +12,7 @@ pub mod limits;
 pub mod mounts;
 pub mod names;
 pub mod network;
+pub mod orphans;
 pub mod own_addresses;
 pub mod registry;
 

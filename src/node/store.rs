@@ -6,11 +6,13 @@
 //! not (EINVAL) and lie on the volume.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{mount, umount, MsFlags};
 use nix::sys::statvfs::statvfs;
 
@@ -36,6 +38,34 @@ pub enum Volume {
     Fresh,
     /// It comes back from an earlier run of the same image, with that run's containers.
     Returned,
+}
+
+/// Takes the volume for this container alone, until its process ends, however that happens: two stores
+/// on one volume clear each other's pods. The lock is the directory's own (flock(2)), because a lock file
+/// would be a write before it is known whose volume it is; children do not inherit it.
+///
+/// # Errors
+/// Another container has it.
+pub fn lock(directory: &Path) -> Result<()> {
+    let file = match File::open(directory) {
+        Ok(file) => file,
+        // What is not there yet is no volume, and nobody else's.
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(cause) => return Err(Error::io("open", directory, cause)),
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        // Never unlocked: the daemons may use the volume for as long as this process lives.
+        Ok(lock) => std::mem::forget(lock),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            return Err(Error::new(format!("the volume on {} is in use by another container", directory.display()))
+                .advise("Give each container a volume of its own, or stop the other one first"))
+        }
+        // Some network file systems have no locks.
+        Err((_, cause)) => {
+            log::warn!(target: "store", "cannot lock {}: {cause}; no other container may use this volume at the same time", directory.display());
+        }
+    }
+    Ok(())
 }
 
 /// Looks at the volume before anything is written to it.
@@ -169,7 +199,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 
 fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::io("clear", path, cause)),
+        Err(cause) if cause.kind() != ErrorKind::NotFound => Err(Error::io("clear", path, cause)),
         _ => Ok(()),
     }
 }
@@ -177,4 +207,22 @@ fn remove_tree(path: &Path) -> Result<()> {
 pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(path).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
     entries.map_err(|cause| Error::io("list", path, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_taken_once_and_what_is_not_there_is_no_volume() {
+        let directory = std::env::temp_dir().join(format!("kind-store-{}", std::process::id()));
+        lock(&directory).unwrap();
+        assert!(!directory.exists(), "nothing is written");
+        fs::create_dir(&directory).unwrap();
+        lock(&directory).unwrap();
+        // As another process: the lock belongs to the open file, not to who opened it.
+        let refused = lock(&directory).unwrap_err().to_string();
+        assert!(refused.contains(&format!("the volume on {} is in use by another container", directory.display())), "{refused}");
+        fs::remove_dir(&directory).unwrap();
+    }
 }

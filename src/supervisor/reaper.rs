@@ -35,14 +35,19 @@ fn table() -> MutexGuard<'static, Table> {
     TABLE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reaps every child that has ended. Several deaths may raise a single SIGCHLD, hence the loop.
-pub fn drain() {
+/// Reaps every child that has ended. Several deaths may raise a single SIGCHLD, hence the loop. Returns whether an
+/// orphan was among them.
+pub fn drain() -> bool {
+    let mut had_orphans = false;
     loop {
         let mut children = table();
         match reap_one() {
-            // Without a receiver nobody wants the status; an unknown pid was an orphan.
-            Reaped::Child(pid, status) => drop(children.remove(&pid).map(|owner| owner.send(status))),
-            Reaped::Nothing | Reaped::NoChildren => return,
+            Reaped::Child(pid, status) => match children.remove(&pid) {
+                // Without a receiver nobody wants the status.
+                Some(owner) => drop(owner.send(status)),
+                None => had_orphans = true,
+            },
+            Reaped::Nothing | Reaped::NoChildren => return had_orphans,
         }
     }
 }
@@ -303,7 +308,11 @@ mod tests {
         std::env::var_os("TEST_REAPER")?;
         nix::sys::prctl::set_child_subreaper(true).unwrap();
         let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGCHLD]).unwrap();
-        thread::spawn(move || signals.forever().for_each(|_| drain()));
+        thread::spawn(move || {
+            for _ in signals.forever() {
+                drain();
+            }
+        });
         Some(spawn(Command::new("sh").args(["-c", "while kill -0 $PPID; do (true & true &) ; done"])).unwrap())
     }
 

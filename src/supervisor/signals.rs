@@ -79,6 +79,8 @@ pub struct Plan {
     pub reload: &'static str,
     /// The daemon that gets SIGUSR1.
     pub user_signal: &'static str,
+    /// Called when an orphan has ended: it may have left what it looked after.
+    pub orphan_ended: fn(),
 }
 
 /// The main thread's loop in a node. It never returns: a stop exits the process.
@@ -87,7 +89,11 @@ pub fn serve(mut signals: Signals, init: &Arc<Init>, plan: &Plan) {
     reaper::drain();
     for signal in signals.forever() {
         match node_action(signal) {
-            Action::Reap => reaper::drain(),
+            Action::Reap => {
+                if reaper::drain() {
+                    (plan.orphan_ended)();
+                }
+            }
             Action::Stop => stop::request(init, signal, plan.stop),
             Action::ToDaemon(signal) => forward_to_daemon(init, plan, signal),
             Action::ToCommand | Action::Nothing | Action::Uncaught => {}
@@ -111,7 +117,9 @@ pub fn forward(mut signals: Signals, child: Handle) {
     reaper::drain();
     for signal in signals.forever() {
         match command_action(signal) {
-            Action::Reap => reaper::drain(),
+            Action::Reap => {
+                reaper::drain();
+            }
             Action::ToCommand => child.signal_number(signal),
             _ => {}
         }

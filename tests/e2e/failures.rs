@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::api::Api;
 use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT};
 use crate::engine::BUSYBOX;
 use crate::process::wait_for;
@@ -59,12 +60,22 @@ fn a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows() {
     let cluster = Cluster::ready(&[]);
     for (victim, process) in VICTIMS {
         wait_until_stable(&cluster);
+        let before = containers(&cluster, process);
         let watch = Watch::new(&cluster, KUBERNETES_READY);
         let docker = Watch::new(&cluster, DOCKER_READY);
         let killed = Instant::now();
         kill_at_once(&cluster, victim, process);
         let lost = watch.lost(killed, TRUTH_LIMIT);
         let back = watch.back(lost, BOOT_LIMIT);
+        // kubelet could tell nobody while the API server or etcd was gone: the pod was listed Ready all the while.
+        let after = containers(&cluster, process);
+        assert!(!after.is_empty() && after != before, "{KUBERNETES_READY} is back before {process}: its pod is listed with {after:?}");
+        // A container whose shim has died runs on without it, unless somebody ends it.
+        assert_eq!(
+            cluster.container.exec(&["pgrep", "-x", "-c", process]).stdout.trim(),
+            "1",
+            "{process} of before {victim} was killed runs on"
+        );
         let seconds = |from: Instant, to: Instant| (to - from).as_secs_f64();
         println!("{victim} {process}: not ready after {:.2} s, ready again {:.1} s later", seconds(killed, lost), seconds(lost, back));
         assert!(!docker.was_lost(), "Docker has nothing to do with {victim} {process}");
@@ -87,6 +98,12 @@ fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready()
         println!("{victim} {process} was killed in the boot: ready {:.1} s later", ready.as_secs_f64());
         cluster.kubectl(&["get", "nodes"]).ok();
     }
+}
+
+/// The containers that the API server names of a baked pod.
+fn containers(cluster: &Cluster, process: &str) -> Vec<String> {
+    let pods = wait_for("the list of pods", LIMIT, || Api::new(cluster).baked_pods());
+    pods.into_iter().filter(|pod| pod.name.contains(process)).flat_map(|pod| pod.containers).collect()
 }
 
 const VICTIMS: [(&str, &str); 5] =

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY};
-use crate::engine::docker;
+use crate::engine::{docker, Container, Volume};
 use crate::process::poll;
 
 const MOMENTS: u32 = 10;
@@ -40,6 +40,42 @@ fn a_container_that_is_killed_at_any_moment_of_its_boot_becomes_ready_at_the_nex
         cluster.kubectl(&["get", "nodes"]).ok();
         docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
     }
+}
+
+/// The records of containers as a kill leaves them between two writes of containerd's: its CRI part then
+/// keeps the names of containers that it can tell nothing of.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_start_that_finds_half_made_containers_becomes_ready_with_the_images_built_since() {
+    const CRI: &str = "/var/lib/docker/kind/containerd/io.containerd.grpc.v1.cri";
+    let volume = Volume::create("cut", &[]);
+    let cluster = Cluster::ready(&[&volume.mount()]);
+    let built = |tag: &str| cluster.build(&format!("since:{tag}"), tag).ok();
+    built("0");
+    cluster.inner_docker(&["run", "--detach", "--name", "of-docker", "since:0"]).ok();
+    for (number, (what, damage)) in [
+        ("a container without its status", "rm $0/containers/*/status"),
+        ("an empty status", "for status in $0/containers/*/status; do : >$status; done"),
+        ("containers and sandboxes without their directories", "rm -r $0/containers/* $0/sandboxes/*"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
+        let holder = Container::idle(&[&volume.mount()], &["sleep", "infinity"]);
+        holder.exec(&["sh", "-ec", damage, CRI]).ok();
+        drop(holder);
+        cluster.container.start();
+        cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("{what}: {why}"));
+        for tag in 0..=number {
+            cluster.inner_docker(&["run", "--rm", &format!("since:{tag}"), "true"]).ok();
+        }
+        built(&(number + 1).to_string());
+        let of_docker = cluster.inner_docker(&["ps", "--all", "--format", "{{.Names}}"]).ok();
+        assert!(of_docker.lines().any(|name| name == "of-docker"), "{what}: Docker's own containers are kept: {of_docker}");
+    }
+    cluster.kubectl(&["run", "of-kubelet", "--image=since:0"]).ok();
+    cluster.wait_for_pod(&["of-kubelet"]);
 }
 
 /// With an init of Docker's own as PID 1, ours is a subreaper, and ends in order all the same.

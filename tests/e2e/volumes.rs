@@ -1,8 +1,10 @@
 //! A volume on /var/lib/docker that is not as a new one: used, or refused with a line that says why.
 
-use crate::cluster::Cluster;
-use crate::engine::{docker, tools, Container, Volume};
+use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT};
+use crate::engine::{docker, tools, Container, Volume, BUSYBOX};
+use crate::process::wait_for;
 use crate::refusals::{assert_says, refused, refused_again};
+use crate::watch::Watch;
 
 const STORE: &str = "/var/lib/docker/kind/containerd";
 
@@ -25,6 +27,62 @@ fn a_volume_of_another_image_is_refused_and_left_as_it_is() {
     let mount = volume.mount();
     assert_says(&refused(&["--privileged", &mount]), &["another image", "other-bake", &tools().bake, "empty volume"]);
     assert_eq!(holder.exec(&all).ok(), before);
+}
+
+/// What a claim of the first container's pods holds was gone when the second one had started.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_volume_in_use_is_refused_and_whoever_uses_it_notices_nothing() {
+    let volume = Volume::create("shared", &[]);
+    let mount = volume.mount();
+    let first = Cluster::ready(&[&mount]);
+    first.build("since:1", "built since").ok();
+    first.apply(&format!(
+        "
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: data}}
+spec:
+  accessModes: [ReadWriteOnce]
+  resources: {{requests: {{storage: 10Mi}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: writer}}
+spec:
+  containers:
+  - name: writer
+    image: {BUSYBOX}
+    command: [sh, -c, 'echo kept >/data/file && exec sleep 3600']
+    volumeMounts: [{{name: data, mountPath: /data}}]
+  volumes:
+  - name: data
+    persistentVolumeClaim: {{claimName: data}}
+"
+    ));
+    first.wait_for_pod(&["writer"]);
+    let read = || first.in_pod("writer", &["cat", "/data/file"]).stdout;
+    wait_for("what the pod writes", LIMIT, || (read() == "kept\n").then_some(()));
+
+    let watches = [DOCKER_READY, KUBERNETES_READY].map(|state| Watch::new(&first, state));
+    // Twice: the first one who is refused leaves nothing behind either. And as whoever mounts it by another way.
+    let volumes_from = format!("--volumes-from={}", first.container.id);
+    for arguments in [["--privileged", &mount], ["--privileged", &mount], ["--privileged", &volumes_from]] {
+        assert_says(&refused(&arguments), &["/var/lib/docker is in use by another container", "volume of its own"]);
+    }
+    assert_eq!(read(), "kept\n");
+    assert!(!watches.iter().any(Watch::was_lost), "the first one lost its readiness");
+    assert_eq!(first.field("pod/writer", "{.status.containerStatuses[0].restartCount}"), "0");
+    first.inner_docker(&["run", "--rm", "since:1", "true"]).ok();
+    drop(watches);
+
+    // Whoever is killed leaves no lock behind, and neither does one that is restarted.
+    docker(&["kill", "--signal", "KILL", &first.container.id]).ok();
+    let second = Cluster::ready(&[&mount]);
+    second.inner_docker(&["run", "--rm", "since:1", "true"]).ok();
+    assert_says(&refused_again(&first.container), &["in use by another container"]);
+    docker(&["restart", "--time", "0", &second.container.id]).ok();
+    second.wait_until_ready();
 }
 
 #[test]
