@@ -87,26 +87,13 @@ fn a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows() {
     cluster.wait_for_pod(&["afterwards"]);
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready() {
-    let daemons = ["containerd", "dockerd", "kubelet"].map(|daemon| ("process", daemon));
-    for (victim, process) in daemons.into_iter().chain(VICTIMS) {
-        let cluster = Cluster::start(&[]);
-        kill_at_once(&cluster, victim, process);
-        let ready = cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("{victim} {process} was killed in the boot: {why}"));
-        println!("{victim} {process} was killed in the boot: ready {:.1} s later", ready.as_secs_f64());
-        cluster.kubectl(&["get", "nodes"]).ok();
-    }
-}
-
 /// The containers that the API server names of a baked pod.
 fn containers(cluster: &Cluster, process: &str) -> Vec<String> {
     let pods = wait_for("the list of pods", LIMIT, || Api::new(cluster).baked_pods());
     pods.into_iter().filter(|pod| pod.name.contains(process)).flat_map(|pod| pod.containers).collect()
 }
 
-const VICTIMS: [(&str, &str); 5] =
+pub const VICTIMS: [(&str, &str); 5] =
     [("process", "kube-apiserver"), ("process", "etcd"), ("shim", "kube-proxy"), ("shim", "etcd"), ("shim", "kube-apiserver")];
 
 /// Waits until the cluster stays ready: kubelet reports a restarted pod in several steps, and in between the pod is
@@ -122,7 +109,7 @@ fn wait_until_stable(cluster: &Cluster) {
 }
 
 /// Kills a process, or the shim that is its parent, as soon as it exists.
-fn kill_at_once(cluster: &Cluster, victim: &str, process: &str) {
+pub fn kill_at_once(cluster: &Cluster, victim: &str, process: &str) {
     // The fourth field of proc_pid_stat(5) is the parent.
     let script = r#"
         until pid=$(pgrep -o -x "$2"); do sleep 0.02; done

@@ -45,7 +45,9 @@ fn is_anothers(what: &str, build: u32) -> bool {
 /// Starts a build, and sends it `signal` as soon as it has said `moment`.
 fn interrupt(arguments: &[&str], moment: &str, signal: Signal, step: &str) {
     let cache = session().dir.join("cache");
-    let mut command = Command::new(build_sh());
+    // Under nohup SIGHUP is ignored, and a shell cannot trap a signal that it was started to ignore.
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(build_sh());
     with_lab_images(&mut command).args(arguments).env("TMPDIR", &session().dir);
     if moment == COMPILING {
         // Where the init was compiled already, it is not again.
@@ -70,15 +72,11 @@ fn interrupt(arguments: &[&str], moment: &str, signal: Signal, step: &str) {
     let last = said.lines().last().unwrap_or_default();
     // What was under way may have written half a line before.
     assert!(last.contains("build: interrupted while ") && last.contains(step), "at `{moment}`:\n{said}");
-    // What the engine was asked for just before may show up a moment later.
+    // What the engine was asked for just before may show up a moment later, and other tests' volumes take a moment to go.
     let _ = std::fs::remove_dir_all(&cache);
     let ours = |what: &&String| !is_anothers(what, build.id());
     let left = || inventory().difference(&before).filter(ours).cloned().collect::<Vec<_>>();
-    assert!(
-        poll(Duration::from_secs(3), || left().is_empty().then_some(())).is_some(),
-        "at `{moment}`, left behind: {:#?}\n{said}",
-        left()
-    );
+    assert!(poll(LIMIT, || left().is_empty().then_some(())).is_some(), "at `{moment}`, left behind: {:#?}\n{said}", left());
 }
 
 #[test]

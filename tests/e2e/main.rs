@@ -10,6 +10,9 @@
 //! run. Nothing depends on its version of Kubernetes: the tests take kubectl, the init and the list of baked pods
 //! from it. `DEBIAN_IMAGE` and `DOCKER_IMAGE` are passed on to `build.sh`.
 //!
+//! `.ci/run` runs several processes of them at a time. A test that limits how long something may take belongs in a
+//! module of its list `timed`: those run alone.
+//!
 //! Tests that change nothing share a cluster; the others start their own, and remove it. Even if the test process is
 //! killed, everything that it has created is removed (`engine`).
 #![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]

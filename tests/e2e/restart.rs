@@ -70,3 +70,19 @@ fn a_stop_in_the_middle_of_the_boot_is_orderly_too() {
     wait_for("docker-ready", LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
     stop(&cluster);
 }
+
+/// With an init of Docker's own as PID 1, ours is a subreaper, and ends in order all the same.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn beside_dockers_own_init_it_boots_reaps_and_stops_in_order() {
+    let cluster = Cluster::ready(&["--init"]);
+    let parents = cluster.container.exec(&["sh", "-c", "pgrep -x kind; pgrep -P $(pgrep -x kind) | wc -l; pgrep -P 1 | wc -l"]).ok();
+    let lines: Vec<&str> = parents.lines().collect();
+    assert!(lines[0] != "1", "{parents}");
+    assert!(lines[1].parse::<u32>().is_ok_and(|children| children > 5), "daemons and shims are its children: {parents}");
+    assert_eq!(lines[2], "1", "nobody but ours is the init's: {parents}");
+    let began = Instant::now();
+    docker(&["stop", &cluster.container.id]).ok();
+    assert!(began.elapsed() < STOP_LIMIT, "docker stop took {:.1} s", began.elapsed().as_secs_f64());
+    assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "0");
+}
