@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::dockerd::{Dockerd, Fault};
-use common::node::{plainly, Container, Running};
+use common::node::{without_namespaces, Container, Running};
 use common::{children, namespaces, process, signal_masks, wait_for, Namespaces, TempDir, KIND, LIMIT};
 use nix::sys::signal::Signal;
 
@@ -84,7 +84,7 @@ fn an_engine_that_is_not_root_is_refused_at_once() {
     if namespaces(Namespaces::User).is_none() || !works.is_ok_and(|status| status.success()) {
         return;
     }
-    let mut kind = plainly(&dir, &unshare);
+    let mut kind = without_namespaces(&dir, &unshare);
     assert_eq!(kind.wait(LIMIT), 1);
     let said = kind.stderr();
     assert!(said.lines().count() == 1 && said.contains("rootless") && said.contains("--userns=host"), "{said}");
