@@ -6,6 +6,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use common::dockerd::{Dockerd, Fault};
@@ -130,6 +131,58 @@ fn what_an_earlier_start_left_is_not_believed() {
     dockerd.wait_for_note("ping");
     assert!(!container.root.read("var/log/kind/dockerd.log").contains("earlier"));
     dockerd.mend(Fault::Mute);
+    container.wait_for_status("docker-ready", 200);
+}
+
+/// A socket of another engine, which notes whatever it is asked.
+fn other_engine(path: &std::path::Path) -> std::sync::mpsc::Receiver<String> {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let listener = UnixListener::bind(path).unwrap();
+    let (sender, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = [0; 512];
+            let length = client.read(&mut request).unwrap_or(0);
+            let _ = sender.send(String::from_utf8_lossy(&request[..length]).into_owned());
+            let _ = client.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nOK");
+        }
+    });
+    asked
+}
+
+/// `-v /var/run/docker.sock:/var/run/docker.sock`, which a runner may give to every container of a job.
+#[test]
+fn a_socket_of_another_engine_is_refused_before_it_is_asked_anything() {
+    for is_mounted in [true, false] {
+        let Some(mut container) = Container::new() else { return };
+        Dockerd::install(&container);
+        let asked = if is_mounted {
+            container.before = "mkdir -p $KIND_ROOT/var/run && echo >$KIND_ROOT/var/run/docker.sock && \
+                                mount --bind $KIND_ROOT/host/docker.sock $KIND_ROOT/var/run/docker.sock;"
+                .into();
+            other_engine(&container.root.join("host/docker.sock"))
+        } else {
+            // A whole directory of the host's has it too.
+            other_engine(&container.root.join("var/run/docker.sock"))
+        };
+        let mut kind = container.start(&["run"]);
+        assert_eq!(kind.wait(LIMIT), 1, "mounted: {is_mounted}");
+        let errors: Vec<String> = kind.stderr().lines().filter(|line| line.starts_with("ERROR")).map(str::to_string).collect();
+        assert!(errors.len() == 1 && errors[0].contains("docker.sock is another Docker's"), "{errors:?}");
+        let asked: Vec<String> = asked.try_iter().filter(|request| !request.is_empty()).collect();
+        assert!(asked.is_empty() && !container.root.join("var/kind/docker-ready").exists(), "{asked:?}");
+    }
+}
+
+/// What a kill leaves is a file without anybody behind it.
+#[test]
+fn a_socket_that_nobody_serves_any_more_is_replaced() {
+    let Some(container) = Container::new() else { return };
+    Dockerd::install(&container);
+    let path = container.root.join("var/run/docker.sock");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    drop(UnixListener::bind(&path).unwrap());
+    let _kind = container.start(&["run"]);
     container.wait_for_status("docker-ready", 200);
 }
 

@@ -8,8 +8,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::dockerd::{Dockerd, Fault};
 use common::node::{Container, Running, FILES_PORT};
 use common::{parse_answer, raw, request, TempDir, LIMIT};
 use nix::sys::stat::Mode;
@@ -123,6 +124,64 @@ fn what_is_no_regular_file_is_not_served_and_blocks_nobody() {
     std::fs::create_dir(container.root.join("var/kind/client.crt")).unwrap();
     nix::unistd::mkfifo(&container.root.join("var/kind/client.key"), Mode::S_IRWXU).unwrap();
     assert_eq!((container.get("client.crt").0, container.get("client.key").0), (404, 404));
+}
+
+/// Not a test: what the script `dockerd` of the tests below becomes.
+#[test]
+#[ignore = "the stand-in for dockerd, which the other tests start"]
+fn the_stand_in_for_dockerd() {
+    common::dockerd::run_if_asked();
+}
+
+#[test]
+fn a_request_is_held_until_its_file_is_there() {
+    let Some(container) = Container::new() else { return };
+    let dockerd = Dockerd::install(&container);
+    dockerd.tell(Fault::Mute);
+    let _kind = container.start(&["run"]);
+    dockerd.wait_for_note("ping");
+    let (asked, answered) = (Instant::now(), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            container.network.within(|| {
+                let mut client = TcpStream::connect(("127.0.0.1", FILES_PORT)).unwrap();
+                client.write_all(b"GET /docker-ready?wait=600 HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+                client.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+                assert!(client.read(&mut [0]).is_err(), "it is answered before there is anything to say");
+                answered.wait();
+                client.set_read_timeout(Some(LIMIT)).unwrap();
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).unwrap();
+                parse_answer(&answer)
+            })
+        });
+        answered.wait();
+        // Nobody else waits for it.
+        assert_eq!(container.get("docker-ready").0, 404);
+        dockerd.mend(Fault::Mute);
+        assert_eq!(held.join().unwrap(), (200, "ready\n".into()));
+    });
+    println!("held for {:.1} s", asked.elapsed().as_secs_f64());
+    // What is there needs no time, and neither does what is no file or no time.
+    for (target, status) in
+        [("docker-ready?wait=600", 200), ("nothing?wait=600", 404), ("docker-ready?wait=601", 400), ("config?wait=x", 400)]
+    {
+        assert_eq!(container.get(target).0, status, "{target}");
+    }
+    let began = Instant::now();
+    assert_eq!(container.get("kubernetes-ready?wait=1"), (404, "not yet\n".into()));
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn a_request_that_is_held_hears_of_a_failure_at_once() {
+    let Some(container) = Container::new() else { return };
+    Dockerd::install(&container).tell(Fault::Dying);
+    let _kind = container.start(&["run"]);
+    let (status, why) = container.get("docker-ready?wait=600");
+    assert!(status == 503 && why.contains("dockerd ended with status 3") && why == container.get("failed").1, "{status}: {why}");
+    assert_eq!(container.get("docker-ready").0, 404, "who does not wait is answered as ever");
+    assert_eq!(request(FILES_PORT, "HEAD", "/docker-ready?wait=5").unwrap(), (503, String::new()));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::dockerd::{Dockerd, Fault};
 use common::node::{Container, Running, FILES_PORT};
 use common::{parse_answer, raw, request, wait_for, LIMIT};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -140,6 +141,66 @@ fn more_clients_than_there_is_room_for_are_closed_and_not_kept_waiting() {
     println!("{refused} of 600 silent clients were closed at once, memory {} KiB", memory_peak(kind.pid()));
     // The others are closed when they have said nothing for too long, and then there is room again.
     wait_for("an answer", LIMIT, || container.get_now("docker-ready").filter(|(status, _)| *status == 200));
+    assert!(memory_peak(kind.pid()) < MEMORY_LIMIT);
+}
+
+/// Not a test: what the script `dockerd` of the test below becomes.
+#[test]
+#[ignore = "the stand-in for dockerd, which the other test starts"]
+fn the_stand_in_for_dockerd() {
+    common::dockerd::run_if_asked();
+}
+
+/// More than may be held, and fewer than there is room for.
+const WAITING: usize = 300;
+const MAX_HELD: usize = 256;
+
+fn cpu_ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn clients_that_are_held_cost_nothing_and_leave_room_for_others() {
+    let Some(container) = Container::new() else { return };
+    let dockerd = Dockerd::install(&container);
+    dockerd.tell(Fault::Held);
+    let kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 404);
+    let before = threads(kind.pid());
+    let wait = || {
+        let mut client = connect(FILES_PORT);
+        client.write_all(b"GET /docker-ready?wait=600 HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        client
+    };
+    // Those that vanish are not held for ten minutes.
+    (0..WAITING).map(|_| wait()).collect::<Vec<_>>().into_iter().enumerate().for_each(|(number, client)| {
+        if number % 2 == 0 {
+            vanish(client);
+        }
+    });
+    wait_for("as many threads as before", LIMIT, || (threads(kind.pid()) <= before).then_some(()));
+
+    let mut clients: Vec<TcpStream> = (0..WAITING).map(|_| wait()).collect();
+    let held = || threads(kind.pid()).saturating_sub(before);
+    wait_for("the others are answered at once", LIMIT, || (held() == MAX_HELD).then_some(()));
+    assert_eq!(request(FILES_PORT, "GET", "/docker-ready").unwrap().0, 404);
+    let ticks = cpu_ticks(kind.pid());
+    thread::sleep(Duration::from_secs(3));
+    let ticks = cpu_ticks(kind.pid()) - ticks;
+    println!("{MAX_HELD} held clients: {ticks} ticks of the processor in 3 s, memory {} KiB", memory_peak(kind.pid()));
+    assert!(ticks <= 10 && held() == MAX_HELD, "{ticks} ticks, {} held", held());
+
+    dockerd.mend(Fault::Held);
+    let answers = clients.iter_mut().map(|client| {
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        parse_answer(&answer).0
+    });
+    let answers: Vec<u16> = answers.collect();
+    let count = |status| answers.iter().filter(|answer| **answer == status).count();
+    assert_eq!((count(200), count(404)), (MAX_HELD, WAITING - MAX_HELD));
     assert!(memory_peak(kind.pid()) < MEMORY_LIMIT);
 }
 

@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::dockerd::{Dockerd, Fault};
-use common::node::{Container, Running};
-use common::{children, process, signal_masks, wait_for, LIMIT};
+use common::node::{without_namespaces, Container, Running};
+use common::{children, namespaces, process, signal_masks, wait_for, Namespaces, TempDir, KIND, LIMIT};
 use nix::sys::signal::Signal;
 
 /// Not a test: the `dockerd` script of the tests below execs it.
@@ -72,6 +72,22 @@ fn without_the_init_everything_is_inherited() {
     let found = inherited(sleep.pid());
     assert!(found.masks.iter().all(|mask| *mask != 0), "{:x?}", found.masks);
     assert!(found.directory == "/proc" && found.descriptors.contains_key(&7), "{} {:?}", found.directory, found.descriptors);
+}
+
+/// As a rootless engine, or one with userns-remap, starts a privileged container.
+#[test]
+fn an_engine_that_is_not_root_is_refused_at_once() {
+    let dir = TempDir::new();
+    // As root too, so that the users are others than the machine's.
+    let unshare = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount", "--mount-proc", KIND, "run"];
+    let works = std::process::Command::new("unshare").args(["--user", "--map-root-user", "true"]).status();
+    if namespaces(Namespaces::User).is_none() || !works.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let mut kind = without_namespaces(&dir, &unshare);
+    assert_eq!(kind.wait(LIMIT), 1);
+    let said = kind.stderr();
+    assert!(said.lines().count() == 1 && said.contains("rootless") && said.contains("--userns=host"), "{said}");
 }
 
 /// The numbers of the signals that stop a node in order.

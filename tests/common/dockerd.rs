@@ -25,7 +25,7 @@ const ARGUMENTS: &str = "TEST_DOCKERD_ARGUMENTS";
 const ENTRY: &str = "the_stand_in_for_dockerd";
 
 /// The environment variables that it records.
-const NOTED: [&str; 10] = [
+const NOTED: [&str; 11] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "KIND_TEST",
@@ -33,6 +33,7 @@ const NOTED: [&str; 10] = [
     "DOCKER_TLS_VERIFY",
     "DOCKER_CERT_PATH",
     "DOCKER_DRIVER",
+    "DOCKER_MIN_API_VERSION",
     "HTTPS_PROXY",
     "PATH",
     "container",
