@@ -126,8 +126,8 @@ pub fn remove_pod_containers() -> Result<usize> {
     Ok(ids.len())
 }
 
-/// Deletes what keeps layers and blobs that no image and no container names, in every namespace: BuildKit keeps the
-/// history of its builds in one of its own. Nobody uses them any more.
+/// Deletes every lease, which would keep layers and blobs that no image and no container uses. In every namespace,
+/// because BuildKit keeps the history of its builds in one of its own. Nothing may be using them any more.
 pub fn delete_leases() -> Result<()> {
     for namespace in ctr(&["namespaces", "ls", "--quiet"])?.lines().map(str::trim) {
         let list = ctr_in(namespace, &["leases", "ls", "--quiet"])?;
