@@ -36,6 +36,8 @@ pub struct Metadata {
     pub uid: String,
     pub resource_version: String,
     pub generation: u64,
+    /// `null` in kubelet's own list of pods.
+    #[serde(deserialize_with = "null_is_empty")]
     pub creation_timestamp: String,
     pub deletion_timestamp: Option<String>,
     #[serde(deserialize_with = "null_is_empty")]
@@ -229,7 +231,7 @@ mod tests {
     fn missing_and_null_fields_are_empty_and_unknown_ones_are_skipped() {
         let list: List<Pod> = serde_json::from_str(r#"{"metadata": {"resourceVersion": "7"}, "items": null}"#).unwrap();
         assert_eq!((list.metadata.resource_version.as_str(), list.items.len()), ("7", 0));
-        let pod = r#"{"metadata": {"name": "a", "managedFields": [1]}, "status": {"conditions": null, "podIP": "1.2.3.4"}}"#;
+        let pod = r#"{"metadata": {"name": "a", "creationTimestamp": null, "managedFields": [1]}, "status": {"conditions": null, "podIP": "1.2.3.4"}}"#;
         let pod: Pod = serde_json::from_str(pod).unwrap();
         assert_eq!((pod.metadata.full_name().as_str(), pod.status.conditions.len()), ("/a", 0));
         assert!(serde_json::from_str::<Pod>("7").is_err());
