@@ -85,8 +85,8 @@ sha256() {
   if command -v sha256sum >/dev/null; then sha256sum "$@"; else shasum -a 256 "$@"; fi
 }
 
-# keep FILE CACHED: moves a file into the cache. Renamed in one step, so that the cache never holds half a file,
-# whoever else looks there and wherever this is interrupted; $work may be on another file system.
+# keep FILE CACHED: moves a file into the cache. $work may be on another file system, so it is copied under another
+# name and then renamed: the cache never holds half a file, even for another build or after an interruption.
 keep() {
   temporary_file=$2.$id
   mkdir -p "${2%/*}"

@@ -1,5 +1,5 @@
-//! Clears what a bbolt database does not use any more: containerd's holds, in the pages that are free now, the
-//! environment of every container that there has been. (Format: bbolt's page.go, bucket.go and meta.go.)
+//! Overwrites the free pages of a bbolt database. In containerd's, they still hold the environment of containers
+//! that are long gone. (Format: bbolt's page.go, bucket.go and meta.go.)
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 const MAGIC: u32 = 0xED0C_DAED;
 const VERSION: u32 = 2;
-/// Sizes in bytes, and where the fields of a meta page lie behind its header.
+/// Sizes in bytes, and offsets of a meta page's fields from the end of its header.
 const PAGE_HEADER: usize = 16;
 const ELEMENT: usize = 16;
 const META: usize = 56;
@@ -16,15 +16,15 @@ const META_PAGE_SIZE: usize = 8;
 const META_ROOT: usize = 16;
 const META_FREELIST: usize = 32;
 const META_TRANSACTION: usize = 48;
-/// Flags of pages, and of the elements of a leaf that are buckets.
+/// Flags of pages, and of a leaf's elements that are buckets.
 const BRANCH: u16 = 1;
 const LEAF: u16 = 2;
 const BUCKET: u32 = 1;
 
-/// Overwrites every page that no key and no bucket is in. Nobody has the database open.
+/// Overwrites every page that holds no key and no bucket. The database must not be open anywhere.
 pub fn clear_free_pages(path: &Path) -> Result<()> {
     let mut bytes = fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
-    clear(&mut bytes).ok_or_else(|| Error::new(format!("{} is no database that is whole", path.display())))?;
+    clear(&mut bytes).ok_or_else(|| Error::new(format!("{} is damaged, or is not a bbolt database", path.display())))?;
     fs::write(path, bytes).map_err(|cause| Error::io("write", path, cause))
 }
 
@@ -33,7 +33,7 @@ fn clear(bytes: &mut [u8]) -> Option<()> {
     pages.used.resize(bytes.len().div_ceil(pages.size), false);
     let meta = newest_meta(bytes, pages.size)?;
     pages.used[..2].fill(true);
-    // containerd has no list of free pages written.
+    // The list of free pages, which containerd's databases do not have.
     match number(meta, META_FREELIST)? {
         u64::MAX => {}
         list => pages.mark(list).map(drop)?,
@@ -50,7 +50,7 @@ fn page_size(bytes: &[u8]) -> Option<usize> {
     (size.is_power_of_two() && size >= 512 && bytes.len() >= 2 * size).then_some(size)
 }
 
-/// Two meta pages take turns: the one that was written last and whole counts.
+/// The two meta pages are written in turn: the later one that is complete counts.
 fn newest_meta(bytes: &[u8], size: usize) -> Option<&[u8]> {
     let meta = |page: usize| bytes.get(page * size + PAGE_HEADER..)?.get(..META + 8);
     let is_whole =
@@ -65,18 +65,18 @@ struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Marks a page with those that it runs on into, and returns all of it.
+    /// Marks a page and its overflow pages as used, and returns them.
     fn mark(&mut self, id: u64) -> Option<&'a [u8]> {
         let (id, start) = (usize::try_from(id).ok()?, usize::try_from(id).ok()?.checked_mul(self.size)?);
         let more = word(self.bytes.get(start..)?, 12)? as usize;
         let used = self.used.get_mut(id..=id.checked_add(more)?)?;
-        // A page that is named twice is a sign of damage, and might go round in circles.
+        // A second reference means damage, and could be a cycle.
         used.iter().all(|used| !used).then_some(())?;
         used.fill(true);
         self.bytes.get(start..start + (more + 1) * self.size)
     }
 
-    /// Marks a page and all below it.
+    /// Marks a page and everything below it as used.
     fn walk(&mut self, id: u64) -> Option<()> {
         let page = self.mark(id)?;
         let (flags, count) = (half(page, 8)?, half(page, 10)? as usize);
@@ -86,7 +86,7 @@ impl<'a> Pages<'a> {
                 BRANCH => self.walk(number(element, 8)?)?,
                 LEAF if word(element, 0)? & BUCKET != 0 => {
                     let value = word(element, 4)? as usize + word(element, 8)? as usize;
-                    // The small ones lie within their element.
+                    // A small bucket has no page of its own, and its root is 0.
                     match number(element, value)? {
                         0 => {}
                         root => self.walk(root)?,

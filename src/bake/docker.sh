@@ -1,17 +1,17 @@
 #!/bin/sh
-# Goes before the real docker in the scripts' PATH. Whoever bakes from a bundle has no registry: what is
-# there is not pulled again, and a login that fails is no reason to stop when nothing is left to pull.
+# Comes before the real docker in the scripts' PATH. A bake from a bundle may have no registry: an image that is
+# there is not pulled again, and a failed login is no reason to stop if there is nothing left to pull.
 real=/usr/local/bin/docker
 
-# is_there IMAGE PLATFORM: for any platform where none is named.
+# is_there IMAGE PLATFORM: if PLATFORM is empty, any will do.
 is_there() {
-  # From Docker 28.1 an image can be asked for each of its platforms.
+  # From Docker 28.1 one can ask whether an image has a platform.
   [ -z "$2" ] || ! "$real" image inspect --platform "$2" "$1" >/dev/null 2>&1 || return 0
   have=$("$real" image inspect --format '{{.Os}}/{{.Architecture}}/{{.Variant}}' "$1" 2>/dev/null) || return 1
   case $have/ in "${2:-$have}"/*) ;; *) return 1 ;; esac
 }
 
-# is_satisfied ARGUMENT...: whether this is a pull of what is there, and it has been said.
+# is_satisfied ARGUMENT...: whether this is a pull of an image that is there. If so, it prints what a pull would.
 is_satisfied() {
   [ "$1" != image ] || shift
   [ "$1" = pull ] || return 1
@@ -37,12 +37,12 @@ is_satisfied() {
   [ -n "$image" ] || return 1
   case $platform in '' | */*) ;; *) platform=linux/$platform ;; esac
   if [ -n "$every" ]; then
-    # Which tags a registry has, only a bundle that is complete knows.
+    # Only a complete bundle is known to have all of the tags.
     [ -n "$KIND_BUNDLE_COMPLETE" ] && [ -n "$("$real" image ls --quiet "$image")" ] || return 1
   else
     is_there "$image" "$platform" || return 1
   fi
-  # Quiet, docker writes the name alone, which scripts go on with.
+  # With --quiet docker prints only the name, which scripts may use.
   [ -n "$quiet" ] && echo "$image" || echo "$image is there already"
 }
 

@@ -1,5 +1,6 @@
-//! Nothing that was deleted stays in the baked etcd: it keeps old revisions, its database the pages that are
-//! free now, and its log every write. A snapshot of what is there, restored, is new data without any of it.
+//! Removes deleted objects, such as a Secret, from the baked etcd for good. etcd keeps old revisions, its database
+//! keeps the contents of free pages, and its write-ahead log keeps every write. A snapshot of the current state,
+//! restored into a new data directory, has none of it.
 
 use std::cell::Cell;
 use std::fs;
@@ -11,16 +12,16 @@ use crate::config::{ETCD_DIR, PKI_DIR, STATIC_POD_DIR};
 use crate::daemons::containerd::ctr;
 use crate::error::{Error, Result};
 
-/// Below etcd's data directory, which its container sees under the same path.
+/// In etcd's data directory, which has the same path in its container.
 const SNAPSHOT: &str = "snapshot.db";
 const RESTORED: &str = "restored";
 const MEMBER: &str = "member";
-/// What new data needs to fit the static pod that kubeadm has written, as options of etcd and of the tools alike.
+/// What the new data must have in common with the static pod that kubeadm wrote: options of both etcd and the tools.
 const MEMBERSHIP: [&str; 3] = ["name", "initial-cluster", "initial-advertise-peer-urls"];
-/// The tools that restore: from 3.6 etcdctl only saves, and before 3.5 there is no etcdutl.
+/// The tools that can restore: from 3.6 etcdctl can only save, and before 3.5 there is no etcdutl.
 const RESTORERS: [&str; 2] = ["etcdutl", "etcdctl"];
 
-/// Etcd's container, in which its image's tools are run.
+/// etcd's running container, in which the tools of its image are run.
 pub struct Etcd<'a> {
     container: &'a str,
     executions: Cell<u32>,
@@ -31,15 +32,16 @@ impl Etcd<'_> {
         Etcd { container, executions: Cell::new(0) }
     }
 
-    /// Writes what etcd holds now beside its data, while it runs and nobody else writes.
+    /// Restores the current state into a new directory next to the data. Nothing else may write to etcd meanwhile.
     pub fn rewrite(&self) -> Result<()> {
         let Some(restorer) = RESTORERS.into_iter().find(|tool| self.restores(tool)) else {
-            log::warn!(target: "bake", "what the hooks have deleted in the cluster, such as a Secret, can still be found in the image: etcd's image has no etcdctl and etcdutl");
+            log::warn!(target: "bake", "objects that were deleted in the cluster, such as a Secret, can still be found in the image, because etcd's image has no etcdctl or etcdutl");
             return Ok(());
         };
         let path = |name: &str| format!("{ETCD_DIR}/{name}");
         let revision = self.client(&["endpoint", "status", "--write-out=json"])?;
-        let revision = revision_in(&revision).ok_or_else(|| Error::new(format!("etcdctl names no revision: {revision}")))?;
+        let revision =
+            revision_in(&revision).ok_or_else(|| Error::new(format!("`etcdctl endpoint status` names no revision: {revision}")))?;
         self.client(&["compact", "--physical", &revision.to_string()])?;
         self.client(&["defrag"])?;
         self.client(&["snapshot", "save", &path(SNAPSHOT)])?;
@@ -53,18 +55,18 @@ impl Etcd<'_> {
     }
 
     fn restores(&self, tool: &str) -> bool {
-        // Those that know no such command show the one above it.
+        // A tool without this command prints the help of the one above it.
         self.run(&[tool, "snapshot", "restore", "--help"]).is_ok_and(|help| help.contains("--data-dir"))
     }
 
     fn client(&self, arguments: &[&str]) -> Result<String> {
         let pki = format!("{PKI_DIR}/etcd");
-        let (authority, certificate, key) = (
+        let (ca, certificate, key) = (
             format!("--cacert={pki}/ca.crt"),
             format!("--cert={pki}/healthcheck-client.crt"),
             format!("--key={pki}/healthcheck-client.key"),
         );
-        let access = ["etcdctl", "--endpoints=https://127.0.0.1:2379", &authority, &certificate, &key];
+        let access = ["etcdctl", "--endpoints=https://127.0.0.1:2379", &ca, &certificate, &key];
         self.run(&[access.as_slice(), arguments].concat())
     }
 
@@ -75,7 +77,7 @@ impl Etcd<'_> {
     }
 }
 
-/// Puts the new data in the place of the old, where there is some. Etcd has ended.
+/// Replaces the old data by the new, if there is any. etcd has stopped.
 pub fn adopt() -> Result<()> {
     let (restored, member) = (Path::new(ETCD_DIR).join(RESTORED), Path::new(ETCD_DIR).join(MEMBER));
     if !restored.exists() {
@@ -86,7 +88,7 @@ pub fn adopt() -> Result<()> {
     fs::remove_dir_all(&restored).map_err(|cause| Error::io("remove", &restored, cause))
 }
 
-/// The newest revision, in what `etcdctl endpoint status` says.
+/// The current revision, from the output of `etcdctl endpoint status`.
 fn revision_in(status: &str) -> Option<u64> {
     serde_json::from_str::<Value>(status).ok()?.pointer("/0/Status/header/revision")?.as_u64()
 }
@@ -95,7 +97,7 @@ fn revision_in(status: &str) -> Option<u64> {
 fn option(manifest: &str, name: &str) -> Result<String> {
     let flag = format!("--{name}=");
     let found = manifest.lines().map(|line| line.trim().trim_start_matches("- ")).find(|line| line.starts_with(&flag));
-    found.map(str::to_string).ok_or_else(|| Error::new(format!("the static pod of etcd has no {flag}")))
+    found.map(str::to_string).ok_or_else(|| Error::new(format!("etcd's static pod has no option {flag}")))
 }
 
 #[cfg(test)]

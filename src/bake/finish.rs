@@ -78,7 +78,7 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     }
     // Images that hooks have built over are kept by no other name than CRI's.
     image_names::tidy()?;
-    // BuildKit's cache: dockerd holds it by leases, which outlive dockerd and go with nothing but its own state.
+    // BuildKit's cache would stay: dockerd holds it with leases, which outlast dockerd.
     STOP_ORDER.iter().filter(|step| step.daemon == DOCKERD).for_each(|step| stop::stop_daemon(init, step));
     containerd::delete_leases()?;
     containerd::collect_garbage()?;

@@ -1,5 +1,5 @@
-//! What the user's scripts leave in their home and in temporary folders: logins, caches, downloads. It lies on
-//! the volume, which the commit leaves out, so that even tools with fixed paths leave nothing in the image.
+//! Keeps what the user's scripts leave in their home and in temporary directories (logins, caches, downloads) out of
+//! the image. Those directories are on the volume, which a commit leaves out, so this covers tools with fixed paths too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,16 +12,16 @@ use crate::supervisor::reaper;
 const HOME: &str = "/root";
 const TMP: &str = "/tmp";
 const APART: [&str; 3] = [HOME, TMP, "/var/tmp"];
-/// Where the volume has them.
+/// Where they are on the volume.
 const FOLDER: &str = "hooks";
-/// Left by our own commands.
+/// What our own commands leave there.
 const OURS: [&str; 4] = ["/root/.docker", "/root/.kube", "/root/.cache", "/tmp/hostpath_pv"];
 
-/// The folders, and what they had in them before the scripts ran.
+/// What was in the directories before the scripts ran.
 pub struct Home(Vec<PathBuf>);
 
-/// Puts folders of the volume, with what the image has in them, over those of the image. Before anything else
-/// is mounted below them.
+/// Mounts directories of the volume, with a copy of what the image has in them, over those of the image. This has to
+/// come before anything else is mounted below them.
 pub fn set_apart() -> Result<Home> {
     for target in APART {
         let source = Path::new(VOLUME_DIR).join(FOLDER).join(target.trim_start_matches('/'));
@@ -33,7 +33,7 @@ pub fn set_apart() -> Result<Home> {
     Ok(Home(entries()))
 }
 
-/// What scripts find in their environment, whatever the build's own had: the builder's home is not here.
+/// What the scripts find in their environment, even if the build passes on its own: the builder's home is not here.
 pub fn environment() -> Vec<(&'static str, String)> {
     let variables = [
         ("HOME", HOME),
@@ -48,13 +48,13 @@ pub fn environment() -> Vec<(&'static str, String)> {
 }
 
 impl Home {
-    /// Names what the scripts have made there, for whoever misses it in the image.
+    /// Logs what the scripts have left there, for users who miss it in the image.
     pub fn tell_what_stays_out(&self) {
         let is_ours = |path: &PathBuf| OURS.iter().any(|ours| path == Path::new(ours));
         let made = entries().into_iter().filter(|path| !self.0.contains(path) && !is_ours(path));
         let made: Vec<String> = made.map(|path| path.display().to_string()).collect();
         if !made.is_empty() {
-            log::info!(target: "hook", "not in the image, as a script's home and temporary folders are not: {}", made.join(", "));
+            log::info!(target: "hook", "not in the image, because it is in /root or a temporary directory: {}", made.join(", "));
         }
     }
 }

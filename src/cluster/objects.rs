@@ -36,7 +36,7 @@ pub struct Metadata {
     pub uid: String,
     pub resource_version: String,
     pub generation: u64,
-    /// `null` in kubelet's own list.
+    /// `null` in kubelet's own list of pods.
     #[serde(deserialize_with = "null_is_empty")]
     pub creation_timestamp: String,
     pub deletion_timestamp: Option<String>,

@@ -169,8 +169,8 @@ fn ctr_for(arguments: &[&str], ids: &[String]) -> Result<()> {
     }
 }
 
-/// Deletes what keeps layers and blobs that no image and no container names, in every namespace: BuildKit keeps the
-/// history of its builds in one of its own. Nobody uses them any more.
+/// Deletes every lease, which would keep layers and blobs that no image and no container uses. In every namespace,
+/// because BuildKit keeps the history of its builds in one of its own. Nothing may be using them any more.
 pub fn delete_leases() -> Result<()> {
     for namespace in ctr(&["namespaces", "ls", "--quiet"])?.lines().map(str::trim) {
         let list = ctr_in(namespace, &["leases", "ls", "--quiet"])?;
