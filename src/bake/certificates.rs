@@ -46,6 +46,8 @@ pub fn make_authorities() -> Result<()> {
 pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
     mounts::make_dir(CREDENTIALS_DIR)?;
     let file = |name: &str| format!("{CREDENTIALS_DIR}/{name}");
+    // RSA, as kubeadm's default: Java's fabric8 client reads no other key without a library that few have.
+    openssl::ensure_key(Path::new(&file(CLIENT_KEY)), Keys::Rsa2048, 0o600)?;
     // The group that is allowed everything by the API server itself, whatever its roles say.
     sign("/O=system:masters/CN=kind-admin", "clientAuth", "", &file(CLIENT_KEY), &file(CLIENT_CERT))?;
     let pki = format!("{KUBELET_DIR}/pki");
@@ -60,7 +62,7 @@ pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
     write_secret(&file(CONFIG), &config)
 }
 
-/// A new key and a certificate for it, signed by the cluster's authority.
+/// A new key, where there is none, and a certificate for it, signed by the cluster's authority.
 fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -> Result<()> {
     let usage = format!("extendedKeyUsage={usage}");
     let mut extensions = vec!["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature", &usage];
@@ -68,7 +70,7 @@ fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -
     new_certificate(subject, key, certificate, Some("ca"), &extensions)
 }
 
-/// A new key and a certificate for it, signed by an authority below the pki directory, or by itself.
+/// A new key, where there is none, and a certificate for it, signed by an authority below the pki directory, or by itself.
 fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
     let authority = authority.map(|name| format!("{PKI_DIR}/{name}"));
     let authority = authority.map(|name| (format!("{name}.crt"), format!("{name}.key")));

@@ -133,6 +133,17 @@ fn every_key_in_the_image_is_for_root_alone() {
     }
 }
 
+/// fabric8's client takes a key in PKCS #8 for RSA, and reads others with Bouncy Castle alone
+/// (https://github.com/fabric8io/kubernetes-client/issues/5656).
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_clients_key_is_one_that_java_reads_by_itself() {
+    let container = Container::idle(&[], &["sleep", "infinity"]);
+    let key = container.exec(&["cat", "/kind/credentials/client.key"]).ok();
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"), "it is not PKCS #8");
+    container.exec(&["openssl", "rsa", "-in", "/kind/credentials/client.key", "-noout", "-check"]).ok();
+}
+
 /// The negative control of this file: a certificate of a year and a key that all may read are found.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
