@@ -4,13 +4,17 @@
 
 mod common;
 
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+
+use common::dockerd::Dockerd;
 use common::network::{addresses, ip, Network};
-use common::node::{Container, Running};
+use common::node::{Container, Running, FILES_PORT};
 use common::LIMIT;
 use nix::sys::signal::Signal;
 
 const STATIC_IP: &str = "172.99.99.1";
 const OWN: &str = "10.77.0.2/24";
+const DOCKER_PORT: u16 = 2375;
 
 /// A container with this address to set, and a cable from eth0 to nowhere.
 fn container(static_ip: &str, setup: &[&str]) -> Option<Container> {
@@ -174,4 +178,42 @@ fn what_cannot_be_a_nodes_address_is_refused_by_name() {
         let Some(container) = container(value, &ETH0) else { return };
         refused(&container, &[&format!("STATIC_IP={value}"), why]);
     }
+}
+
+/// Not a test: what the script `dockerd` of the tests below becomes.
+#[test]
+#[ignore = "the stand-in for dockerd, which the other tests start"]
+fn the_stand_in_for_dockerd() {
+    common::dockerd::run_if_asked();
+}
+
+/// Writes a setting of the thread's network namespace, for all of its interfaces.
+fn set(setting: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/ipv6/{setting}"), value).unwrap();
+}
+
+#[test]
+fn the_files_and_docker_are_served_on_ipv6_and_ipv4_whatever_sockets_are_by_default() {
+    for only_ipv6_by_default in ["0", "1"] {
+        let Some(container) = Container::new() else { return };
+        set("bindv6only", only_ipv6_by_default);
+        Dockerd::install(&container);
+        let _kind = container.start(&["run"]);
+        container.wait_for_status("docker-ready", 200);
+        for port in [FILES_PORT, DOCKER_PORT] {
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn where_ipv6_is_disabled_the_files_and_docker_are_served_on_ipv4() {
+    let Some(container) = Container::new() else { return };
+    set("conf/all/disable_ipv6", "1");
+    Dockerd::install(&container);
+    let _kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 200);
+    TcpStream::connect((Ipv6Addr::LOCALHOST, FILES_PORT)).expect_err("the test is void");
+    TcpStream::connect((Ipv4Addr::LOCALHOST, DOCKER_PORT)).unwrap();
 }

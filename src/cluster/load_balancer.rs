@@ -161,7 +161,8 @@ fn decide<'a>(services: &'a [Service], taken: &[Port]) -> Vec<Decision<'a>> {
     let past = services.iter().filter(|service| !is_typed(service) && !ingress_of(service).is_empty());
     let mut decisions: Vec<Decision> = past.map(|service| decision(service, Due::Past)).collect();
     let mut services: Vec<&Service> = services.iter().filter(|service| is_typed(service) && !is_leaving(service)).collect();
-    services.sort_by_key(|service| (service.metadata.creation_timestamp.clone(), service.metadata.full_name()));
+    services
+        .sort_by_key(|service| (service.metadata.creation_timestamp.clone(), ingress_of(service).is_empty(), service.metadata.full_name()));
     let mut owners: Vec<(Port, String)> = taken.iter().map(|port| (port.clone(), "the container itself".to_string())).collect();
     for service in services {
         let ports: Vec<Port> = service.spec.ports.iter().map(|port| (port.protocol.clone(), port.port)).collect();

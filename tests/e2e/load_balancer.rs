@@ -68,6 +68,10 @@ fn a_load_balancer_is_reached_from_outside_and_gives_its_port_back() {
     // The same port again: it is the first one's until that is gone.
     serve(&cluster, "second", "[{port: 800, targetPort: 8080}]");
     wait_for("the log says why", LIMIT, || cluster.container.logs().contains("port 800/TCP is in use by default/balanced").then_some(()));
+    wait_for("the Service says why", LIMIT, || {
+        let described = cluster.kubectl(&["describe", "service", "second"]).ok();
+        (described.contains("PortConflict") && described.contains("port 800/TCP is in use by default/balanced")).then_some(())
+    });
     assert_eq!(address_of(&cluster, "second"), "");
     wait_for_page(&format!("http://{address}:800/"), "balanced\nbuilt\n");
     cluster.kubectl(&["delete", "service", "balanced"]).ok();
