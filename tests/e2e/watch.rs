@@ -77,7 +77,7 @@ impl Watch {
 }
 
 fn losses(container: &str, file: &str) -> usize {
-    docker(&["logs", container]).output().lines().filter(|line| line.ends_with(&format!("{file} no longer holds"))).count()
+    docker(&["logs", container]).output().lines().filter(|line| line.ends_with(&format!("{file} is no longer true"))).count()
 }
 
 impl Drop for Watch {
