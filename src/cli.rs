@@ -30,6 +30,7 @@ Environment:
   DOCKER_TLS_CERTDIR, DOCKER_TLS_SAN, DOCKER_IPTABLES_LEGACY  as in docker:dind
   KIND_LISTEN    where the file server listens (default [::]:10080)
   KIND_LOG       error, warn, info or debug (default info)
+  KIND_READY_TIMEOUT  seconds after which a cluster that is not ready has failed (default 300)
   KIND_API_PORT  the port in /config, when 8443 is published as another one
   KIND_KUBELET_ARGS, KIND_DOCKERD_ARGS
                  more arguments for the daemons, separated by spaces

@@ -102,6 +102,7 @@ pub const STOP_CONTAINERD: Duration = Duration::from_secs(2);
 // names begin with KIND_. A value that cannot be is an error there, and only a warning under an older name.
 pub const LISTEN: &str = "KIND_LISTEN";
 pub const LOG: &str = "KIND_LOG";
+pub const READY_TIMEOUT: &str = "KIND_READY_TIMEOUT";
 pub const PUBLISHED_API_PORT: &str = "KIND_API_PORT";
 pub const KUBELET_ARGS: &str = "KIND_KUBELET_ARGS";
 pub const DOCKERD_ARGS: &str = "KIND_DOCKERD_ARGS";
@@ -112,9 +113,10 @@ pub const REGISTRY_PASSWORD: &str = "KIND_REGISTRY_PASSWORD";
 pub const REGISTRY_PASSWORD_FILE: &str = "KIND_REGISTRY_PASSWORD_FILE";
 pub const REGISTRY_CA: &str = "KIND_REGISTRY_CA";
 pub const REGISTRY_MIRROR: &str = "KIND_REGISTRY_MIRROR";
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 13] = [
     LISTEN,
     LOG,
+    READY_TIMEOUT,
     PUBLISHED_API_PORT,
     KUBELET_ARGS,
     DOCKERD_ARGS,
@@ -126,7 +128,7 @@ const SETTINGS: [&str; 12] = [
     REGISTRY_CA,
     REGISTRY_MIRROR,
 ];
-/// SEED.md's.
+/// As the first kind had it.
 const STATIC_IP: &str = "STATIC_IP";
 /// In front of the names that were there first.
 const PREFIX: &str = "KIND_";
@@ -163,6 +165,8 @@ pub struct Config {
     root: PathBuf,
     /// Where the file server listens (`KIND_LISTEN`).
     pub files_address: SocketAddr,
+    /// How long the cluster may take to become ready before the boot has failed (`KIND_READY_TIMEOUT`).
+    pub ready_timeout: Duration,
     /// `STATIC_IP`, when it was given.
     pub static_ip: Option<Ipv4Addr>,
     /// The port that `/config` names (`KIND_API_PORT`), for when 8443 is published as another one.
@@ -201,6 +205,7 @@ impl Config {
                 None => listen::everywhere(FILES_PORT),
                 Some(text) => parse_listen(&text)?,
             },
+            ready_timeout: get(READY_TIMEOUT).map_or(Ok(CLUSTER_LIMIT), |text| parse_ready_timeout(&text))?,
             static_ip: get(STATIC_IP).map(|text| parse_static_ip(&text)).transpose()?,
             api_port: get(PUBLISHED_API_PORT).map_or(Ok(API_PORT), |text| parse_api_port(&text))?,
             kubelet_arguments: words(get(KUBELET_ARGS)),
@@ -221,6 +226,13 @@ fn parse_listen(text: &str) -> Result<SocketAddr> {
     let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, FILES_PORT)));
     address.ok_or_else(|| {
         Error::new(format!("{LISTEN}={text} is not ADDRESS or ADDRESS:PORT")).advise("An example: KIND_LISTEN=127.0.0.1:10080")
+    })
+}
+
+fn parse_ready_timeout(text: &str) -> Result<Duration> {
+    text.parse().ok().filter(|seconds| *seconds != 0).map(Duration::from_secs).ok_or_else(|| {
+        Error::new(format!("{READY_TIMEOUT}={text} is not a number of seconds"))
+            .advise(format!("Give a whole number greater than 0; the default is {}", CLUSTER_LIMIT.as_secs()))
     })
 }
 
@@ -360,6 +372,16 @@ mod tests {
         }
         assert!(config("KIND_LOG", "loud").unwrap_err().to_string().contains("KIND_LOG=loud is no level"));
         assert_eq!(log_level(|_| None).unwrap(), LevelFilter::Info);
+    }
+
+    #[test]
+    fn the_ready_timeout_is_a_number_of_seconds() {
+        assert_eq!(config("STATIC_IP", "").unwrap().ready_timeout, CLUSTER_LIMIT);
+        assert_eq!(config("KIND_READY_TIMEOUT", "60").unwrap().ready_timeout, Duration::from_secs(60));
+        for text in ["0", "-1", "1m", "soon"] {
+            let message = config("KIND_READY_TIMEOUT", text).unwrap_err().to_string();
+            assert!(message.contains(&format!("KIND_READY_TIMEOUT={text}")), "{message}");
+        }
     }
 
     #[test]

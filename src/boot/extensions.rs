@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::boot::scripts;
+use crate::clock::Deadline;
 use crate::cluster::api::Api;
 use crate::cluster::Cluster;
 use crate::cluster::{kubectl, wait};
@@ -60,8 +61,8 @@ impl Work {
     }
 
     fn run(&self, init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
-        let end = Instant::now() + EXTENSIONS_LIMIT;
-        let left = || end.saturating_duration_since(Instant::now());
+        let deadline = Deadline::after(EXTENSIONS_LIMIT);
+        let left = || deadline.left();
         if !self.manifests.is_empty() {
             let started = Instant::now();
             log::info!(target: "manifests", "the cluster is up: applying {} from {MANIFESTS_DIR}", with_plural(self.manifests.len(), "file"));

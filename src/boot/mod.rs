@@ -13,8 +13,8 @@ use nix::sys::signal::Signal;
 use crate::cluster::api::Api;
 use crate::cluster::{control_plane, monitor, postmortem, Cluster};
 use crate::config::{
-    Config, API_PORT, CLUSTER_LIMIT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD,
-    STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
+    Config, API_PORT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD, STOP_CONTAINERS,
+    STOP_DOCKERD, STOP_KUBELET,
 };
 use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
@@ -192,9 +192,10 @@ fn refuse_taken_port() -> Result<()> {
 /// A client that waits must hear of a cluster that does not come up, or does not come back.
 fn follow_readiness(init: &Init) -> Result<()> {
     let (pod_logs, logs) = (init.config.path(POD_LOG_DIR), init.config.path(LOG_DIR));
-    init.readiness.watch(CLUSTER_LIMIT, move |state: &State| {
+    let limit = init.config.ready_timeout;
+    init.readiness.watch(limit, move |state: &State| {
         postmortem::log_tails(&pod_logs, &logs);
-        let (seconds, waiting) = (CLUSTER_LIMIT.as_secs(), state.waiting().join(", "));
+        let (seconds, waiting) = (limit.as_secs(), state.waiting().join(", "));
         Failure::new(format!("the cluster has not been ready for {seconds} s, waiting for {waiting}"), 1)
     })
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, TICK};
 use crate::error::{Error, Result};
 use crate::sys::{reap_one, send_signal, Reaped};
 
@@ -106,10 +106,15 @@ impl Child {
 
     /// The status, or `None` if the process is still running after `limit`.
     pub fn wait_timeout(&self, limit: Duration) -> Option<ExitStatus> {
-        match self.exit.recv_timeout(limit) {
-            Ok(status) => Some(status),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(ExitStatus::from_raw(255 << 8)),
+        let mut waited = Stopwatch::start();
+        loop {
+            let left = limit.saturating_sub(waited.elapsed());
+            match self.exit.recv_timeout(left.min(TICK)) {
+                Ok(status) => return Some(status),
+                Err(RecvTimeoutError::Disconnected) => return Some(ExitStatus::from_raw(255 << 8)),
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 }

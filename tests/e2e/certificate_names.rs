@@ -1,5 +1,5 @@
 //! The API server's certificate holds whatever name a client uses: clients that know no `tls-server-name`
-//! are the measure, which is kubectl with an authority and a server here, as SEED.md's second recipe has it.
+//! are the measure, which is kubectl with an authority and a server here, as docs/jobs.md shows it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,11 +1,11 @@
 //! The whole container, or a part of it, is killed in the middle of a boot.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY};
 use crate::engine::{docker, Container, Volume};
 use crate::failures::{kill_at_once, VICTIMS};
-use crate::process::poll;
+use crate::process::{poll, wait_for};
 
 const MOMENTS: u32 = 10;
 
@@ -90,6 +90,31 @@ fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready()
         println!("{victim} {process} was killed in the boot: ready {:.1} s later", ready.as_secs_f64());
         cluster.kubectl(&["get", "nodes"]).ok();
     }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_container_that_is_paused_in_its_boot_has_not_failed_for_it() {
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    let cluster = Cluster::start(&["--env", &format!("KIND_READY_TIMEOUT={}", TIMEOUT.as_secs())]);
+    docker(&["pause", &cluster.container.id]).ok();
+    std::thread::sleep(TIMEOUT + Duration::from_secs(5));
+    docker(&["unpause", &cluster.container.id]).ok();
+    cluster.wait_until_ready();
+    assert!(!cluster.container.logs().contains("has not been ready for"), "{}", cluster.container.logs());
+}
+
+/// The negative control: a limit that is too short is noticed, and forgiven when the cluster is ready after all.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_cluster_that_is_late_has_failed_until_it_is_ready() {
+    let cluster = Cluster::start(&["--env", "KIND_READY_TIMEOUT=1"]);
+    let why = wait_for("the boot is late", BOOT_LIMIT, || cluster.file(FAILED));
+    assert!(why.contains("has not been ready for 1 s, waiting for"), "{why}");
+    wait_for("ready after all", BOOT_LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
+    assert!(!cluster.serves(FAILED));
+    docker(&["stop", &cluster.container.id]).ok();
+    assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "0", "it has not failed after all");
 }
 
 /// The negative control of "a panic ends the container": a key that is not the certificate's makes rustls panic.
