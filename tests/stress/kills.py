@@ -89,6 +89,12 @@ class Container:
             time.sleep(POLL)
         return f"not ready after {LIMIT} s, waiting for {self.file('waiting')}"
 
+    def stages(self):
+        """When each milestone came, and how busy the machine is: of a slow start, where the time went."""
+        lines = (self.file("timeline") or "").split("\n")
+        busy = pathlib.Path("/proc/loadavg").read_text().split()[0]
+        return ", ".join([*(" ".join(reversed(line.split())) for line in lines if line), f"load {busy}"])
+
     def stays_ready(self, seconds):
         """Whether it has been ready all the time."""
         end, stays = time.monotonic() + seconds, True
@@ -143,7 +149,7 @@ def main():
                 continue
             typical = statistics.median(took[-50:] or [seconds])
             took.append(seconds)
-            print(f"{told} ready after {seconds:.1f} s", flush=True)
+            print(f"{told} ready after {seconds:.1f} s ({container.stages()})", flush=True)
             if seconds > typical + SLOW:
                 slow += 1
                 print(f"{number}: SLOW, with a median of {typical:.1f} s", flush=True)
@@ -152,6 +158,8 @@ def main():
                 lost += 1
                 print(f"{number}: LOST its readiness again", flush=True)
                 container.keep_evidence(options.logs / str(number))
+    except KeyboardInterrupt:
+        pass
     finally:
         docker("rm", "--force", "--volumes", options.name, check=False)
         judged = len(took) + failed
