@@ -13,6 +13,7 @@ import argparse
 import http.client
 import pathlib
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -122,6 +123,9 @@ def main():
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     random.seed(options.seed)
+    # Either ends it with its counts; a shell has a process in the background ignore the first.
+    for number in [signal.SIGINT, signal.SIGTERM]:
+        signal.signal(number, signal.default_int_handler)
     print(f"seed {options.seed}", flush=True)
     container, took, failed, slow, lost = None, [], 0, 0, 0
     try:
