@@ -13,6 +13,7 @@ import argparse
 import http.client
 import pathlib
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -89,6 +90,12 @@ class Container:
             time.sleep(POLL)
         return f"not ready after {LIMIT} s, waiting for {self.file('waiting')}"
 
+    def stages(self):
+        """When each milestone came, and how busy the machine is: of a slow start, where the time went."""
+        lines = (self.file("timeline") or "").split("\n")
+        busy = pathlib.Path("/proc/loadavg").read_text().split()[0]
+        return ", ".join([*(" ".join(reversed(line.split())) for line in lines if line), f"load {busy}"])
+
     def stays_ready(self, seconds):
         """Whether it has been ready all the time."""
         end, stays = time.monotonic() + seconds, True
@@ -116,6 +123,9 @@ def main():
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     random.seed(options.seed)
+    # Either ends it with its counts; a shell has a process in the background ignore the first.
+    for number in [signal.SIGINT, signal.SIGTERM]:
+        signal.signal(number, signal.default_int_handler)
     print(f"seed {options.seed}", flush=True)
     container, took, failed, slow, lost = None, [], 0, 0, 0
     try:
@@ -143,7 +153,7 @@ def main():
                 continue
             typical = statistics.median(took[-50:] or [seconds])
             took.append(seconds)
-            print(f"{told} ready after {seconds:.1f} s", flush=True)
+            print(f"{told} ready after {seconds:.1f} s ({container.stages()})", flush=True)
             if seconds > typical + SLOW:
                 slow += 1
                 print(f"{number}: SLOW, with a median of {typical:.1f} s", flush=True)
@@ -152,6 +162,8 @@ def main():
                 lost += 1
                 print(f"{number}: LOST its readiness again", flush=True)
                 container.keep_evidence(options.logs / str(number))
+    except KeyboardInterrupt:
+        pass
     finally:
         docker("rm", "--force", "--volumes", options.name, check=False)
         judged = len(took) + failed
