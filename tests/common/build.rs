@@ -32,8 +32,13 @@ impl Machine {
     }
 
     pub fn command(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/build.sh"));
-        command.args(arguments).env_clear().env("PATH", format!("{}:{}", self.home.join("bin").display(), std::env::var("PATH").unwrap()));
+        // A shell cannot trap a signal that it was started to ignore, as under nohup or in the background.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal", concat!(env!("CARGO_MANIFEST_DIR"), "/build.sh")])
+            .args(arguments)
+            .env_clear()
+            .env("PATH", format!("{}:{}", self.home.join("bin").display(), std::env::var("PATH").unwrap()));
         command.env("HOME", self.home.path()).env("TMPDIR", self.home.join("tmp")).env("KIND_CACHE", self.home.join("cache"));
         command.envs(settings.iter().copied());
         command
