@@ -90,7 +90,8 @@ pub fn serve(mut signals: Signals, init: &Arc<Init>, plan: &Plan) {
     for signal in signals.forever() {
         match node_action(signal) {
             Action::Reap => {
-                if reaper::drain() {
+                // A stop ends everything in its own order.
+                if reaper::drain() && !init.shutdown.stopping() {
                     (plan.orphan_ended)();
                 }
             }
