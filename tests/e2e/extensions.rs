@@ -67,6 +67,8 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     put(&cluster, "/kind/manifests/10-custom.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: added}\n");
     put(&cluster, "/kind/manifests/20-slow.yaml", &SLOW_WEB.replace("BUSYBOX", BUSYBOX));
     put(&cluster, "/kind/manifests/05-large.yaml", &large_crd());
+    // kubelet names a static pod after its manifest's own name and namespace, not after the file.
+    put(&cluster, "/etc/kubernetes/manifests/of-the-user.yaml", &STATIC_POD.replace("BUSYBOX", BUSYBOX));
     let note = "echo \"$(basename $0) $(kubectl get deployment slow --output=jsonpath={.status.readyReplicas})\" >>/seen\n";
     put(&cluster, "/kubernetes-ready.sh", &format!("{note}echo 'to the log'\n[ ! -e /var/kind/kubernetes-ready ] || echo early >>/seen\n"));
     make_directory(&cluster, "/kubernetes-ready.d");
@@ -82,6 +84,7 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     assert!(log.contains("[script]") && log.contains("to the log") && log.contains("deployment.apps/slow serverside-applied"), "{log}");
     cluster.kubectl(&["get", "namespace", "added"]).ok();
     cluster.kubectl(&["get", "crd", "things.example.com"]).ok();
+    assert_eq!(cluster.field("pod/extra-kind", "{.status.phase}"), "Running");
     let timeline = cluster.file(TIMELINE).expect("it is always served");
     let names: Vec<&str> = timeline.lines().filter_map(|line| Some(line.split_once(' ')?.1)).collect();
     assert!(names.ends_with(&["cluster", "manifests", "scripts", KUBERNETES_READY]), "{timeline}");

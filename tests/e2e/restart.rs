@@ -20,6 +20,7 @@ fn stop(cluster: &Cluster) -> String {
     assert!(took < STOP_LIMIT, "docker stop took {:.1} s", took.as_secs_f64());
     assert_eq!(cluster.container.inspect("{{.State.ExitCode}} {{.State.OOMKilled}}"), "0 false");
     let log = cluster.container.logs()[before..].to_string();
+    assert!(!log.contains("left by a shim"), "a stop is not taken for a shim's death:\n{log}");
     assert!(log.contains("SIGTERM") && log.lines().last().is_some_and(|line| line.contains("stopped")), "{log}");
     log
 }
