@@ -24,6 +24,15 @@ spec:
         readinessProbe: {httpGet: {port: 8080, path: /index.html}, periodSeconds: 1}
 ";
 
+const STATIC_POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: extra, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: sleep, image: BUSYBOX, command: [sleep, '3600']}]
+";
+
 /// A CRD as large as those of Argo and Prometheus: larger than an annotation may be.
 fn large_crd() -> String {
     let description = "word ".repeat(60_000);
