@@ -83,7 +83,7 @@ fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
     format!(
         r#"{base}[plugins."{CRI_PLUGIN}"]
   sandbox_image = "{pause_image}"
-  # Without CAP_SYS_RESOURCE every pod's oom_score_adj would make its start fail.
+  # Without CAP_SYS_RESOURCE every pod would fail to start because of its oom_score_adj.
   restrict_oom_score_adj = {restrict_oom_score_adj}
   tolerate_missing_hugetlb_controller = true
   [plugins."{CRI_PLUGIN}".containerd]
