@@ -1,4 +1,4 @@
-//! Every path, port, time limit and environment variable, with its default and where it comes from.
+//! Every path, port, time limit and environment variable, with its default and its source.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub const BAKED_IMAGES: &str = "/kind/images";
 pub const SEED_DIR: &str = "/kind/seed";
 pub const CREDENTIALS_DIR: &str = "/kind/credentials";
 
-// Paths that belong to the user: looked at when the cluster is ready, before kubernetes-ready says so.
+// The user's paths, processed once the cluster is ready and before kubernetes-ready is served.
 pub const MANIFESTS_DIR: &str = "/kind/manifests";
 pub const READY_SCRIPT: &str = "/kubernetes-ready.sh";
 pub const READY_SCRIPTS_DIR: &str = "/kubernetes-ready.d";
@@ -26,24 +26,24 @@ pub const READY_SCRIPTS_DIR: &str = "/kubernetes-ready.d";
 pub const STATE_DIR: &str = "/var/kind";
 pub const LOG_DIR: &str = "/var/log/kind";
 pub const RUN_DIR: &str = "/run/kind";
-/// What kubelet takes pods' name servers from.
+/// Where kubelet reads the pods' name servers.
 pub const RESOLV_CONF: &str = "/run/kind/resolv.conf";
-/// What dockerd calls its data root; a volume, as in docker:dind.
+/// dockerd's data root; a volume, as in docker:dind.
 pub const DOCKER_DIR: &str = "/var/lib/docker";
-/// Our own part of that volume: containerd's root and the directories that are written often.
+/// Our part of that volume: containerd's root and the directories that are written to often.
 pub const VOLUME_DIR: &str = "/var/lib/docker/kind";
 pub const CONTAINERD_ROOT: &str = "/var/lib/docker/kind/containerd";
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 pub const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 pub const KUBELET_DIR: &str = "/var/lib/kubelet";
 pub const ETCD_DIR: &str = "/var/lib/etcd";
-/// Where kube-controller-manager's host-path provisioner makes volumes (fixed in its source).
+/// Where kube-controller-manager's host-path provisioner creates volumes (hard-coded in its source).
 pub const HOSTPATH_DIR: &str = "/tmp/hostpath_pv";
 pub const POD_LOG_DIR: &str = "/var/log/pods";
 pub const KUBERNETES_DIR: &str = "/etc/kubernetes";
 /// Where kubeadm puts the control plane's keys and certificates.
 pub const PKI_DIR: &str = "/etc/kubernetes/pki";
-/// Where kubelet finds the control plane.
+/// Where kubelet finds the control plane's static pods.
 pub const STATIC_POD_DIR: &str = "/etc/kubernetes/manifests";
 pub const ADMIN_KUBECONFIG: &str = "/etc/kubernetes/admin.conf";
 pub const CNI_BIN_DIR: &str = "/opt/cni/bin";
@@ -52,19 +52,19 @@ pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 // Names and addresses that the bake and the run must agree on.
 pub const DEFAULT_STATIC_IP: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
 pub const NODE_NAME: &str = "kind";
-/// The containerd namespace of CRI, which dockerd shares so that pods can run what it builds.
+/// The CRI plugin's containerd namespace, which dockerd shares so that pods can run what it builds.
 pub const NAMESPACE: &str = "k8s.io";
-/// kubeadm's defaults: services, kube-dns and pods.
+/// kubeadm's default subnet for Services.
 pub const SERVICE_SUBNET: &str = "10.96.0.0/12";
-/// The first of them is the API server's.
+/// The first address of that subnet, which belongs to the API server.
 pub const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub const POD_SUBNET: &str = "10.244.0.0/16";
-/// Where pods get their addresses when the container itself is in one of the others: in a pod of a
-/// cluster that has the same default.
+/// Alternatives for when the container itself is in one of these subnets, for example as a pod of a cluster
+/// that uses the same default.
 pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16", "10.247.0.0/16"];
 
-// Hidden subcommands of our own, which run between fork and exec of a daemon.
-/// Hands a listening socket on to dockerd.
+// Our hidden subcommands, which run between a daemon's fork and exec.
+/// Passes a listening socket to dockerd.
 pub const EXEC_WITH_SOCKET: &str = "exec-with-socket";
 /// Shows kubelet the container's limits.
 pub const EXEC_WITH_CAPACITY: &str = "exec-with-capacity";
@@ -80,26 +80,26 @@ pub const KUBELET_PORT: u16 = 10250;
 pub const KUBELET_HEALTH_PORT: u16 = 10248;
 
 // Time limits.
-/// How often a socket or a file that is about to appear is looked for.
+/// How often we look for a socket or file that is about to appear.
 pub const POLL: Duration = Duration::from_millis(20);
-/// A daemon that has not answered after this long hangs. A cold disk needs several seconds, a starved
-/// machine (a VM under emulation) more than a minute; half of what the cluster has.
+/// A daemon that has not answered after this long hangs. A cold disk takes several seconds, a starved
+/// machine (a VM under emulation) more than a minute. This is half of the cluster's limit.
 pub const DAEMON_LIMIT: Duration = Duration::from_secs(150);
-/// The API server comes up in seconds; a starved machine may need minutes.
+/// The API server comes up in seconds; on a starved machine it may take minutes.
 pub const CLUSTER_LIMIT: Duration = Duration::from_secs(300);
 /// The user's manifests and scripts may pull images and wait for things.
 pub const EXTENSIONS_LIMIT: Duration = Duration::from_secs(600);
-/// One request to the API server or the DNS.
+/// One request to the API server or to DNS.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);
-/// Docker kills a container 10 s after `docker stop`: the stages of our stop add up to less.
+/// Docker kills a container 10 s after `docker stop`, so the stages of our stop add up to less.
 pub const STOP_KUBELET: Duration = Duration::from_secs(2);
-/// What Docker's containers get between SIGTERM and SIGKILL.
+/// How long Docker's containers have between SIGTERM and SIGKILL.
 pub const STOP_CONTAINERS: Duration = Duration::from_secs(2);
 pub const STOP_DOCKERD: Duration = Duration::from_secs(2);
 pub const STOP_CONTAINERD: Duration = Duration::from_secs(2);
 
-// Settings of a start, as variables of the environment. A runner hands a job's variables to its services: so the
-// names begin with KIND_. A value that cannot be is an error there, and only a warning under an older name.
+// Environment variables for a start. A runner passes a job's variables to its services, so the names begin with
+// KIND_. There, an invalid value is an error; under an older name it is only a warning.
 pub const LISTEN: &str = "KIND_LISTEN";
 pub const LOG: &str = "KIND_LOG";
 pub const READY_TIMEOUT: &str = "KIND_READY_TIMEOUT";
@@ -128,20 +128,20 @@ const SETTINGS: [&str; 13] = [
     REGISTRY_CA,
     REGISTRY_MIRROR,
 ];
-/// As the first kind had it.
+/// The name that the first kind used.
 const STATIC_IP: &str = "STATIC_IP";
-/// In front of the names that were there first.
+/// Added to the older names.
 const PREFIX: &str = "KIND_";
-/// What leaves the environment once it was read.
+/// Removed from the environment once they have been read.
 pub const SECRETS: [&str; 2] = [REGISTRY_PASSWORD, "REGISTRY_PASSWORD"];
 
-/// The name that a setting had first, such as `REGISTRY`.
+/// A setting's older name, such as `REGISTRY`.
 pub fn older_name(setting: &str) -> &str {
     setting.strip_prefix(PREFIX).unwrap_or(setting)
 }
 
-/// The environment as settings are read from it: what is empty is not set, nor is what a Docker link or a
-/// Kubernetes Service has set, which may have a name that begins with KIND_ too (`KIND_API_PORT=tcp://…`).
+/// The environment as settings are read from it. A variable counts as unset if it is empty, or if a Docker link or
+/// a Kubernetes Service set it, whose names may begin with KIND_ too (`KIND_API_PORT=tcp://…`).
 pub fn settings(get: impl Fn(&str) -> Option<String>) -> impl Fn(&str) -> Option<String> {
     move |name| get(name).filter(|value| !value.is_empty() && !is_of_link(name, value))
 }
@@ -150,7 +150,7 @@ fn is_of_link(name: &str, value: &str) -> bool {
     name.starts_with(PREFIX) && ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }
 
-/// How much is logged.
+/// The log level.
 pub fn log_level(get: impl Fn(&str) -> Option<String>) -> Result<LevelFilter> {
     let parse = |text: String| {
         text.parse().map_err(|_| Error::new(format!("{LOG}={text} is no level of the log")).advise("Give error, warn, info or debug"))
@@ -158,25 +158,25 @@ pub fn log_level(get: impl Fn(&str) -> Option<String>) -> Result<LevelFilter> {
     settings(get)(LOG).map_or(Ok(LevelFilter::Info), parse)
 }
 
-/// What the environment and the command line decide.
+/// The settings of a start, from the environment.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Put in front of the state directory and Docker's socket, so that tests need no root's paths.
+    /// Prefix of the state directory and Docker's socket, so that tests do not need root's paths.
     root: PathBuf,
     /// Where the file server listens (`KIND_LISTEN`).
     pub files_address: SocketAddr,
-    /// How long the cluster may take to become ready before the boot has failed (`KIND_READY_TIMEOUT`).
+    /// How long the cluster may take to become ready before the boot counts as failed (`KIND_READY_TIMEOUT`).
     pub ready_timeout: Duration,
-    /// `STATIC_IP`, when it was given.
+    /// `STATIC_IP`, if set.
     pub static_ip: Option<Ipv4Addr>,
-    /// The port that `/config` names (`KIND_API_PORT`), for when 8443 is published as another one.
+    /// The port in `/config` (`KIND_API_PORT`), for when 8443 is published as another one.
     pub api_port: u16,
     /// Added to the daemons' command lines (`KIND_KUBELET_ARGS`, `KIND_DOCKERD_ARGS`).
     pub kubelet_arguments: Vec<String>,
     pub dockerd_arguments: Vec<String>,
-    /// Whether the node is as large as its container, and not as the machine (`KIND_ENFORCE_CAPACITY`).
+    /// Whether the node is as large as its container instead of the machine (`KIND_ENFORCE_CAPACITY`).
     pub enforce_capacity: bool,
-    /// What is set and has no effect, for the log.
+    /// For the log: settings that have no effect.
     pub warnings: Vec<String>,
 }
 
@@ -184,7 +184,7 @@ impl Config {
     /// Reads the environment.
     ///
     /// # Errors
-    /// A variable that is set to something it cannot be; the message names the variable.
+    /// A variable has an invalid value; the message names the variable.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Config> {
         let of_links = SETTINGS.iter().filter(|name| get(name).is_some_and(|value| is_of_link(name, &value)));
         let ignored = |name| format!("{name} comes from a Docker link or a Kubernetes Service of that name, and is ignored");
@@ -215,7 +215,7 @@ impl Config {
         })
     }
 
-    /// A path below the root that tests set.
+    /// A path below the root, which tests set.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -251,7 +251,7 @@ fn parse_switch(name: &str, text: &str) -> Result<bool> {
     }
 }
 
-/// Arguments separated by spaces: no flag of the daemons needs one inside.
+/// Arguments separated by spaces: no flag of the daemons needs a space in its value.
 fn words(text: Option<String>) -> Vec<String> {
     text.unwrap_or_default().split_whitespace().map(str::to_string).collect()
 }
@@ -277,7 +277,7 @@ fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
     subnets_overlap(subnet, ip, u32::MAX)
 }
 
-/// Whether a subnet such as `10.244.0.0/16` has addresses in common with that of `ip` and a netmask.
+/// Whether a subnet such as `10.244.0.0/16` overlaps with the subnet of `ip` and a netmask.
 pub fn subnets_overlap(subnet: &str, ip: Ipv4Addr, mask: u32) -> bool {
     let Some((network, bits)) = subnet.split_once('/') else { return false };
     match (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) {
@@ -359,7 +359,7 @@ mod tests {
             assert!(config.warnings.len() == 1 && config.warnings[0].starts_with(name), "{name}: {:?}", config.warnings);
             assert_eq!((config.api_port, config.files_address.port()), (8443, 10080));
         }
-        // None of ours, and nothing to tell of.
+        // Not our settings, so there is no warning.
         for (name, value) in [("KIND_PORT", "tcp://10.0.0.1:2375"), ("KIND_SERVICE_HOST", "10.0.0.1"), ("KIND_VERSION", "0.31")] {
             assert!(config(name, value).unwrap().warnings.is_empty(), "{name}");
         }

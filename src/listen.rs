@@ -1,5 +1,4 @@
-//! Listening as docker:dind does: on every address of IPv6 and of IPv4, and on IPv4 alone where the
-//! kernel has no IPv6.
+//! Listens as docker:dind does: on every IPv6 and IPv4 address, or on IPv4 alone if the kernel has no IPv6.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
@@ -8,15 +7,15 @@ use std::os::fd::AsRawFd;
 use nix::errno::Errno;
 use nix::sys::socket::{self, setsockopt, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6};
 
-/// Connections that wait to be accepted; what std takes.
+/// Connections waiting to be accepted; the same as std's.
 const BACKLOG: i32 = 128;
 
-/// Every address, with this port.
+/// Every address, on this port.
 pub fn everywhere(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
-/// Listens on an address. `[::]` is every address, IPv4's too.
+/// Listens on an address. `[::]` means every address, including IPv4.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match address {
         SocketAddr::V6(all) if all.ip().is_unspecified() => everywhere_by(all, on_both),
@@ -26,13 +25,13 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn everywhere_by(all: SocketAddrV6, on_both: impl FnOnce(SocketAddrV6) -> nix::Result<TcpListener>) -> io::Result<TcpListener> {
     match on_both(all) {
-        // A kernel with ipv6.disable=1 knows no such socket, one without the module no such address.
+        // With ipv6.disable=1 the kernel has no such socket; without the module, no such address.
         Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, all.port())),
         both => Ok(both?),
     }
 }
 
-/// Unlike std, whatever net.ipv6.bindv6only says.
+/// Listens on IPv6 and IPv4 whatever net.ipv6.bindv6only says, unlike std.
 fn on_both(address: SocketAddrV6) -> nix::Result<TcpListener> {
     let socket = socket::socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;

@@ -1,5 +1,5 @@
-//! Keys and certificates, made by the openssl command that the image has: in a bake, at a start that serves
-//! Docker with TLS, and where the API server's certificate gets a name more.
+//! Creates keys and certificates with the image's openssl command: during the bake, at a start that serves
+//! Docker over TLS, and when the API server's certificate gets another name.
 
 use std::fs::{self, Permissions};
 use std::net::IpAddr;
@@ -12,12 +12,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 
-/// Days for which the cluster's certificates are valid: an image must not die of age.
+/// Days for which the cluster's certificates are valid: an image must not expire.
 pub const HUNDRED_YEARS: &str = "36500";
 /// Seconds.
 const DAY: u64 = 24 * 60 * 60;
 
-/// Where openssl writes first: what is not whole never has the final name.
+/// openssl writes here first, so that an incomplete file never has the final name.
 fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
@@ -31,15 +31,15 @@ fn finish(path: &Path, mode: u32) -> Result<()> {
 }
 
 pub enum Keys {
-    /// The kind that docker:dind makes: clients that know no other are still in use. It makes 4096 bits,
-    /// which cost seconds on a CI machine's two cores and protect no longer-lived secret.
+    /// RSA like docker:dind's keys: clients that support nothing else are still in use. docker:dind uses 4096 bits,
+    /// which take seconds on a CI machine's two cores and protect nothing that lives longer.
     Rsa2048,
-    /// As kubeadm is told to make its own: a handshake with RSA costs several times as much, and the API
+    /// The type that kubeadm is configured to use too: an RSA handshake costs several times as much, and the API
     /// server opens more than sixty connections to etcd when it starts (its log counts them).
     EcdsaP256,
 }
 
-/// Makes a key where there is none yet.
+/// Creates a key unless there is one already.
 pub fn ensure_key(path: &Path, keys: Keys, mode: u32) -> Result<()> {
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0) {
         return Ok(());
@@ -52,12 +52,12 @@ pub fn ensure_key(path: &Path, keys: Keys, mode: u32) -> Result<()> {
     finish(path, mode)
 }
 
-/// A certificate to make for a key that is there.
+/// A certificate to create for an existing key.
 pub struct Certificate<'a> {
     pub subject: &'a str,
     pub key: &'a Path,
-    /// Certificate and key of the one who signs it; itself without.
-    pub authority: Option<(&'a Path, &'a Path)>,
+    /// Certificate and key of the CA; `None` for a self-signed certificate.
+    pub ca: Option<(&'a Path, &'a Path)>,
     pub days: &'a str,
     pub extensions: &'a [&'a str],
 }
@@ -71,7 +71,7 @@ impl Certificate<'_> {
                 .arg(self.key)
                 .arg("-out")
                 .arg(temporary(path));
-            if let Some((certificate, key)) = self.authority {
+            if let Some((certificate, key)) = self.ca {
                 command.arg("-CA").arg(certificate).arg("-CAkey").arg(key);
             }
             command.args(self.extensions.iter().flat_map(|extension| ["-addext", *extension]));
@@ -81,7 +81,7 @@ impl Certificate<'_> {
     }
 }
 
-/// Signs a certificate again, with the key, names and extensions that it has, to be valid for so many days.
+/// Signs a certificate again with the same key, names and extensions, valid for `days`.
 pub fn sign_again(path: &Path, (certificate, key): (&Path, &Path), days: &str) -> Result<()> {
     sign(|| {
         let mut command = Command::new("openssl");
@@ -92,8 +92,8 @@ pub fn sign_again(path: &Path, (certificate, key): (&Path, &Path), days: &str) -
     finish(path, 0o644)
 }
 
-/// Runs what signs, and has the certificate be valid from yesterday on: the clock of the machine that
-/// uses it may be behind ours. openssl can be told so from 3.4 on; an older one makes it valid from now on.
+/// Runs the signing command with a certificate that is valid from yesterday, because the clock of the machine that
+/// uses it may be behind ours. This takes openssl 3.4 or newer; with an older one the certificate is valid from now.
 fn sign(command: impl Fn() -> Command) -> Result<()> {
     static KNOWS_NO_BEGINNING: AtomicBool = AtomicBool::new(false);
     if !KNOWS_NO_BEGINNING.load(Ordering::Relaxed) {
@@ -102,14 +102,14 @@ fn sign(command: impl Fn() -> Command) -> Result<()> {
             return Ok(());
         }
     }
-    // Whatever else was wrong is wrong again, and told.
+    // If the option was not the problem, this fails with the same error.
     reaper::run(&mut command())?;
     KNOWS_NO_BEGINNING.store(true, Ordering::Relaxed);
     Ok(())
 }
 
-/// Seconds since 1970 as openssl takes a time: `YYYYMMDDHHMMSSZ`. The date is Howard Hinnant's
-/// `civil_from_days`, whose years begin in March.
+/// Formats seconds since 1970 as openssl expects a time: `YYYYMMDDHHMMSSZ`. The algorithm is Howard Hinnant's
+/// `civil_from_days`, in which years begin in March.
 fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / DAY + 719_468, seconds % DAY);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -136,7 +136,7 @@ pub fn names_of(certificate: &Path) -> Result<Vec<String>> {
         .map(|text| parse_names(&text))
 }
 
-/// Out of a line such as `    DNS:kind, IP Address:0:0:0:0:0:0:0:1`.
+/// Parses a line such as `    DNS:kind, IP Address:0:0:0:0:0:0:0:1`.
 fn parse_names(text: &str) -> Vec<String> {
     let entries = text.split([',', '\n']).map(str::trim);
     let name = |entry: &str| match (entry.strip_prefix("DNS:"), entry.strip_prefix("IP Address:")) {
@@ -147,9 +147,9 @@ fn parse_names(text: &str) -> Vec<String> {
     entries.filter_map(name).collect()
 }
 
-/// Whether `certificate` is signed by `authority` and valid now; the error is openssl's own.
-pub fn verify(authority: &Path, certificate: &Path) -> Result<()> {
-    reaper::run(Command::new("openssl").arg("verify").arg("-CAfile").arg(authority).arg(certificate)).map(drop)
+/// Checks that `certificate` is signed by `ca` and valid now; the error is openssl's own.
+pub fn verify(ca: &Path, certificate: &Path) -> Result<()> {
+    reaper::run(Command::new("openssl").arg("verify").arg("-CAfile").arg(ca).arg(certificate)).map(drop)
 }
 
 #[cfg(test)]

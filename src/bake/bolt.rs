@@ -1,5 +1,5 @@
-//! Overwrites the free pages of a bbolt database. In containerd's, they still hold the environment of containers
-//! that are long gone. (Format: bbolt's page.go, bucket.go and meta.go.)
+//! Overwrites the free pages of a bbolt database. In containerd's, they still contain the environment of containers
+//! that were deleted long ago. (Format: bbolt's page.go, bucket.go and meta.go.)
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ const META_PAGE_SIZE: usize = 8;
 const META_ROOT: usize = 16;
 const META_FREELIST: usize = 32;
 const META_TRANSACTION: usize = 48;
-/// Flags of pages, and of a leaf's elements that are buckets.
+/// Flags of pages, and of a leaf's elements if they are buckets.
 const BRANCH: u16 = 1;
 const LEAF: u16 = 2;
 const BUCKET: u32 = 1;
@@ -33,7 +33,7 @@ fn clear(bytes: &mut [u8]) -> Option<()> {
     pages.used.resize(bytes.len().div_ceil(pages.size), false);
     let meta = newest_meta(bytes, pages.size)?;
     pages.used[..2].fill(true);
-    // The list of free pages, which containerd's databases do not have.
+    // The freelist, which containerd's databases do not store.
     match number(meta, META_FREELIST)? {
         u64::MAX => {}
         list => pages.mark(list).map(drop)?,
@@ -50,7 +50,7 @@ fn page_size(bytes: &[u8]) -> Option<usize> {
     (size.is_power_of_two() && size >= 512 && bytes.len() >= 2 * size).then_some(size)
 }
 
-/// The two meta pages are written in turn: the later one that is complete counts.
+/// The two meta pages are written in turn. The newest complete one counts.
 fn newest_meta(bytes: &[u8], size: usize) -> Option<&[u8]> {
     let meta = |page: usize| bytes.get(page * size + PAGE_HEADER..)?.get(..META + 8);
     let is_whole =
@@ -139,7 +139,7 @@ mod tests {
         page(id, 4, 0, &[], &meta)
     }
 
-    /// An element of a leaf, whose key and value lie `pos` behind it.
+    /// An element of a leaf, whose key and value start `pos` bytes after it.
     fn leaf(flags: u32, pos: u32, key: u32, value: u32) -> [u8; ELEMENT] {
         [flags, pos, key, value].map(u32::to_le_bytes).concat().try_into().unwrap()
     }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     /// Root 3: branch to 4 and 6. 4 (with 5): a long value, and the bucket "b" with its root in 7. 6: the inline
-    /// bucket "i". 2 is the older root; 8 is free, and so is what lies behind it.
+    /// bucket "i". 2 is the older root; 8 is free, and so is everything after it.
     fn database() -> Vec<u8> {
         let long = [b"k", &[b'v'; SIZE][..], b"b", &7_u64.to_le_bytes(), &[0; 8]].concat();
         [

@@ -1,7 +1,7 @@
-//! The bundle: the directory with everything that a bake takes from outside.
+//! The bundle: a directory with everything that a bake needs from outside.
 //!
 //! `bundle.env` (version, architecture), `bin/`, `cni/`, `images/*.tar`, and `manifests/*.yaml`. build.sh
-//! makes it, and checks it before anything is copied.
+//! creates it, and checks it before anything is copied.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::supervisor::reaper;
 
 pub const BIN_DIR: &str = "/usr/local/bin";
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
-/// In `images/`: what the scripts pulled when the bundle was made.
+/// In `images/`: what the scripts pulled when the bundle was created.
 const PULLED: &str = "pulled.tar";
 const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
 
@@ -23,12 +23,12 @@ pub struct Bundle {
     directory: PathBuf,
     /// Such as `v1.36.2`.
     pub version: String,
-    /// Nothing needs a network: it holds what the scripts pulled when it was made.
+    /// The bake needs no network, because the bundle contains what the scripts pull.
     pub complete: bool,
 }
 
 impl Bundle {
-    /// Opens a bundle and checks that it is whole and for this machine.
+    /// Opens a bundle and checks that it is complete and for this machine.
     pub fn open(directory: &Path) -> Result<Bundle> {
         let settings = directory.join("bundle.env");
         let text = fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this a bundle?"))?;
@@ -40,11 +40,11 @@ impl Bundle {
         let (arch, ours) = (setting(&text, "ARCH", &settings)?, architecture());
         if arch != ours {
             return Err(Error::new(format!("the bundle is for {arch}, and this machine is {ours}"))
-                .advise("Make a bundle on a machine like this one"));
+                .advise("Create a bundle on a machine like this one"));
         }
         let missing = PROGRAMS.iter().map(|name| format!("bin/{name}")).chain(CNI_PLUGINS.iter().map(|name| format!("cni/{name}")));
         if let Some(missing) = missing.into_iter().find(|name| !directory.join(name).is_file()) {
-            return Err(Error::new(format!("the bundle lacks {missing}")).advise("Make it anew"));
+            return Err(Error::new(format!("the bundle lacks {missing}")).advise("Create the bundle again"));
         }
         super::versions::dialect(&bundle.version)?;
         Ok(bundle)
@@ -63,7 +63,7 @@ impl Bundle {
     pub fn load_images(&self) -> Result<Vec<String>> {
         for archive in self.files("images", "tar")? {
             if archive.file_name().is_some_and(|name| name == PULLED) {
-                // Under all of their names, which `docker load` does not restore where they are digests.
+                // `docker load` would not restore names that are digests.
                 containerd::ctr(&["images", "import", &archive.to_string_lossy()])?;
             } else {
                 reaper::run(Command::new("docker").args(["load", "--quiet", "--input"]).arg(&archive))?;
@@ -78,7 +78,7 @@ impl Bundle {
         self.files("manifests", "yaml")
     }
 
-    /// The files of a part that may be missing, in the order of their names.
+    /// The files in a subdirectory, which may be missing, sorted by name.
     fn files(&self, part: &str, extension: &str) -> Result<Vec<PathBuf>> {
         let directory = self.directory.join(part);
         if !directory.exists() {
@@ -92,11 +92,11 @@ impl Bundle {
     }
 }
 
-/// Saves every image that has come since there were only `known` ones: what the scripts pulled and
-/// built, and what kubelet pulled for them. Makes no file where there are none.
+/// Saves every image that is not in `known`: what the scripts pulled and built, and what kubelet pulled for
+/// them. Creates no file if there are none.
 pub fn save_images_but(known: &[String], file: &Path) -> Result<()> {
     let names = containerd::images()?;
-    // CRI makes its second name of every image anew; what lost its name to another image nobody asks for.
+    // CRI recreates its second name for each image. Nobody asks for an image that lost its name to another one.
     let new: Vec<&str> = names
         .iter()
         .filter(|name| !known.contains(name) && !name.starts_with("sha256:") && !name.starts_with("moby-dangling@"))
@@ -115,7 +115,7 @@ fn setting(text: &str, name: &str, path: &Path) -> Result<String> {
     value.map(|value| value.trim().to_string()).ok_or_else(|| Error::new(format!("{} does not name {name}", path.display())))
 }
 
-/// This machine, in the words of Debian, Docker and Kubernetes.
+/// This machine's architecture, as Debian, Docker and Kubernetes call it.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,8 +1,8 @@
-//! Certificates that outlive the image: kubeadm's live a year, and an image must not die of age.
+//! Certificates that outlive the image: kubeadm's are valid for a year, and an image must not expire.
 //!
-//! The authorities are made here and kubeadm uses them; what kubeadm and kubelet sign with them is
-//! signed again at the end of the bake, with the same keys, names and extensions. One way for every
-//! version: kubeadm's own setting for it exists only from 1.31.
+//! The CAs are created here and kubeadm uses them. Certificates that kubeadm signs with them are signed again at
+//! the end of the bake, with the same keys, names and extensions. This works with every version: kubeadm has a
+//! setting for it only from 1.31.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -17,9 +17,9 @@ use crate::node::mounts;
 use crate::openssl::{self, Keys, HUNDRED_YEARS};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 
-/// File name without extension below the pki directory, and the common name that kubeadm gives it.
-const AUTHORITIES: [(&str, &str); 3] = [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")];
-/// The certificates that kubeadm signs, and with which authority.
+/// The CAs: file name without extension below the pki directory, and the common name that kubeadm gives it.
+const CAS: [(&str, &str); 3] = [("ca", "kubernetes"), ("front-proxy-ca", "front-proxy-ca"), ("etcd/ca", "etcd-ca")];
+/// The certificates that kubeadm signs, and the CA that signs each.
 const SIGNED: [(&str, &str); 7] = [
     ("apiserver", "ca"),
     ("apiserver-kubelet-client", "ca"),
@@ -30,9 +30,9 @@ const SIGNED: [(&str, &str); 7] = [
     ("etcd/healthcheck-client", "etcd/ca"),
 ];
 
-/// Makes the three authorities where kubeadm expects them.
-pub fn make_authorities() -> Result<()> {
-    for (name, common_name) in AUTHORITIES {
+/// Creates the three CAs where kubeadm expects them.
+pub fn create_cas() -> Result<()> {
+    for (name, common_name) in CAS {
         let path = format!("{PKI_DIR}/{name}");
         mounts::make_dir(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
         let subject = format!("/CN={common_name}");
@@ -42,13 +42,13 @@ pub fn make_authorities() -> Result<()> {
     Ok(())
 }
 
-/// Makes the client's credentials, which are served on purpose, and kubelet's serving certificate.
+/// Creates the client's credentials, which are served on purpose, and kubelet's serving certificate.
 pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
     mounts::make_dir(CREDENTIALS_DIR)?;
     let file = |name: &str| format!("{CREDENTIALS_DIR}/{name}");
-    // RSA, as kubeadm's default: Java's fabric8 client reads no other key without a library that few have.
+    // RSA, like kubeadm's default: Java's fabric8 client needs a library that few have to read any other key.
     openssl::ensure_key(Path::new(&file(CLIENT_KEY)), Keys::Rsa2048, 0o600)?;
-    // The group that is allowed everything by the API server itself, whatever its roles say.
+    // The API server itself allows this group everything, whatever the roles say.
     sign("/O=system:masters/CN=kind-admin", "clientAuth", "", &file(CLIENT_KEY), &file(CLIENT_CERT))?;
     let pki = format!("{KUBELET_DIR}/pki");
     mounts::make_dir(&pki)?;
@@ -62,7 +62,7 @@ pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
     write_secret(&file(CONFIG), &config)
 }
 
-/// A new key, where there is none, and a certificate for it, signed by the cluster's authority.
+/// Creates a key, unless there is one, and a certificate for it, signed by the cluster's CA.
 fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -> Result<()> {
     let usage = format!("extendedKeyUsage={usage}");
     let mut extensions = vec!["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature", &usage];
@@ -70,21 +70,21 @@ fn sign(subject: &str, usage: &str, names: &str, key: &str, certificate: &str) -
     new_certificate(subject, key, certificate, Some("ca"), &extensions)
 }
 
-/// A new key, where there is none, and a certificate for it, signed by an authority below the pki directory, or by itself.
-fn new_certificate(subject: &str, key: &str, certificate: &str, authority: Option<&str>, extensions: &[&str]) -> Result<()> {
-    let authority = authority.map(|name| format!("{PKI_DIR}/{name}"));
-    let authority = authority.map(|name| (format!("{name}.crt"), format!("{name}.key")));
+/// Creates a key, unless there is one, and a certificate for it, signed by a CA below the pki directory or self-signed.
+fn new_certificate(subject: &str, key: &str, certificate: &str, ca: Option<&str>, extensions: &[&str]) -> Result<()> {
+    let ca = ca.map(|name| format!("{PKI_DIR}/{name}"));
+    let ca = ca.map(|name| (format!("{name}.crt"), format!("{name}.key")));
     openssl::ensure_key(Path::new(key), Keys::EcdsaP256, 0o600)?;
-    let authority = authority.as_ref().map(|(certificate, key)| (Path::new(certificate), Path::new(key)));
-    openssl::Certificate { subject, key: Path::new(key), authority, days: HUNDRED_YEARS, extensions }.write(Path::new(certificate))
+    let ca = ca.as_ref().map(|(certificate, key)| (Path::new(certificate), Path::new(key)));
+    openssl::Certificate { subject, key: Path::new(key), ca, days: HUNDRED_YEARS, extensions }.write(Path::new(certificate))
 }
 
-/// Signs again whatever kubeadm signed for a year only.
+/// Signs again every certificate that kubeadm signed for only a year.
 pub fn extend_all() -> Result<()> {
-    for (name, authority) in SIGNED {
+    for (name, ca) in SIGNED {
         let path = format!("{PKI_DIR}/{name}.crt");
         if Path::new(&path).exists() {
-            extend(&path, authority)?;
+            extend(&path, ca)?;
         }
     }
     let entries = fs::read_dir(KUBERNETES_DIR).map_err(|cause| Error::io("list", KUBERNETES_DIR, cause))?;
@@ -94,18 +94,18 @@ pub fn extend_all() -> Result<()> {
     Ok(())
 }
 
-/// Every name and address in the API server's certificate: those that we asked for, and kubeadm's own.
+/// Every name and address in the API server's certificate: those that we requested, and kubeadm's own.
 pub fn names_of_api_server() -> Result<Vec<String>> {
     openssl::names_of(Path::new(&format!("{PKI_DIR}/apiserver.crt")))
 }
 
-fn extend(path: &str, authority: &str) -> Result<()> {
-    let authority = format!("{PKI_DIR}/{authority}");
-    let (certificate, key) = (format!("{authority}.crt"), format!("{authority}.key"));
+fn extend(path: &str, ca: &str) -> Result<()> {
+    let ca = format!("{PKI_DIR}/{ca}");
+    let (certificate, key) = (format!("{ca}.crt"), format!("{ca}.key"));
     openssl::sign_again(Path::new(path), (Path::new(&certificate), Path::new(&key)), HUNDRED_YEARS)
 }
 
-/// The kubeconfigs of kubelet, scheduler and controller-manager hold their certificates themselves.
+/// The kubeconfigs of kubelet, scheduler and controller-manager contain their certificates.
 fn extend_kubeconfig(path: &Path) -> Result<()> {
     const FIELD: &str = "client-certificate-data: ";
     let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;

@@ -77,7 +77,7 @@ impl Etcd<'_> {
     }
 }
 
-/// Replaces the old data by the new, if there is any. etcd has stopped.
+/// Replaces the old data with the new, if there is any. etcd must have stopped.
 pub fn adopt() -> Result<()> {
     let (restored, member) = (Path::new(ETCD_DIR).join(RESTORED), Path::new(ETCD_DIR).join(MEMBER));
     if !restored.exists() {

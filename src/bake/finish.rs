@@ -1,4 +1,4 @@
-//! The quiet end of the bake: what is committed must look as if nothing was interrupted.
+//! The orderly end of the bake: the committed state must look as if nothing was interrupted.
 
 use std::fs::{self, Permissions};
 use std::net::Ipv4Addr;
@@ -25,14 +25,14 @@ use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 use crate::supervisor::Init;
 use crate::supervisor::{reaper, stop};
 
-/// kubelet's label on the containers that it asks for.
+/// The label that kubelet puts on its containers.
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-/// How long a container of the control plane may take to end by itself.
+/// How long a control plane container may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(15);
-/// What a new holder of a lease would have to wait for.
+/// The leases that the next holder would have to wait for.
 const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 
-/// Writes down what the next boot has to find.
+/// Records what the next boot needs to find.
 pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, names: Vec<String>) -> Result<Cluster> {
     let list: Vec<Pod> = api.get::<List<Pod>>("/api/v1/pods")?.items;
     let baked = |pod: &Pod| BakedPod { name: pod.metadata.full_name(), is_static: pods::is_static(pod), owner: pods::owner(pod) };
@@ -51,10 +51,10 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, name
     })
 }
 
-/// Stops the cluster so that its next start finds nothing half done: the controllers while the API
-/// server can still hear of it, then kubelet, the API server, and etcd last.
+/// Stops the cluster so that its next start finds nothing half done: kubelet, then the controllers while they can
+/// still write to the API server, then the API server, and etcd last.
 pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
-    // Before anything that kubelet would start again.
+    // First, because kubelet would start whatever ends.
     init.shutdown.begin();
     init.readiness.end();
     STOP_ORDER.iter().filter(|step| step.daemon == KUBELET).for_each(|step| stop::stop_daemon(init, step));
@@ -68,7 +68,7 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     for container in running("etcd")? {
         Etcd::new(&container).rewrite()?;
     }
-    // It closes its log, so that the next start need not repair it.
+    // It closes its log, so the next start does not have to repair it.
     end_container("etcd")?;
     etcd::adopt()?;
     containerd::end_pod_containers()?;
@@ -76,9 +76,9 @@ pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
     for id in docker.lines() {
         reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
     }
-    // Images that hooks have built over are kept by no other name than CRI's.
+    // CRI's names are the only ones left on images that hooks have since rebuilt.
     image_names::tidy()?;
-    // BuildKit's cache would stay: dockerd holds it with leases, which outlast dockerd.
+    // Otherwise BuildKit's cache would stay: dockerd keeps it with leases, which outlive dockerd.
     STOP_ORDER.iter().filter(|step| step.daemon == DOCKERD).for_each(|step| stop::stop_daemon(init, step));
     containerd::delete_leases()?;
     containerd::collect_garbage()?;
@@ -101,7 +101,7 @@ fn end_container(name: &str) -> Result<()> {
     ended.ok_or_else(|| Error::new(format!("{name} did not end within {} s of SIGTERM", END_LIMIT.as_secs())))
 }
 
-/// Ends a container that has nothing to lose, and would wait for its clients.
+/// Kills a container that has nothing to lose and would otherwise wait for its clients.
 fn kill_container(name: &str) -> Result<()> {
     running(name)?.iter().try_for_each(|id| ctr(&["tasks", "kill", "--signal", "SIGKILL", id]).map(drop))
 }
@@ -113,7 +113,7 @@ fn running(name: &str) -> Result<Vec<String>> {
     Ok(ids.into_iter().filter(is_running).collect())
 }
 
-/// Removes what must not be in the image: the hooks and traces of the bake.
+/// Removes what must not be in the image: the hooks and the traces of the bake.
 pub fn clean_up(init: &Init) -> Result<()> {
     scratch::save_seeds()?;
     init.readiness.clear()?;
@@ -124,7 +124,7 @@ pub fn clean_up(init: &Init) -> Result<()> {
         STATE_DIR,
         "/var/log/containers",
         "/etc/kubernetes/tmp",
-        // Only a bake needs it: 40 to 75 MB.
+        // 40 to 75 MB that only a bake needs.
         "/usr/local/bin/kubeadm",
     ] {
         let removed = match fs::symlink_metadata(path) {
@@ -134,13 +134,13 @@ pub fn clean_up(init: &Init) -> Result<()> {
         };
         removed.map_err(|cause| Error::io("remove", path, cause))?;
     }
-    // So that the image serves as a job's own too.
+    // So that the image can also be a job's image.
     let wait = Path::new(BIN_DIR).join(WAIT_SCRIPT);
     let written = fs::write(&wait, WAIT_SCRIPT_TEXT).and_then(|()| fs::set_permissions(&wait, Permissions::from_mode(0o755)));
     written.map_err(|cause| Error::io("write", wait, cause))
 }
 
-/// The last file of the bake: an image has a cluster exactly when it has this.
+/// Writes the bake's last file: an image has a cluster if and only if it has this file.
 pub fn write(cluster: &Cluster) -> Result<()> {
     fs::write(CLUSTER_FILE, cluster.to_json() + "\n").map_err(|cause| Error::io("write", CLUSTER_FILE, cause))
 }

@@ -1,5 +1,5 @@
 //! Keeps what the user's scripts leave in their home and in temporary directories (logins, caches, downloads) out of
-//! the image. Those directories are on the volume, which a commit leaves out, so this covers tools with fixed paths too.
+//! the image. Those directories are on the volume, which a commit leaves out. So this also covers tools with fixed paths.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,18 +13,18 @@ const HOME: &str = "/root";
 const TMP: &str = "/tmp";
 const APART: [&str; 3] = [HOME, TMP, "/var/tmp"];
 /// Where they are on the volume.
-const FOLDER: &str = "hooks";
-/// What our own commands leave there.
+const DIRECTORY: &str = "hooks";
+/// Files that our own commands leave there.
 const OURS: [&str; 4] = ["/root/.docker", "/root/.kube", "/root/.cache", "/tmp/hostpath_pv"];
 
 /// What was in the directories before the scripts ran.
 pub struct Home(Vec<PathBuf>);
 
-/// Mounts directories of the volume, with a copy of what the image has in them, over those of the image. This has to
-/// come before anything else is mounted below them.
+/// Mounts directories on the volume, with a copy of the image's contents, over the image's own. This must come
+/// before anything else is mounted below them.
 pub fn set_apart() -> Result<Home> {
     for target in APART {
-        let source = Path::new(VOLUME_DIR).join(FOLDER).join(target.trim_start_matches('/'));
+        let source = Path::new(VOLUME_DIR).join(DIRECTORY).join(target.trim_start_matches('/'));
         mounts::make_dir(&source)?;
         mounts::make_dir(target)?;
         reaper::run(Command::new("cp").arg("-a").arg(format!("{target}/.")).arg(&source))?;
@@ -33,7 +33,7 @@ pub fn set_apart() -> Result<Home> {
     Ok(Home(entries()))
 }
 
-/// What the scripts find in their environment, even if the build passes on its own: the builder's home is not here.
+/// Variables for the scripts, which override those that the build passes: the builder's home does not exist here.
 pub fn environment() -> Vec<(&'static str, String)> {
     let variables = [
         ("HOME", HOME),
@@ -48,7 +48,7 @@ pub fn environment() -> Vec<(&'static str, String)> {
 }
 
 impl Home {
-    /// Logs what the scripts have left there, for users who miss it in the image.
+    /// Logs what the scripts have left there, for users who expect it in the image.
     pub fn tell_what_stays_out(&self) {
         let is_ours = |path: &PathBuf| OURS.iter().any(|ours| path == Path::new(ours));
         let made = entries().into_iter().filter(|path| !self.0.contains(path) && !is_ours(path));

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::supervisor::reaper;
 
-/// The hooks folder's script, and the one that lay beside build.sh, as in the first kind.
+/// The script in the hooks directory, and the one next to build.sh, as in the first kind.
 pub const BEFORE_CLUSTER: &[&str] = &["/hooks/before-cluster.sh", "/hooks/root-before-cluster.sh"];
 pub const AFTER_CLUSTER: &[&str] = &["/hooks/after-cluster.sh", "/hooks/root-after-cluster.sh"];
 pub const IMAGES: &str = "/images.sh";
@@ -27,7 +27,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// `complete`: the bundle holds whatever the scripts pull.
+    /// `complete`: the bundle contains everything that the scripts pull.
     pub fn prepare(static_ip: Ipv4Addr, complete: bool) -> Result<Hooks> {
         let directory = Path::new(RUN_DIR).join("bin");
         mounts::make_dir(&directory)?;
@@ -45,7 +45,7 @@ impl Hooks {
         Ok(Hooks { environment })
     }
 
-    /// Runs those scripts that are there; their output is the build's, and a failure the build's failure.
+    /// Runs the scripts that exist. Their output becomes the build's output, and a failure fails the build.
     pub fn run(&self, paths: &[&str]) -> Result<()> {
         for path in paths.iter().filter(|path| Path::new(path).exists()) {
             log::info!(target: "hook", "running {path}");
@@ -64,8 +64,8 @@ mod tests {
 
     use super::*;
 
-    /// Runs the scripts' docker as `sh` does, before an engine that has `app:1` for linux/arm64/v8 and knows no
-    /// `--platform` of `inspect`, and returns what both say: the real docker begins with "real".
+    /// Runs the scripts' docker with `sh`, in front of an engine that has `app:1` for linux/arm64/v8 and does not
+    /// support `inspect --platform`. Returns the output of both: the real docker's begins with "real".
     fn docker(arguments: &str, environment: &[(&str, &str)]) -> String {
         static CALLS: AtomicU32 = AtomicU32::new(0);
         let dir = std::env::temp_dir().join(format!("kind-docker-{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)));

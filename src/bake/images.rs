@@ -1,5 +1,5 @@
-//! What becomes of the images while they are still containerd's: none hides anything below it, all are
-//! kept when they lose their names, and the names can be put back.
+//! Prepares the images in containerd's store for the commit: no layer hides anything below it, images are
+//! kept when they lose their names, and the names can be restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,17 +18,17 @@ use crate::node::store::{self, SNAPSHOTS};
 use crate::supervisor::reaper;
 use crate::sys;
 
-/// overlayfs: a directory that hides what lies below it.
+/// overlayfs: marks a directory that hides what is below it.
 const OPAQUE: &std::ffi::CStr = c"trusted.overlay.opaque";
-/// containerd's garbage collector leaves alone what has this label.
+/// containerd's garbage collector skips whatever has this label.
 const KEEP: &str = "containerd.io/gc.root=baked";
-/// Part of the key of a snapshot that takes another's place.
+/// Key prefix of the snapshots that replace others.
 const FLAT: &str = "kind-flat";
 
-/// Gives each image whose layers hide files of the layers below (whiteouts, opaque directories) one
-/// snapshot with all that is seen of it. The image that is committed can carry neither: it would take a
-/// device 0:0 for a whiteout of its own, and a layer's tar has no `trusted.*` attributes. The blobs, and
-/// with them the image's identity, stay as they are.
+/// Replaces the snapshots of each image whose layers hide files of the layers below (whiteouts, opaque directories)
+/// with a single one that has all of the image's visible files. The committed image can contain neither: a device 0:0
+/// would become a whiteout of its own, and a layer's tar has no `trusted.*` attributes. The blobs, and with them
+/// the image's identity, stay as they are.
 pub fn flatten() -> Result<()> {
     let snapshots = store::read_dir(&Path::new(CONTAINERD_ROOT).join(SNAPSHOTS))?;
     let hiding: BTreeSet<String> = snapshots
@@ -48,8 +48,8 @@ pub fn flatten() -> Result<()> {
     containerd::collect_garbage()
 }
 
-/// Copies what is seen of an image into a snapshot without a parent, where its layers hide something.
-/// `flat` gets the name of the image's own snapshot, and what is to take its place.
+/// If an image's layers hide something, copies its visible files into a snapshot without a parent.
+/// Adds the name of the image's own snapshot and that of its replacement to `flat`.
 fn flatten_image(image: &str, hiding: &BTreeSet<String>, flat: &mut BTreeMap<String, String>) -> Result<()> {
     let target = Path::new(RUN_DIR).join("flatten");
     mounts::make_dir(&target)?;
@@ -61,19 +61,19 @@ fn flatten_image(image: &str, hiding: &BTreeSet<String>, flat: &mut BTreeMap<Str
         let key = format!("{FLAT}-{}", flat.len());
         let mounts = parse(&ctr(&["snapshots", "prepare", "--mounts", &key])?)?;
         let to =
-            mounts.pointer("/0/Source").and_then(Value::as_str).ok_or_else(|| Error::new(format!("ctr names no directory for {key}")))?;
+            mounts.pointer("/0/Source").and_then(Value::as_str).ok_or_else(|| Error::new(format!("ctr printed no directory for {key}")))?;
         reaper::run(Command::new("cp").arg("-a").arg(format!("{target}/.")).arg(to))?;
         flat.insert(chain, key);
     }
     ctr(&["images", "unmount", "--rm", &target]).map(drop)
 }
 
-/// Numbers of the snapshots in the options of a mount, such as `lowerdir=/…/snapshots/28/fs:/…/snapshots/1/fs`.
+/// The numbers of the snapshots in a mount's options, such as `lowerdir=/…/snapshots/28/fs:/…/snapshots/1/fs`.
 fn layers(options: &str) -> impl Iterator<Item = &str> {
     options.split("/snapshots/").skip(1).filter_map(|rest| rest.split('/').next())
 }
 
-/// Puts the flat snapshots where those were that they were made of, and removes what lay on those.
+/// Replaces the original snapshots with the flat ones, and removes their children.
 fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
     let list = ctr(&["snapshots", "ls"])?;
     let mut children: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -88,7 +88,7 @@ fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
         order.push(key);
     }
     let mut removed = BTreeSet::new();
-    // Each after everything that lies on it.
+    // Children before their parents.
     for key in order.into_iter().rev().filter(|key| removed.insert(*key)) {
         ctr(&["snapshots", "rm", key])?;
     }
@@ -105,7 +105,7 @@ pub fn hides_something(path: &Path) -> bool {
     metadata.is_dir() && (sys::has_attribute(path, OPAQUE) || entries().iter().any(|entry| hides_something(entry)))
 }
 
-/// Lets nothing of the images go when they lose their names, as it costs no space: it lies in the image.
+/// Keeps the images' content when they lose their names. It is in the committed image, so deleting it saves no space.
 pub fn keep() -> Result<()> {
     for digest in ctr(&["content", "ls", "--quiet"])?.lines() {
         ctr(&["content", "label", digest, KEEP])?;
@@ -116,13 +116,13 @@ pub fn keep() -> Result<()> {
     Ok(())
 }
 
-/// Writes down which names the images have, and what those stand for.
+/// Records the images' names and what each refers to.
 pub fn save_names() -> Result<()> {
     image_records::save(Path::new(BAKED_IMAGES), &image_records::list()?)
 }
 
 fn parse(json: &str) -> Result<Value> {
-    serde_json::from_str(json).map_err(|cause| Error::new(format!("ctr answers with no JSON: {cause}: {json}")))
+    serde_json::from_str(json).map_err(|cause| Error::new(format!("ctr did not print JSON: {cause}: {json}")))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ impl Kubeadm {
         self.phase(&[&["control-plane", "all"], flag].concat())?;
         self.phase(&[&["etcd", "local"], flag].concat())?;
         self.phase(&["kubelet-start"])?;
-        lead_to_loopback(Path::new(ADMIN_KUBECONFIG))?;
+        use_loopback(Path::new(ADMIN_KUBECONFIG))?;
         disable_certificate_rotation(&Path::new(KUBELET_DIR).join("config.yaml"))
     }
 
@@ -102,9 +102,9 @@ impl Kubeadm {
     }
 }
 
-/// In the node, kubectl and its like ask on loopback, where no proxy of the environment is asked (net/http,
-/// ProxyFromEnvironment).
-fn lead_to_loopback(path: &Path) -> Result<()> {
+/// Inside the node, kubectl and other clients connect over loopback, for which Go ignores the environment's proxy
+/// (net/http, ProxyFromEnvironment).
+fn use_loopback(path: &Path) -> Result<()> {
     let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
     let server = |line: &str| match line.split_once("server: ") {
         Some((indentation, _)) => format!("{indentation}server: https://127.0.0.1:{API_PORT}\n"),
@@ -177,7 +177,7 @@ conntrack:
 }
 
 /// Patches that make kubeadm's static pods Ready sooner. Unpatched, they have a startup probe every 10 s, followed
-/// by a readiness probe in some of them, and wait for leases that the bake has left. The patches replace the startup
+/// by a readiness probe in some of them, and wait for leases that the bake left behind. The patches replace the startup
 /// probe with a readiness probe every second, and delay the liveness probe as long as the startup probe would.
 fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
     let patch = |name: &str| {

@@ -1,6 +1,6 @@
 //! The bake: bootstraps a cluster in a container that is then committed as an image.
 //!
-//! Readable from top to bottom, like the boot, with which it shares everything up to the daemons.
+//! It reads from top to bottom, like the boot, and shares everything up to the daemons with it.
 
 mod bolt;
 mod bundle;
@@ -35,14 +35,14 @@ use crate::node::capacity::Capacity;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// Names under which CI systems reach the container, beside its static address and `KIND_SANS`.
+/// Names under which CI systems reach the container, in addition to its static address and `KIND_SANS`.
 const CERTIFICATE_NAMES: [&str; 5] = ["localhost", "127.0.0.1", "kind", "docker", "kubernetes"];
 
-/// What follows `kind bake`.
+/// The arguments of `kind bake`.
 #[derive(Debug, PartialEq)]
 pub struct Bake {
     pub bundle: PathBuf,
-    /// Bake to see which images the scripts get, save them here, and go no further.
+    /// Only bake far enough to see which images the scripts pull, and save those images here.
     pub save_images: Option<PathBuf>,
 }
 
@@ -61,10 +61,10 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let containerd = boot::start_containerd(init, &pause, &network.iptables)?;
     let dockerd = init.supervise(dockerd::spec_for_cluster(CommandLine::default(), &init.config, network.clone(), Port::plain()?)?)?;
     if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
-        // The daemon's own failure was logged with the end of its log.
+        // The daemon's failure has already been logged, with the end of its log.
         return Err(Error::new("Docker did not start"));
     }
-    // Before the first script, which may pull what is there already.
+    // Before the first script, which may pull an image that is already there.
     let loaded = step("images loaded", || bundle.load_images())?;
     let has_dns = kubeadm.check_images(&loaded)?;
     let images = containerd::images()?;
@@ -72,7 +72,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     hooks.run(hooks::BEFORE_CLUSTER)?;
 
     step("certificates and manifests written", || {
-        certificates::make_authorities()?;
+        certificates::create_cas()?;
         kubeadm.write_node()?;
         certificates::make_ours(static_ip)
     })?;
@@ -82,7 +82,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     // A hook may wait for what it has installed, such as an ingress controller's Service.
     init.readiness.update(|state| state.api_server = true);
     load_balancer::start(init, api.clone(), static_ip)?;
-    // It found no API server to tell of its static pods, and would try again only after a minute or more.
+    // It found no API server to register its static pods with, and would retry only after a minute or more.
     kubelet.restart();
     step("cluster set up", || {
         kubeadm.set_up_cluster(has_dns)?;
@@ -93,7 +93,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     hooks.run(&[hooks::IMAGES])?;
     hooks.run(hooks::AFTER_CLUSTER)?;
     home.tell_what_stays_out();
-    // What lost its name to a newer build of it would only make the image larger.
+    // Images that lost their name to a newer build would only make the baked image larger.
     reaper::run(Command::new("docker").args(["image", "prune", "--force"]))?;
     step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;
     if let Some(file) = &wanted.save_images {
@@ -109,7 +109,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     finish::write(&cluster)
 }
 
-/// Runs one step and says how long it took.
+/// Runs one step and logs how long it took.
 fn step<T>(done: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let value = body()?;
@@ -117,7 +117,7 @@ fn step<T>(done: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(value)
 }
 
-/// Every name of the certificate: ours, and those that the user wants besides, separated by commas.
+/// Every name for the certificate: ours, and the user's additional ones, separated by commas.
 fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
     let mut names: Vec<String> = CERTIFICATE_NAMES.map(String::from).to_vec();
     names.push(static_ip.to_string());
@@ -133,9 +133,9 @@ fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What kubeadm's phases leave out: a default StorageClass, served by kube-controller-manager itself
-/// at no cost in pods; and the API server's right to ask kubelet, for `kubectl exec` and `logs`, which
-/// kubeadm gives together with tokens for joining, and nobody joins.
+/// What the kubeadm phases that we run leave out: a default StorageClass, which kube-controller-manager serves
+/// itself, without extra pods; and the API server's permission to access kubelet, for `kubectl exec` and `logs`.
+/// kubeadm grants that together with join tokens, which nobody needs here.
 const ADDITIONS: &str = "\
 apiVersion: storage.k8s.io/v1
 kind: StorageClass

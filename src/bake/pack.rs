@@ -22,7 +22,7 @@ pub fn pack() -> Result<()> {
     }
     copy(&store::read_dir(&root.join(BLOBS))?, &store.join(BLOBS))?;
     for snapshot in store::read_dir(&root.join(SNAPSHOTS))? {
-        // What overlayfs worked in beside a layer is no part of it, and cannot lie in the image.
+        // overlayfs' work directory next to a layer is not part of it, and cannot be in the image.
         let layer = snapshot.join("fs");
         if hides_something(&layer) {
             return Err(Error::new(format!("{} hides files of the layers below it", layer.display())));
@@ -34,6 +34,6 @@ pub fn pack() -> Result<()> {
 
 fn copy(from: &[PathBuf], to: &Path) -> Result<()> {
     mounts::make_dir(to)?;
-    // Argument lists have a limit of 128 KiB for each and 2 MiB in all: a hundred paths are far below.
+    // The limits are 128 KiB for one argument and 2 MiB for all of them; a hundred paths stay far below.
     from.chunks(100).try_for_each(|some| reaper::run(Command::new("cp").args(["-a", "-t"]).arg(to).args(some)).map(drop))
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// How to configure kubeadm and kubelet of a range of versions.
+/// How to configure kubeadm and kubelet for a range of versions.
 #[derive(Debug, PartialEq)]
 pub struct Dialect {
     /// First and last minor version of 1.x.

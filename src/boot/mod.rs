@@ -42,44 +42,44 @@ pub const STOP_ORDER: [Step; 3] = [
     Step { daemon: KUBELET, before: None, nudge: None, limit: STOP_KUBELET },
     Step {
         daemon: DOCKERD,
-        // Pods have the time that dockerd and containerd take to end.
+        // Pods have until dockerd and containerd have ended.
         before: Some(|| reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGTERM)),
-        // dockerd gives each container that ignores SIGTERM 10 s, whatever its own settings say: those are
-        // killed, so that dockerd itself can end in order.
+        // dockerd gives each container that ignores SIGTERM 10 s, whatever its settings say. We kill those
+        // containers, so that dockerd itself has time for an orderly exit.
         nudge: Some((STOP_CONTAINERS, || reaper::signal_all(&cgroup::processes_of_docker(), Signal::SIGKILL))),
         limit: STOP_DOCKERD,
     },
     Step { daemon: CONTAINERD, before: None, nudge: None, limit: STOP_CONTAINERD },
 ];
 
-/// kubelet would die of SIGHUP; dockerd reads its configuration again, and writes its stacks on SIGUSR1.
+/// SIGHUP would kill kubelet; dockerd reloads its configuration on it, and dumps its stacks on SIGUSR1.
 pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD, orphan_ended: orphans::kill };
 
-/// What the user has set for this start, beside `Config`: read before anything is started, since passwords and
-/// what is for clients leave the environment by it.
+/// The user's settings for this start besides `Config`. They are read before anything is started, because this
+/// removes passwords and variables for clients from the environment.
 pub struct Settings {
     pub line: CommandLine,
     pub registries: Registries,
     pub clients: ClientVariables,
 }
 
-/// Starts Docker alone, in an image that no cluster was baked into.
+/// Starts Docker alone, in an image without a baked cluster.
 pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
     follow_readiness(init)?;
     foreign_socket::refuse(&init.config)?;
     let Settings { line, registries, clients } = settings;
-    // Two of dockerd in one directory do not get far either, but say so less plainly, and the second one writes first.
+    // Two dockerds in one directory would fail too, but with a less clear error, and only after the second has written.
     store::lock(&dockerd::data_root(&line, &init.config))?;
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
     registries.prepare(&init.config.path("/"), false)?;
-    clients.lead_home(&init.config);
+    clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(&init.config.path("/")));
     mounts::prepare()?;
     cgroup::prepare()?;
-    // It is dockerd's own business here.
+    // Here dockerd manages containerd itself.
     init.readiness.update(|state| state.containerd = true);
     limits::raise(&init.config);
     init.supervise(dockerd::spec_alone(line, &init.config)?)?;
@@ -95,13 +95,13 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     refuse_taken_port()?;
     foreign_socket::refuse(&init.config)?;
     let Settings { line, registries, clients } = settings;
-    // Before the node's directories on it are made anew: a volume that is refused is left as it is.
+    // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(&cluster.bake)?;
     let network = prepare_node(&init.config, cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
     clients.warn();
-    clients.lead_home(&init.config);
+    clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(Path::new("/")));
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
@@ -118,10 +118,10 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     if !start_containerd(init, &cluster.pause_image, &iptables)? {
         return Ok(());
     }
-    // Before Docker answers, from when on names are lost.
+    // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
     if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
-        // A manifest that the user has mounted, for example.
+        // For example because the user has mounted a manifest.
         log::warn!(target: "boot", "the whole control plane starts at once: {error}");
     }
     init.supervise(kubelet::spec(
@@ -143,7 +143,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     monitor::run(init, &api, cluster)
 }
 
-/// What bake and run have in common before any daemon starts.
+/// The steps before any daemon starts, shared by bake and run.
 pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
     let interface = network::set_static_ip(static_ip)?;
     network::enable_forwarding()?;
@@ -160,12 +160,12 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
     Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip)?, iptables })
 }
 
-/// Whether containerd answers. When it does not, the boot has failed and says so.
+/// Returns whether containerd answers. If it does not, the boot fails.
 pub fn start_containerd(init: &Init, pause_image: &str, iptables: &Iptables) -> Result<bool> {
     let containerd = init.supervise(containerd::spec(pause_image.to_string(), iptables.clone()))?;
     let answers = containerd.wait_until_answers(2 * DAEMON_LIMIT);
     if !answers {
-        // One that keeps dying was given up with the end of its log; this is one that hangs.
+        // If it kept dying, the supervisor has already failed the boot with the end of its log; here it hangs.
         init.fail(&Error::new("containerd does not answer").advise(format!("Its log is {LOG_DIR}/containerd.log in the container")));
     }
     Ok(answers)
@@ -181,7 +181,7 @@ fn refuse_another_static_ip(init: &Init, cluster: &Cluster) -> Result<()> {
     }
 }
 
-/// The API server runs in a pod and would only say so in its log.
+/// The API server runs in a pod and would report this only in its own log.
 fn refuse_taken_port() -> Result<()> {
     std::net::TcpListener::bind(("0.0.0.0", API_PORT)).map(drop).map_err(|cause| {
         Error::new(format!("port {API_PORT}, on which the API server listens, cannot be used: {cause}"))
@@ -189,7 +189,7 @@ fn refuse_taken_port() -> Result<()> {
     })
 }
 
-/// A client that waits must hear of a cluster that does not come up, or does not come back.
+/// A waiting client must learn that the cluster does not come up, or does not come back.
 fn follow_readiness(init: &Init) -> Result<()> {
     let (pod_logs, logs) = (init.config.path(POD_LOG_DIR), init.config.path(LOG_DIR));
     let limit = init.config.ready_timeout;

@@ -1,4 +1,4 @@
-//! Running the user's scripts in a node that is up: what they find, and where their output goes.
+//! Runs the user's scripts in a node that is up: their environment, and where their output goes.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -15,16 +15,17 @@ use crate::config::{ADMIN_KUBECONFIG, NODE_NAME, POD_SUBNET, SERVICE_SUBNET};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 
-/// Lines of a failed script's output that its error carries.
+/// Lines of a failed script's output that its error includes.
 const TAIL_LINES: usize = 15;
-/// Longest line that is logged whole (bytes); what a script writes without line breaks is cut there.
+/// Longest line that is logged in one piece (bytes); longer output without line breaks is split.
 const MAX_LINE: u64 = 16 * 1024;
-/// After a script's end, for its last lines: something that it left in the background may hold the pipe for ever.
+/// How long to wait for a script's last lines after it has ended: a process it left in the background may hold the
+/// pipe open forever.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// What every script finds in its environment, beside our own.
+/// What every script has in its environment, in addition to ours.
 pub fn environment(static_ip: Ipv4Addr) -> Vec<(&'static str, String)> {
-    // The API server is no business of a proxy that pulls need.
+    // A proxy may be needed for pulls, but not to reach the API server.
     let mut direct = format!("localhost,127.0.0.1,{NODE_NAME},{static_ip},{SERVICE_SUBNET},{POD_SUBNET},.svc,.cluster.local");
     if let Some(more) = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).ok().filter(|more| !more.is_empty()) {
         direct = format!("{direct},{more}");
@@ -32,10 +33,10 @@ pub fn environment(static_ip: Ipv4Addr) -> Vec<(&'static str, String)> {
     vec![("KUBECONFIG", ADMIN_KUBECONFIG.to_string()), ("NO_PROXY", direct.clone()), ("no_proxy", direct)]
 }
 
-/// Runs a script with bash, whether it is executable or not, and logs each line that it writes.
+/// Runs a script with bash, whether it is executable or not, and logs each line of its output.
 ///
 /// # Errors
-/// It ends with another status than 0, or not within `limit`; the error carries the end of its output.
+/// The script ends with a status other than 0, or not within `limit`; the error includes the end of its output.
 pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration) -> Result<()> {
     let name = path.display();
     log::info!(target: "script", "running {name}");
@@ -46,11 +47,11 @@ pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration)
     let mut command = Command::new("bash");
     command.arg(path).envs(environment.iter().cloned()).stdout(writer).stderr(errors);
     let child = reaper::spawn(&mut command)?;
-    // It holds our ends of the pipe, which would never end.
+    // It holds our write ends of the pipe, so the pipe would never reach its end.
     drop(command);
     let (sender, lines) = channel();
     thread::spawn(move || {
-        // To the end, whether the script's own is past: what it left in the background would die of SIGPIPE.
+        // Keeps reading after the script has ended: otherwise SIGPIPE would kill what it left in the background.
         for line in lines_of(File::from(reader)) {
             log::info!(target: "script", "{line}");
             let _ = sender.send(line);
@@ -71,7 +72,7 @@ pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration)
             return Ok(());
         }
         Some(status) => reaper::describe(status).to_string(),
-        None => format!("was not done after {} s and was killed", limit.as_secs()),
+        None => format!("did not finish within {} s and was killed", limit.as_secs()),
     };
     let tail = reaper::tail(&output.join("\n"), TAIL_LINES);
     let separator = if tail.is_empty() { " and wrote nothing" } else { ". The end of its output:\n" };
@@ -94,7 +95,7 @@ fn lines_of(file: File) -> impl Iterator<Item = String> {
 mod tests {
     use super::*;
 
-    /// Runs a script as the boot thread would, with somebody who collects what ends, as the main thread does.
+    /// Runs a script as the boot thread would, with a second thread that reaps, as the main thread does.
     fn run_text(text: &str, limit: Duration) -> Result<()> {
         let path = std::env::temp_dir().join(format!("kind-script-{}-{}.sh", std::process::id(), text.len()));
         std::fs::write(&path, text).unwrap();

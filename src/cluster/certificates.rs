@@ -1,17 +1,17 @@
-//! The API server's certificate follows the names under which clients reach it. Many know no
-//! `tls-server-name`, and the bake cannot know what a container is called.
+//! The API server's certificate follows the names under which clients reach it. Many clients do not support
+//! `tls-server-name`, and the bake cannot know a container's names.
 //!
-//! It is signed again, for the key that it has, when the API server answers: for the container's addresses
-//! and host name; and when somebody asks for `/config` under a name that it lacks. It cannot be signed
-//! earlier: a running kube-apiserver sees a file that changes (from 1.23 on by inotify alone, before once
-//! a minute), and nothing else. Until a handshake has shown the new one, `/config` says `tls-server-name`.
+//! The certificate is signed again, with the same key, once the API server answers, for the container's addresses
+//! and host name; and later when a client asks for `/config` under a name that it lacks. It cannot be signed
+//! earlier: kube-apiserver only notices a file that changes while it runs (from 1.23 on through inotify alone, before
+//! that once a minute). Until a handshake has shown the new certificate, `/config` contains `tls-server-name`.
 //!
 //! | what a client could do | what it gets |
 //! |---|---|
-//! | ask under many names | the first 32 get into the certificate; the others keep `tls-server-name` |
-//! | ask often | a certificate is signed for names that are new: once for each of the 32 at most |
+//! | ask under many names | the first 32 are added to the certificate; the others keep `tls-server-name` |
+//! | ask often | a certificate is signed only for new names: at most once for each of the 32 |
 //! | ask under a name that no certificate can hold, such as 1.2.3 | `tls-server-name` |
-//! | wait for an answer | it never does: one thread signs, and answers only look at what it has seen |
+//! | wait for an answer | never happens: one thread signs, and answers only look at what it has seen |
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,25 +31,25 @@ use crate::openssl::{self, Certificate, HUNDRED_YEARS};
 use crate::readiness::files::CA_CERT;
 use crate::supervisor::Init;
 
-/// As kubeadm makes it.
+/// The same as kubeadm's.
 const SUBJECT: &str = "/CN=kube-apiserver";
 const EXTENSIONS: [&str; 3] =
     ["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature,keyEncipherment", "extendedKeyUsage=serverAuth"];
-/// Names that clients bring: a job has its alias, its runner's host name and an address or two.
+/// Names that clients may add: a job has its alias, its runner's host name and an address or two.
 const MOST_ASKED: usize = 32;
-/// Addresses and names of the container itself, which may share a host's network and its many bridges.
+/// Addresses and names of the container itself, which may share a host's network with its many bridges.
 const MOST_OWN: usize = 64;
-/// How soon the API server is looked at again after its certificate was written, doubled up to the last.
+/// How long to wait before checking the API server after its certificate was written; doubled up to the second value.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_secs(2);
-/// One that does not show the certificate after this long will not: 1.20 reads its files once a minute.
+/// An API server that does not show the certificate after this long never will: 1.20 reads its files once a minute.
 const LOOK_LIMIT: Duration = Duration::from_secs(100);
-/// Between what was asked, one after the other.
+/// Pause between rounds of signing.
 const PAUSE: Duration = Duration::from_secs(1);
-/// As many names as are worth a line of the log.
+/// How many names a log line lists.
 const LOGGED_NAMES: usize = 3;
 
-/// What the thread that signs shares with the one that answers.
+/// What the signing thread shares with the answering one.
 pub struct ApiCertificate {
     known: Mutex<Known>,
     asked: Condvar,
@@ -58,17 +58,17 @@ pub struct ApiCertificate {
 /// Names in lower case, addresses as Rust writes them.
 #[derive(Default)]
 struct Known {
-    /// In the certificate that the API server was seen to show. None is ever taken out of it again.
+    /// Names in the certificate that the API server was seen to show. None is ever removed.
     served: BTreeSet<String>,
     /// The container's own.
     own: BTreeSet<String>,
-    /// Those that `/config` was asked under besides.
+    /// Other names under which `/config` was requested.
     asked: BTreeSet<String>,
-    /// Whether somebody has asked under one that is not served, since the thread looked last.
+    /// Whether a client has asked under a name that is not served, since the thread last looked.
     due: bool,
 }
 
-/// Starts the thread that signs, which waits for the API server first.
+/// Starts the signing thread, which first waits for the API server.
 pub fn follow(init: &Arc<Init>, cluster: &Cluster) -> Result<Arc<ApiCertificate>> {
     let files = Files::new(Path::new(PKI_DIR));
     let known = Known {
@@ -95,7 +95,7 @@ impl ApiCertificate {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the API server shows a certificate that holds the name. Where it does not, it soon will.
+    /// Whether the API server shows a certificate for the name. If it does not, the name is added.
     pub fn is_served_for(&self, name: &str) -> bool {
         let served = self.known().ask(name);
         self.asked.notify_one();
@@ -129,7 +129,7 @@ impl Known {
     }
 }
 
-/// A host name or address as it is written into a certificate, when it can be.
+/// A host name or address as it is written into a certificate, if it can be.
 fn certified_as(name: &str) -> Option<String> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Some(address.to_string());
@@ -139,11 +139,11 @@ fn certified_as(name: &str) -> Option<String> {
     valid.then(|| name.to_ascii_lowercase())
 }
 
-/// What there is to do about the names that the API server does not show.
+/// What to do about the names that the API server does not show.
 #[derive(Debug, PartialEq)]
 enum Next {
     Nothing,
-    /// Some are not even in the file.
+    /// Some are not in the file yet.
     Sign,
     Wait,
 }
@@ -162,7 +162,7 @@ struct Signer {
     baked: Vec<String>,
     files: Files,
     static_ip: Ipv4Addr,
-    /// What the file holds besides the baked names.
+    /// Names in the file in addition to the baked ones.
     written: BTreeSet<String>,
 }
 
@@ -189,8 +189,7 @@ impl Signer {
         }
     }
 
-    /// Brings every name that is wanted into the certificate that the API server shows; returns whether it
-    /// shows them all.
+    /// Signs certificates until the API server shows one with every wanted name; returns whether it does.
     fn serve_all(&mut self, server: &Handshake) -> Result<bool> {
         let own: BTreeSet<String> = names::own()?.iter().filter_map(|name| certified_as(name)).take(MOST_OWN).collect();
         self.certificate.known().own = own;
@@ -202,18 +201,18 @@ impl Signer {
                     Next::Sign => self.sign()?,
                     Next::Wait => {}
                 },
-                // It may have ended, and comes back.
+                // It may have ended and will come back.
                 Err(error) => log::debug!(target: "cluster", "{error}"),
             }
             self.init.shutdown.pause(pause);
             pause = (pause * 2).min(LAST_LOOK);
         }
-        // Should the API server have missed the file, it gets another.
+        // The API server may have missed the file, so sign another one next time.
         self.written.clear();
         Ok(false)
     }
 
-    /// Notes which names the API server shows; returns those that are wanted and that it does not show.
+    /// Records which names the API server shows; returns the wanted ones that it does not show.
     fn look(&self, server: &Handshake) -> Result<BTreeSet<String>> {
         let wanted = self.certificate.known().wanted();
         let shown = server.shown()?;
@@ -250,7 +249,7 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// Where the certificate lies. The API server's pod mounts the folder.
+/// The files of the certificate. The API server's pod mounts their directory.
 struct Files {
     pki: PathBuf,
 }
@@ -264,8 +263,8 @@ impl Files {
         self.pki.join(name)
     }
 
-    /// The names that were asked for, one a line: kubeconfigs without `tls-server-name` are out for them,
-    /// which go on working when the container is started again.
+    /// The names that clients asked for, one per line: kubeconfigs without `tls-server-name` exist for them, and must
+    /// still work when the container is started again.
     fn asked_file(&self) -> PathBuf {
         self.path("apiserver.names")
     }
@@ -280,15 +279,14 @@ impl Files {
         fs::write(self.asked_file(), lines).map_err(|cause| Error::io("write", self.asked_file(), cause))
     }
 
-    /// Puts a certificate for these names in place of the one that is there.
+    /// Replaces the certificate with one for these names.
     fn sign(&self, baked: &[String], wanted: &BTreeSet<String>) -> Result<()> {
         let names: BTreeSet<String> = baked.iter().chain(wanted).map(|name| openssl::alternative_name(name)).collect();
         let names = format!("subjectAltName={}", names.into_iter().collect::<Vec<_>>().join(","));
-        let [key, authority, authority_key] = ["apiserver.key", "ca.crt", "ca.key"].map(|name| self.path(name));
+        let [key, ca, ca_key] = ["apiserver.key", "ca.crt", "ca.key"].map(|name| self.path(name));
         let extensions = [&EXTENSIONS[..], &[names.as_str()]].concat();
-        let authority = Some((authority.as_path(), authority_key.as_path()));
-        Certificate { subject: SUBJECT, key: &key, authority, days: HUNDRED_YEARS, extensions: &extensions }
-            .write(&self.path("apiserver.crt"))
+        let ca = Some((ca.as_path(), ca_key.as_path()));
+        Certificate { subject: SUBJECT, key: &key, ca, days: HUNDRED_YEARS, extensions: &extensions }.write(&self.path("apiserver.crt"))
     }
 }
 
@@ -311,7 +309,7 @@ mod tests {
             ("::ffff:10.0.0.1", Some("::ffff:10.0.0.1")),
             (&longest, Some(longest.as_str())),
             (&format!("{longest}d"), None),
-            // What no certificate holds: it would be an address that is wrong.
+            // No certificate can contain it: it would be an invalid address.
             ("1.2.3", None),
             ("a..", None),
             ("*.example", None),

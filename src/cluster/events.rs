@@ -1,4 +1,4 @@
-//! Events by which the init tells users of their objects: `kubectl describe` and `kubectl get events` show them.
+//! Events with which the init informs users about their objects: `kubectl describe` and `kubectl get events` show them.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -13,7 +13,7 @@ use crate::sys;
 
 const COMPONENT: &str = "kind";
 
-/// An object, and what is to be said of it.
+/// An object, and a message about it.
 pub struct Told<'a> {
     /// Such as `v1` and `Service`.
     pub api_version: &'a str,
@@ -25,7 +25,7 @@ pub struct Told<'a> {
     pub message: &'a str,
 }
 
-/// Makes the Event. One that was made already, by an earlier start too, is not made again.
+/// Creates the Event, unless it was already created, possibly by an earlier start.
 pub fn tell(api: &Api, told: &Told) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     api.create(&format!("/api/v1/namespaces/{}/events", told.metadata.namespace), &told.event(now))
@@ -53,9 +53,9 @@ impl Told<'_> {
         })
     }
 
-    /// The same for the same words about the same object.
+    /// The same name for the same message about the same object.
     fn name(&self) -> String {
-        // Its keys are always the same, unlike a map's.
+        // Its keys are always the same, unlike those of a HashMap.
         let mut hasher = DefaultHasher::new();
         (&self.metadata.uid, self.reason, self.message).hash(&mut hasher);
         format!("{COMPONENT}.{:016x}", hasher.finish())

@@ -1,5 +1,5 @@
-//! Which certificate the API server shows to those who connect: a file that was written is not yet one that
-//! is served. A handshake finds out, and no request follows it.
+//! Finds out which certificate the API server shows, with a handshake and no request: a file that was written is
+//! not necessarily served yet.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -16,23 +16,23 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use crate::config::{API_PORT, REQUEST_LIMIT};
 use crate::error::{Error, Result};
 
-/// In every certificate that the API server ever has.
+/// A name in every certificate that the API server ever has.
 const ALWAYS_NAMED: &str = "localhost";
 
-/// The API server, as somebody who trusts its authority alone connects to it.
+/// Connects to the API server, trusting only its CA.
 pub struct Handshake {
     config: Arc<ClientConfig>,
     server: SocketAddr,
 }
 
-/// A certificate that the authority has signed and that is valid now.
+/// A certificate that the CA has signed and that is valid now.
 pub struct Shown(CertificateDer<'static>);
 
 impl Handshake {
-    pub fn new(authority: &Path, server: Ipv4Addr) -> Result<Handshake> {
-        let unusable = |cause: &dyn std::fmt::Display| Error::io("use", authority, cause);
+    pub fn new(ca: &Path, server: Ipv4Addr) -> Result<Handshake> {
+        let unusable = |cause: &dyn std::fmt::Display| Error::io("use", ca, cause);
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(authority).map_err(|cause| unusable(&cause))?).map_err(|cause| unusable(&cause))?;
+        roots.add(CertificateDer::from_pem_file(ca).map_err(|cause| unusable(&cause))?).map_err(|cause| unusable(&cause))?;
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
         let config = config.map_err(|cause| unusable(&cause))?.with_root_certificates(roots).with_no_client_auth();
         Ok(Handshake { config: Arc::new(config), server: (server, API_PORT).into() })
@@ -61,14 +61,14 @@ impl Handshake {
 }
 
 impl Shown {
-    /// Whether a client that connects under `name` takes the certificate for the server's.
+    /// Whether a client that connects under `name` accepts the certificate.
     pub fn holds(&self, name: &str) -> bool {
         let Ok(name) = ServerName::try_from(name) else { return false };
         ParsedCertificate::try_from(&self.0).is_ok_and(|certificate| verify_server_name(&certificate, &name).is_ok())
     }
 }
 
-/// Whether there can be a certificate for a name that a client used.
+/// Whether a certificate can contain a name that a client used.
 pub fn can_be_certified(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }

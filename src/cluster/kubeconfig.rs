@@ -1,4 +1,4 @@
-//! The kubeconfig that a client gets: its server is the address that the client itself used.
+//! The kubeconfig for a client: its server is the address that the client itself used.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ const LOCAL_SERVER: &str = "    server: https://localhost:8443\n";
 
 /// The file on disk: the cluster, the user and the context are all named `kind`.
 ///
-/// The three arguments are base64 of PEM, as kubeconfig files hold them.
+/// The three arguments are base64-encoded PEM, as in kubeconfig files.
 pub fn render(ca: &str, certificate: &str, key: &str) -> String {
     format!(
         "apiVersion: v1
@@ -33,10 +33,10 @@ users:
     )
 }
 
-/// The file with the server that `host`, a Host header, names, and the port as which it is published.
+/// The file with the server from `host`, a Host header, and the port on which it is published.
 ///
-/// Where the API server's certificate does not hold that name, which `is_served` tells, the client is told
-/// to check it for `localhost`. `None` when the header is no host name or address.
+/// If the API server's certificate does not contain that name, which `is_served` tells, the client is told
+/// to check the certificate for `localhost`. `None` if the header is not a host name or address.
 pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, is_served: impl FnOnce(&str) -> bool) -> Option<String> {
     let host = host.unwrap_or("localhost");
     let name = host_name(host)?;
@@ -44,7 +44,7 @@ pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, is_served: impl F
     Some(file.replace(LOCAL_SERVER, &format!("    server: https://{name}:{port}\n{check}")))
 }
 
-/// The host of a Host header without its port; IPv6 addresses keep their brackets.
+/// The host in a Host header, without the port; IPv6 addresses keep their brackets.
 fn host_name(header: &str) -> Option<&str> {
     if header.starts_with('[') {
         let end = header.find(']')?;

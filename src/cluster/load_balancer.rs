@@ -1,7 +1,7 @@
-//! Services of type LoadBalancer get the container's own addresses: no cloud is there that would give
-//! them one, and kube-proxy brings traffic for an address in their status to their pods.
+//! Gives Services of type LoadBalancer the container's own addresses: there is no cloud provider to do so, and
+//! kube-proxy forwards traffic for an address in their status to their pods.
 //!
-//! One thread sleeps in a watch on Services; where there is none of the type, it has nothing to do.
+//! One thread sleeps in a watch on Services, and has nothing to do if there are none of this type.
 //! Another sleeps until the container joins or leaves a network.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const SERVICES: &str = "/api/v1/services";
 /// A protocol and a port of the container's addresses, such as `("TCP", 80)`.
 type Port = (String, u16);
 
-/// Gives addresses in threads of its own, from now on.
+/// Assigns addresses from now on, in threads of its own.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()> {
     let balancer = Arc::new(Balancer {
         api,
@@ -35,7 +35,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()>
     let (init_of_watch, other) = (init.clone(), balancer.clone());
     let mut last = balancer.own.now()?;
     own_addresses::watch(move || {
-        // Pods and Docker's networks have addresses too, which come and go.
+        // Pods and Docker's networks have addresses too, which are added and removed.
         let now = other.own.now().unwrap_or_default();
         if now != last {
             last = now;
@@ -50,7 +50,7 @@ fn api_server(state: &State) -> bool {
     state.api_server
 }
 
-/// The container's own ports (Docker's with TLS too): one with a Service on it would not reach us any more.
+/// The container's own ports (including Docker's with TLS): a Service on one of them would cut us off from it.
 fn taken_ports(files: u16) -> Vec<Port> {
     [API_PORT, DOCKER_PORT, DOCKER_PORT + 1, files].map(|port| ("TCP".to_string(), port)).to_vec()
 }
@@ -59,19 +59,19 @@ struct Balancer {
     api: Arc<Api>,
     taken: Vec<Port>,
     own: OwnAddresses,
-    /// By uid: why a Service gets no address, as was said already.
+    /// By uid: the reported reason why a Service gets no address.
     told: Mutex<BTreeMap<String, String>>,
 }
 
 impl Balancer {
-    /// Looks at every Service now, and again whenever one changes, until the watch ends.
+    /// Processes every Service now, and again whenever one changes, until the watch ends.
     fn follow(&self, init: &Init) -> Result<()> {
         let mut version = self.assign()?;
         init.readiness.update(|state| state.services = true);
-        // Without bookmarks, which would wake us every minute.
+        // No bookmarks, because they would wake us every minute.
         for event in self.api.watch::<Service>(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
             let service = event?.object;
-            // Events up to what was listed last are old news. Versions of one etcd are numbers that grow.
+            // Skip events that the last list already covers. Within one etcd, versions are increasing numbers.
             if is_balanced(&service) && number(&service.metadata.resource_version) > number(&version) {
                 version = self.assign()?;
             }
@@ -79,9 +79,9 @@ impl Balancer {
         Ok(())
     }
 
-    /// Gives every Service what it is due; returns the version of the list.
+    /// Assigns or removes the addresses of every Service; returns the version of the list.
     fn assign(&self) -> Result<String> {
-        // One at a time, so that the later one, with the newer addresses, has the last word.
+        // One call at a time, so that the later one, with the newer addresses, wins.
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let addresses: Vec<String> = self.own.now()?.iter().map(Ipv4Addr::to_string).collect();
         let list: List<Service> = self.api.get(SERVICES)?;
@@ -93,7 +93,7 @@ impl Balancer {
                 Due::Past => vec![],
                 Due::Nothing(reason, why) => {
                     self.tell(&mut told, decision, reason, why);
-                    // Its address, if it has one, is the other controller's.
+                    // Its address, if it has one, comes from the other controller.
                     if *reason == OTHER_CLASS {
                         continue;
                     }
@@ -119,7 +119,7 @@ impl Balancer {
         Ok(())
     }
 
-    /// Says once, in the log and to whoever looks at the Service, why it gets no address.
+    /// Reports once, in the log and in an Event, why a Service gets no address.
     fn tell(&self, told: &mut BTreeMap<String, String>, decision: &Decision, reason: &str, why: &str) {
         let metadata = &decision.service.metadata;
         if told.insert(metadata.uid.clone(), why.to_string()).as_deref() == Some(why) {
@@ -142,9 +142,9 @@ const OTHER_CLASS: &str = "OtherClass";
 #[derive(Debug, PartialEq)]
 enum Due {
     Addresses,
-    /// The reason in one word, and in full.
+    /// The reason as one word, and in full.
     Nothing(&'static str, String),
-    /// It was of the type once, and 1.20 leaves the address in its status.
+    /// The Service used to be a LoadBalancer, and 1.20 leaves the address in its status.
     Past,
 }
 
@@ -155,7 +155,7 @@ struct Decision<'a> {
     due: Due,
 }
 
-/// An address serves each port once: the oldest Service has it, and nobody has the container's own.
+/// Each port can be used once: the oldest Service gets it, and no Service gets the container's own ports.
 fn decide<'a>(services: &'a [Service], taken: &[Port]) -> Vec<Decision<'a>> {
     let decision = |service: &'a Service, due| Decision { service, name: service.metadata.full_name(), due };
     let past = services.iter().filter(|service| !is_typed(service) && !ingress_of(service).is_empty());
@@ -180,7 +180,7 @@ fn decide<'a>(services: &'a [Service], taken: &[Port]) -> Vec<Decision<'a>> {
     decisions
 }
 
-/// Whether it is of the type, or was when it got an address.
+/// Whether it is a LoadBalancer, or was one when it got an address.
 fn is_balanced(service: &Service) -> bool {
     is_typed(service) || !ingress_of(service).is_empty()
 }
@@ -235,7 +235,7 @@ mod tests {
             ("default/first", Due::Addresses),
             ("default/second", Due::Nothing(PORT_CONFLICT, "port 80/TCP is in use by default/first".into())),
             ("default/udp", Due::Addresses),
-            // The second did not get what it asked for, so nothing of it is in the way.
+            // The second did not get its ports, so they are free.
             ("default/third", Due::Addresses),
         ];
         assert_eq!(dues(&services), expected.map(|(name, due)| (name.to_string(), due)));
@@ -259,7 +259,7 @@ mod tests {
         let why = "it is left to whoever serves loadBalancerClass example.com/other".to_string();
         assert_eq!(dues(&services), [("default/b".to_string(), Due::Nothing(OTHER_CLASS, why))]);
         assert!(!is_balanced(&parsed(&services[0])));
-        // One that was of the type once has to give its address back.
+        // One that used to be a LoadBalancer has to give its address back.
         services[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.2"}]}});
         assert!(is_balanced(&parsed(&services[0])));
         assert_eq!(dues(&services[..1]), [("default/a".to_string(), Due::Past)]);

@@ -1,5 +1,5 @@
-//! What is needed to understand a cluster that did not come up: the last words of its control plane,
-//! of kubelet and of containerd, in the container's log, which outlives the container's files in most CI systems.
+//! Shows why a cluster did not come up: the ends of the logs of its control plane, kubelet and containerd, in the
+//! container's log, which outlives the container's files in most CI systems.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use crate::supervisor::reaper;
 
 /// Lines of each log.
 const LINES: usize = 6;
-/// Made by kubelet: `NAMESPACE_NAME_UID/CONTAINER/N.log`.
+/// Prefix of the directories that kubelet creates: `NAMESPACE_NAME_UID/CONTAINER/N.log`.
 const NAMESPACE: &str = "kube-system_";
 
 /// Logs the end of every system pod's newest log, of kubelet's errors, and of containerd's log.
@@ -20,13 +20,13 @@ pub fn log_tails(pod_logs: &Path, daemon_logs: &Path) {
     }
     let read = |name: &str| String::from_utf8_lossy(&fs::read(daemon_logs.join(name)).unwrap_or_default()).into_owned();
     show("kubelet", &last_errors(&read("kubelet.log")));
-    // It logs warnings and errors alone.
+    // It logs only warnings and errors.
     show("containerd", &read("containerd.log"));
 }
 
-/// The last lines with errors, and of those that tell the same only the last one: kubelet repeats itself.
+/// The last error lines, each message only once, because kubelet repeats itself.
 fn last_errors(log: &str) -> String {
-    // klog begins a line with its severity, and `]` ends what differs: time, thread, place.
+    // klog starts a line with its severity; time, thread and source location, which differ, end with `]`.
     let message = |line: &str| line.split_once("] ").map_or(line, |(_, message)| message).to_string();
     let mut seen = BTreeSet::new();
     let mut errors: Vec<&str> = log.lines().rev().filter(|line| line.starts_with('E') && seen.insert(message(line))).take(LINES).collect();
@@ -41,7 +41,7 @@ fn show(name: &str, text: &str) {
     }
 }
 
-/// Each container of a system pod with the log of its last start.
+/// Each system pod's containers, with the log of their last start.
 fn newest_logs(pod_logs: &Path) -> Vec<(String, PathBuf)> {
     let list = |path: &Path| -> Vec<PathBuf> { fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect() };
     let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u32>().ok());
@@ -58,7 +58,7 @@ fn newest_logs(pod_logs: &Path) -> Vec<(String, PathBuf)> {
     newest
 }
 
-/// A line of CRI's format without its `TIME STREAM TAG `.
+/// A line in CRI's log format without its `TIME STREAM TAG ` prefix.
 fn without_prefix(line: &str) -> &str {
     line.splitn(4, ' ').nth(3).unwrap_or(line)
 }

@@ -1,10 +1,10 @@
-//! Variables for clients, which a CI job sets for every container of its own, services included. Where they
-//! reach this one, they must turn no client in here away from this node: neither those that we or the user's
-//! scripts start, nor those of `docker exec`.
+//! Variables for clients, which a CI job sets for all of its containers, services included. In this container they
+//! must not point any client at another node: neither clients that we or the user's scripts start, nor those of
+//! `docker exec`.
 //!
-//! They are taken out of our own environment. `docker exec` begins with the container's, which nobody can
-//! change: so there is a `docker` and a `kubectl` earlier on PATH, made at the start of a node and nowhere else.
-//! A job's own container, of this image too, has its variables and the programs themselves.
+//! We remove them from our own environment. `docker exec` starts with the container's environment, which nobody can
+//! change, so we put wrappers for `docker` and `kubectl` earlier on PATH, only when a node starts. A job's own
+//! container, even one of this image, keeps its variables and has the programs without wrappers.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -19,21 +19,21 @@ pub const HOST: &str = "DOCKER_HOST";
 pub const TLS_VERIFY: &str = "DOCKER_TLS_VERIFY";
 pub const CERT_PATH: &str = "DOCKER_CERT_PATH";
 const DRIVER: &str = "DOCKER_DRIVER";
-/// Docker's. dockerd would look for certificates of DOCKER_CERT_PATH, too.
+/// The Docker CLI's variables. dockerd too would look for certificates in DOCKER_CERT_PATH.
 const OF_DOCKER: [&str; 5] = [HOST, "DOCKER_CONTEXT", "DOCKER_TLS", TLS_VERIFY, CERT_PATH];
 const KUBECONFIG: &str = "KUBECONFIG";
-/// Before /usr/local/bin on the PATH of every image of Debian's and Docker's.
+/// Precedes /usr/local/bin on the PATH of every Debian and Docker image.
 const WRAPPERS: &str = "/usr/local/sbin";
-/// In a program of ours there, which a later start may replace.
+/// Marks our wrappers, which a later start may replace.
 const MARK: &str = "# Made by kind at its start";
 
-/// What of it is set, without what has an effect here.
+/// The variables that are set, except those that have an effect here.
 #[derive(Debug, Default)]
 pub struct ClientVariables {
-    /// `DOCKER_HOST` as it is set, to whatever end.
+    /// `DOCKER_HOST` as it is set, even if it has an effect here.
     host: String,
     set: Vec<(&'static str, String)>,
-    /// Set to another one than this node's.
+    /// `KUBECONFIG`, if it is not this node's.
     kubeconfig: Option<String>,
 }
 
@@ -48,7 +48,8 @@ impl ClientVariables {
         }
     }
 
-    /// Takes them out of our environment, and so out of that of all that we start. Called before any thread is.
+    /// Removes them from our environment, and so from that of everything we start. Must be called before any thread
+    /// is started.
     pub fn take() -> ClientVariables {
         let found = ClientVariables::find(|name| std::env::var(name).ok());
         found.set.iter().for_each(|(name, _)| std::env::remove_var(name));
@@ -58,7 +59,7 @@ impl ClientVariables {
         found
     }
 
-    /// Says which variables have no effect beside a cluster, once for each start.
+    /// Logs, once per start, which variables have no effect with a cluster.
     pub fn warn(&self) {
         let ignored = self.without_effect(std::env::var(DRIVER).ok());
         if !ignored.is_empty() {
@@ -73,14 +74,14 @@ impl ClientVariables {
         ignored
     }
 
-    /// Makes the programs for `docker exec`, where the environment needs them, and removes those of another one.
-    pub fn lead_home(&self, config: &Config) {
-        if let Err(error) = self.make_programs(config) {
-            log::warn!(target: "boot", "docker exec may ask another node: {error}");
+    /// Writes the wrappers for `docker exec` if the environment needs them, and removes stale ones.
+    pub fn write_wrappers(&self, config: &Config) {
+        if let Err(error) = self.try_write_wrappers(config) {
+            log::warn!(target: "boot", "clients in docker exec may connect to another node: {error}");
         }
     }
 
-    fn make_programs(&self, config: &Config) -> Result<()> {
+    fn try_write_wrappers(&self, config: &Config) -> Result<()> {
         let path = std::env::var("PATH").unwrap_or_default();
         for (name, script) in [("docker", self.docker()), ("kubectl", self.kubectl())] {
             let wrapper = config.path(WRAPPERS).join(name);
@@ -100,7 +101,7 @@ impl ClientVariables {
         Ok(())
     }
 
-    /// Whoever says another host in here means it, with all that belongs to it.
+    /// The script leaves the variables alone if the user has set another host in here.
     fn docker(&self) -> Option<String> {
         let unset = |(name, value): &(&str, String)| format!("  [ \"${{{name}-}}\" != {} ] || unset {name}\n", quoted(value));
         let unset: String = self.set.iter().map(unset).collect();
@@ -115,24 +116,24 @@ impl ClientVariables {
 
 const SOCKET: &str = "unix://";
 
-/// Where `DOCKER_HOST` says that the daemon's socket is, as docker:dind has it; another value is for clients.
+/// The socket that `DOCKER_HOST` names for the daemon, as in docker:dind; any other value is for clients.
 pub fn socket_of_environment() -> Option<String> {
     std::env::var(HOST).ok()?.strip_prefix(SOCKET).map(str::to_string)
 }
 
-/// dockerd would change to that image store, which holds no baked image; a Docker alone may have it.
+/// dockerd would switch to that storage driver, which has none of the baked images. Docker alone may use it.
 pub fn remove_driver(command: &mut Command) {
     command.env_remove(DRIVER);
 }
 
-/// What a name on PATH means without the wrapper, where the wrapper comes first.
+/// The program that the wrapper hides, if the wrapper comes first on PATH.
 fn program_behind(wrapper: &Path, path: &str) -> Option<PathBuf> {
     let (directory, name) = (wrapper.parent()?, wrapper.file_name()?);
     let mut after = std::env::split_paths(path).skip_while(|entry| entry != directory).skip(1);
     after.find_map(|entry| Some(entry.join(name)).filter(|program| program.is_file() && program != wrapper))
 }
 
-/// Written whole to another name: one of an earlier start may be running.
+/// Writes to another name first, because an earlier start's wrapper may be running.
 fn write_program(path: &Path, text: &str) -> Result<()> {
     let new = path.with_extension("new");
     path.parent().map_or(Ok(()), mounts::make_dir)?;
@@ -144,7 +145,7 @@ fn write_program(path: &Path, text: &str) -> Result<()> {
     write().map_err(|cause| Error::io("write", path, cause))
 }
 
-/// One word for a shell.
+/// Quotes a text as one word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

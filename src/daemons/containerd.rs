@@ -1,4 +1,4 @@
-//! containerd, ours: dockerd would overwrite the configuration of one that it manages itself.
+//! Our own containerd: dockerd would overwrite the configuration of one that it manages itself.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::supervisor::reaper;
 
 pub const CONTAINERD: &str = "containerd";
 
-/// Marks what the CRI plugin made, in contrast to what dockerd made in the same namespace.
+/// Selects what the CRI plugin created, as opposed to what dockerd created in the same namespace.
 const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
 const CRI_PLUGIN: &str = "io.containerd.grpc.v1.cri";
 
@@ -32,7 +32,7 @@ pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
             let configuration = configuration(&pause_image, !can_lower_oom_score());
             command_with(&path, &configuration, &iptables)
         }),
-        // It listens only when every plugin is loaded.
+        // It listens only once every plugin is loaded.
         answers: Box::new(move || {
             let first = starts.load(Ordering::Relaxed) == 1;
             UnixStream::connect(CONTAINERD_SOCKET).is_ok() && (first || dockerd_reaches_it())
@@ -42,7 +42,7 @@ pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
     }
 }
 
-/// Without the plugin that knows pods.
+/// The command for a containerd without the CRI plugin.
 pub fn command_without_cri(iptables: &Iptables) -> Result<Command> {
     let path = Path::new(RUN_DIR).join("containerd-without-cri.toml");
     command_with(&path, &base(&[CRI_PLUGIN]), iptables)
@@ -57,11 +57,11 @@ fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result
     Ok(command)
 }
 
-/// A dockerd that has lost its containerd looks for the new one every few seconds only, and answers
-/// pings meanwhile. One that does not run at all is not waited for.
+/// A dockerd that has lost its containerd looks for the new one only every few seconds, and answers
+/// pings meanwhile. We do not wait for a dockerd that is not running.
 fn dockerd_reaches_it() -> bool {
     let Ok(stream) = UnixStream::connect(DOCKER_SOCKET) else { return true };
-    // A request for which it has to ask containerd.
+    // A request that makes it ask containerd.
     stream.set_read_timeout(Some(REQUEST_LIMIT)).is_ok() && answers_ok(stream, "/images/json")
 }
 
@@ -83,7 +83,7 @@ fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
     format!(
         r#"{base}[plugins."{CRI_PLUGIN}"]
   sandbox_image = "{pause_image}"
-  # Without CAP_SYS_RESOURCE every pod would fail to start on its oom_score_adj.
+  # Without CAP_SYS_RESOURCE every pod would fail to start because of its oom_score_adj.
   restrict_oom_score_adj = {restrict_oom_score_adj}
   tolerate_missing_hugetlb_controller = true
   [plugins."{CRI_PLUGIN}".containerd]
@@ -96,14 +96,14 @@ fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
   [plugins."{CRI_PLUGIN}".cni]
     bin_dir = "{CNI_BIN_DIR}"
     conf_dir = "{CNI_CONF_DIR}"
-  # Docker's own folder serves kubelet's pulls too.
+  # Docker's directory is used for kubelet's pulls too.
   [plugins."{CRI_PLUGIN}".registry]
     config_path = "{CERTS_DIR}"
 "#
     )
 }
 
-/// containerd's own client, in the namespace that pods and Docker share.
+/// Runs containerd's own client in the namespace that pods and Docker share.
 pub fn ctr(arguments: &[&str]) -> Result<String> {
     ctr_in(NAMESPACE, arguments)
 }
@@ -112,12 +112,12 @@ fn ctr_in(namespace: &str, arguments: &[&str]) -> Result<String> {
     reaper::run(Command::new("ctr").args(["--address", CONTAINERD_SOCKET, "--namespace", namespace]).args(arguments))
 }
 
-/// The names of the images, Docker's and kubelet's.
+/// The names of all images, Docker's and kubelet's.
 pub fn images() -> Result<Vec<String>> {
     Ok(ctr(&["images", "ls", "--quiet"])?.lines().map(str::to_string).collect())
 }
 
-/// Ids of the containers and sandboxes of pods, whose `label` has `value` where one is given.
+/// Ids of the pods' containers and sandboxes, filtered by a label and its value if given.
 pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
     let filter = match label {
         Some((name, value)) => format!("{CRI_CONTAINERS},labels.\"{name}\"=={value}"),
@@ -127,23 +127,23 @@ pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
     Ok(list.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_string).collect())
 }
 
-/// Ends every pod's containers and sandboxes that run, and removes all of them; Docker's own stay.
+/// Ends the pods' running containers and sandboxes, and removes all of them; Docker's own stay.
 pub fn end_pod_containers() -> Result<usize> {
-    // It fails for those that do not run any more, and removes the others all the same.
+    // It fails for those that are no longer running, but still removes the others.
     let _ = ctr_for(&["tasks", "rm", "--force"], &pod_containers(None)?);
     remove_pod_containers()
 }
 
-/// Removes the records and layers of every pod's containers and sandboxes, none of which runs. Returns
+/// Removes the records and layers of the pods' containers and sandboxes, none of which may be running. Returns
 /// how many there were.
 pub fn remove_pod_containers() -> Result<usize> {
     let ids = pod_containers(None)?;
     let sandboxes = sandboxes();
     if ctr_for(&["containers", "rm"], &ids).is_err() {
-        // A layer that cannot be removed keeps nobody's name.
+        // A layer that cannot be removed does not reserve a name.
         ctr_for(&["containers", "rm", "--keep-snapshot"], &pod_containers(None)?)?;
     }
-    // It only logs what it could not do.
+    // It only logs what it could not remove.
     ctr_for(&["sandboxes", "rm", "--force"], &sandboxes)?;
     match (pod_containers(None)?, self::sandboxes()) {
         (containers, sandboxes) if containers.is_empty() && sandboxes.is_empty() => Ok(ids.len()),
@@ -159,7 +159,7 @@ fn sandboxes() -> Vec<String> {
     list.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_string).collect()
 }
 
-/// The same for all of the ids at once, or nothing where there are none.
+/// Runs ctr once for all ids, or not at all if there are none.
 fn ctr_for(arguments: &[&str], ids: &[String]) -> Result<()> {
     let all: Vec<&str> = arguments.iter().copied().chain(ids.iter().map(String::as_str)).collect();
     if ids.is_empty() {
@@ -169,8 +169,8 @@ fn ctr_for(arguments: &[&str], ids: &[String]) -> Result<()> {
     }
 }
 
-/// Deletes every lease, which would keep layers and blobs that no image and no container uses. In every namespace,
-/// because BuildKit keeps the history of its builds in one of its own. Nothing may be using them any more.
+/// Deletes every lease, because leases keep layers and blobs that no image or container uses. It does so in every
+/// namespace, because BuildKit keeps its build history in a namespace of its own. Nothing may be using the leases.
 pub fn delete_leases() -> Result<()> {
     for namespace in ctr(&["namespaces", "ls", "--quiet"])?.lines().map(str::trim) {
         let list = ctr_in(namespace, &["leases", "ls", "--quiet"])?;
@@ -182,7 +182,7 @@ pub fn delete_leases() -> Result<()> {
     Ok(())
 }
 
-/// Makes containerd delete the layers of removed containers, which it would do some time later.
+/// Makes containerd delete the layers of removed containers now instead of some time later.
 pub fn collect_garbage() -> Result<()> {
     let lease = ctr(&["leases", "create"])?;
     ctr(&["leases", "delete", "--sync", lease.trim()])?;

@@ -1,4 +1,4 @@
-//! `kind run ps` is `docker ps`, and a client finds its daemon, as in docker:dind (docker-entrypoint.sh).
+//! `kind run ps` runs `docker ps`, and clients find their daemon, as in docker:dind (docker-entrypoint.sh).
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::daemons::client_variables::{CERT_PATH, HOST, TLS_VERIFY};
 use crate::daemons::tls;
 use crate::supervisor::reaper;
 
-/// The command as it is to be run, and what is added to its environment.
+/// The command to run, and the variables to add to its environment.
 pub fn complete(argv: Vec<String>) -> (Vec<String>, Vec<(&'static str, String)>) {
     let is_subcommand = |word: &str| reaper::succeeds(Command::new("docker").args(["help", word]));
     let is_socket = Path::new(DOCKER_SOCKET).metadata().is_ok_and(|metadata| metadata.file_type().is_socket());
@@ -26,7 +26,7 @@ fn with_docker(mut argv: Vec<String>, is_subcommand: impl Fn(&str) -> bool) -> V
     argv
 }
 
-/// `client` is the directory of a client's certificates, where there are some.
+/// `client` is the directory with a client's certificates, if there are any.
 fn environment(get: impl Fn(&str) -> Option<String>, is_socket: bool, client: Option<String>) -> Vec<(&'static str, String)> {
     let mut added = Vec::new();
     let host = get(HOST).unwrap_or_else(|| {

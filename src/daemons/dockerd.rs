@@ -1,4 +1,4 @@
-//! dockerd, beside a baked cluster and alone. `port` opens its TCP port, `settings` reads its command line.
+//! dockerd, with a baked cluster and alone. `port` opens its TCP port, `settings` reads its command line.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -21,18 +21,18 @@ use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
 const USER_CONFIGURATION: &str = "/etc/docker/daemon.json";
-/// Where we ask when the user's flags say where dockerd listens.
+/// The socket that we ping when the user's flags say where dockerd listens.
 const PING_SOCKET: &str = "/run/kind/docker.sock";
 pub const DOCKERD: &str = "dockerd";
-/// The first in which the image store of containerd is not called experimental.
+/// The first version in which the containerd image store is not experimental.
 const OLDEST_DOCKER: u32 = 25;
-/// The oldest API that dockerd takes requests of: a variable, from 25 on, and what was its default up to 28.
+/// The oldest API version that dockerd accepts: a variable, from Docker 25 on, and its default up to 28.
 const MIN_API_VERSION: &str = "DOCKER_MIN_API_VERSION";
 const OLDEST_API: &str = "1.24";
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
-/// Refuses a Docker that cannot keep its images in a containerd of ours: from 24 it can at all, and from
-/// 25 a container of it can be deleted without errors.
+/// Refuses a Docker that cannot keep its images in our containerd: 24 can, and from 25 its containers can be
+/// deleted without errors.
 pub fn require_version() -> Result<()> {
     let advice = "DOCKER_IMAGE names where Docker comes from: take a tag of docker such as 29-dind";
     let said = reaper::run(Command::new("dockerd").arg("--version")).map_err(|error| error.advise(advice))?;
@@ -43,12 +43,12 @@ pub fn require_version() -> Result<()> {
     }
 }
 
-/// Of a line such as `Docker version 28.5.1, build e180ab8`.
+/// Parses a line such as `Docker version 28.5.1, build e180ab8`.
 fn major_version(said: &str) -> Option<u32> {
     said.split_whitespace().nth(2)?.split('.').next()?.parse().ok()
 }
 
-/// dockerd beside a baked cluster: on our containerd, in the namespace of the pods.
+/// dockerd with a baked cluster: on our containerd, in the pods' namespace.
 pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, port: Port) -> Result<Spec> {
     let (hosts, ping_socket) = sockets(&line, config)?;
     let (pid_file, files) = (stale::pid_file(config), port.tls().cloned());
@@ -67,12 +67,12 @@ pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, po
         prepare(&mut command, &iptables);
         Ok(command)
     };
-    // The user has changed the file that they come from.
+    // The user has changed the file that they are read from.
     let before_reload = move || again().map(drop);
     Ok(Spec { before_reload: Some(Box::new(before_reload)), ..spec(Box::new(command), ping_socket) })
 }
 
-/// Writes dockerd's own daemon.json. Returns its path, and the flags and the user's hosts that go with it.
+/// Writes a daemon.json for dockerd. Returns its path, and the flags and the user's hosts that go with it.
 fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Files>) -> Result<(PathBuf, Vec<String>, Vec<String>)> {
     let (mut flags, file) = line.for_cluster();
     let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
@@ -86,8 +86,8 @@ fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Fil
     Ok((path, flags, users_hosts))
 }
 
-/// Docker alone, as docker:dind's own entrypoint starts it, but for the 16 s that dockerd sleeps after that
-/// where there is no TLS, and the seconds that its keys take where there is.
+/// Docker alone, as docker:dind's entrypoint starts it, but without the 16 s that dockerd then sleeps if there is no
+/// TLS, and without the seconds that its keys take if there is.
 pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
     stale::remove_all(config);
     if !is_on_path(DOCKERD) {
@@ -101,7 +101,7 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
         certificates.finish()?;
     }
     let (hosts, ping_socket) = sockets(&line, config)?;
-    // dockerd's own default, and not a flag, which a daemon.json with hosts would not go with.
+    // Rely on dockerd's default instead of a flag, which dockerd refuses if daemon.json names hosts too.
     let hosts = if line.explicit && !line.names_hosts() { vec![] } else { hosts };
     let (pid_file, log) = (stale::pid_file(config), log_file(config));
     let command = move || {
@@ -119,9 +119,9 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
     Ok(spec(Box::new(command), ping_socket))
 }
 
-/// Docker 29 refuses clients that older ones took, such as docker-java with its default. The user's own value wins.
+/// Docker 29 refuses clients that older versions accepted, such as docker-java with its default. The user's value wins.
 fn accept_old_clients(command: &mut Command, log: &Path) {
-    // dockerd does not start with a version below what it can still speak, and names the variable.
+    // dockerd does not start if the version is older than it supports; its log then names the variable.
     let is_refused = fs::read_to_string(log).is_ok_and(|text| text.contains(MIN_API_VERSION));
     if std::env::var_os(MIN_API_VERSION).is_none() && !is_refused {
         command.env(MIN_API_VERSION, OLDEST_API);
@@ -136,8 +136,8 @@ fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf
     Spec { name: DOCKERD, command, answers: Box::new(move || ping(&socket)), before_reload: None, condition: |state| &mut state.docker }
 }
 
-/// The sockets that dockerd is to listen on, and the one on which we ask. Where the user's flags say which,
-/// the usual one may be missing, and one more is ours.
+/// The sockets for dockerd to listen on, and the one that we ping. If the user's flags name the sockets, the usual
+/// one may be missing, so we add one of our own.
 fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)> {
     let host = |path: &Path| format!("unix://{}", path.display());
     if line.explicit && line.names_hosts() {
@@ -154,10 +154,10 @@ fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)
     Ok((hosts, usual))
 }
 
-/// Where dockerd keeps its data when it is alone: where its flags or its file say, or on the volume.
+/// Where dockerd keeps its data when it runs alone: where its flags or its file say, or on the volume.
 pub fn data_root(line: &CommandLine, config: &Config) -> PathBuf {
     let file = line.values_of("--config-file").pop().unwrap_or_else(|| USER_CONFIGURATION.into());
-    // dockerd itself says what is wrong with it.
+    // If the file is invalid, dockerd itself says why.
     let of_file = || {
         let settings: Value = serde_json::from_str(&read_user_configuration(&file).ok()?).ok()?;
         settings.get("data-root")?.as_str().map(str::to_string)
@@ -173,11 +173,11 @@ fn read_user_configuration(file: &str) -> Result<String> {
     }
 }
 
-/// The user's daemon.json with what the cluster rests on, and its hosts: dockerd refuses a file and
-/// flags that both name hosts.
+/// Merges the user's daemon.json with what the cluster needs. Returns its hosts separately, because dockerd refuses to
+/// start if both a file and flags name hosts.
 fn merge(file: &str, user: &str, network: &Network) -> Result<(Map<String, Value>, Vec<String>)> {
     let mut settings: Map<String, Value> = serde_json::from_str(user)
-        .map_err(|cause| Error::new(format!("{file} is not a JSON object: {cause}")).advise("Mend it or leave it out"))?;
+        .map_err(|cause| Error::new(format!("{file} is not a JSON object: {cause}")).advise("Fix it or remove it"))?;
     let hosts = settings.remove("hosts");
     let hosts = hosts.iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str).map(str::to_string).collect();
     for key in ["storage-driver", "containerd", "containerd-namespace"] {
@@ -198,25 +198,25 @@ fn merge(file: &str, user: &str, network: &Network) -> Result<(Map<String, Value
     Ok((settings, hosts))
 }
 
-/// `mtu` is for Docker's own bridge alone: the bridges of `docker network create` get this. Where packets are
-/// of the usual size, there is nothing to say.
+/// `mtu` applies only to Docker's default bridge; the bridges of `docker network create` get this option. With the
+/// usual packet size neither is needed.
 fn add_mtu_of_networks(settings: &mut Map<String, Value>, mtu: u32) {
     const OPTION: &str = "com.docker.network.driver.mtu";
     if mtu == ETHERNET_MTU {
         return;
     }
     let options = settings.entry(NETWORK_OPTIONS).or_insert_with(|| json!({}));
-    // What is no object is dockerd's to refuse.
+    // If it is not an object, dockerd refuses it.
     if let Some(bridge) = options.as_object_mut().and_then(|options| options.entry("bridge").or_insert_with(|| json!({})).as_object_mut()) {
         bridge.entry(OPTION).or_insert(json!(mtu.to_string()));
     }
 }
 
-/// The certificates for our port, unless the user's file has settings of its own for them.
+/// Adds the certificates for our port, unless the user's file has TLS settings of its own.
 fn add_tls(settings: &mut Map<String, Value>, files: Option<&tls::Files>) {
     let Some(files) = files else { return };
     if ["tls", "tlsverify", "tlscacert", "tlscert", "tlskey"].iter().any(|key| settings.contains_key(*key)) {
-        return log::info!(target: "dockerd", "the settings for TLS of daemon.json are used");
+        return log::info!(target: "dockerd", "using the TLS settings of daemon.json");
     }
     settings.insert("tlsverify".into(), json!(true));
     settings.extend(files.settings().map(|(key, path)| (key.to_string(), json!(path))));
@@ -231,8 +231,8 @@ fn ping(socket: &Path) -> bool {
     connect().is_ok_and(|stream| answers_ok(stream, "/_ping"))
 }
 
-/// The step between fork and dockerd: only here is the pid known that LISTEN_PID must name
-/// (sd_listen_fds(3)). Returns only when exec fails.
+/// Runs between fork and dockerd, because only here do we know the pid that LISTEN_PID must name
+/// (sd_listen_fds(3)). Returns only if exec fails.
 pub fn exec_with_socket(argv: &[String]) -> Error {
     let Some((program, arguments)) = argv.split_first() else { return Error::new("nothing to exec") };
     let mut command = Command::new(program);

@@ -1,8 +1,8 @@
-//! What an earlier start's cluster has left in containerd, on a volume that comes back.
+//! Removes what an earlier start's cluster has left in containerd, on a volume that is used again.
 //!
-//! CRI reads the containers of pods into memory when containerd starts, and keeps their names reserved:
-//! taken away behind its back, a name stays "reserved for" a container that is gone, and kubelet never
-//! gets its API server. So they are removed by a containerd without CRI, before the one that serves.
+//! CRI reads the pods' containers into memory when containerd starts, and keeps their names reserved. If a container
+//! were removed later without CRI, its name would stay "reserved for" it, and kubelet would never get its API
+//! server. So a containerd without CRI removes them, before the real one starts.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -21,7 +21,7 @@ use crate::supervisor::reaper::{self, Child};
 const LOG: &str = "containerd-without-cri.log";
 const TAIL_LINES: usize = 6;
 
-/// Removes every container and sandbox of the pods, none of which runs: their processes ended with the
+/// Removes every container and sandbox of the pods. None of them is running: their processes ended with the
 /// start that they belong to. Returns how many there were.
 pub fn remove_pods(iptables: &Iptables) -> Result<usize> {
     let log = Path::new(LOG_DIR).join(LOG);
@@ -47,7 +47,7 @@ fn wait_until_listening(child: &Child) -> Result<()> {
     listening.unwrap_or_else(|| Err(Error::new(format!("{CONTAINERD} does not answer after {} s", DAEMON_LIMIT.as_secs()))))
 }
 
-/// It has closed its database when it has ended: only then may another one open it.
+/// Waits until it has ended and so closed its database: only then may another containerd open it.
 fn end(child: &Child) {
     child.handle().signal(Signal::SIGTERM);
     if child.wait_timeout(DAEMON_LIMIT).is_none() {

@@ -1,5 +1,5 @@
-//! A docker.sock that is another engine's: a runner that mounts its own into every container of a job mounts it
-//! into its services too. What asks there, we included, would be answered by that engine.
+//! Detects a docker.sock that belongs to another engine: a runner that mounts its own into every container of a job
+//! mounts it into the services too. That engine would answer every client in here, us included.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -13,8 +13,8 @@ use crate::daemons::client_variables::socket_of_environment;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 
-/// Refuses a socket that is there and alive before our dockerd runs. What a killed start has left is neither
-/// mounted nor alive, and dockerd replaces it.
+/// Refuses a socket that is mounted or in use before our dockerd runs. A socket left by a start that was killed is
+/// neither, and dockerd replaces it.
 pub fn refuse(config: &Config) -> Result<()> {
     let sockets = [Some(config.path(DOCKER_SOCKET)), socket_of_environment().map(PathBuf::from)];
     match sockets.into_iter().flatten().find(|path| is_mounted(path) || has_listener(path)) {
@@ -25,16 +25,16 @@ pub fn refuse(config: &Config) -> Result<()> {
 }
 
 fn is_mounted(path: &Path) -> bool {
-    // /var/run is a link.
+    // /var/run is a symbolic link.
     fs::canonicalize(path).is_ok_and(mounts::is_mount_point)
 }
 
-/// Whether somebody listens, which a whole directory mounted from outside can bring. It is asked nothing.
+/// Whether a process listens on the socket, which can be in a directory mounted from outside. Sends nothing.
 fn has_listener(path: &Path) -> bool {
     let Ok(client) = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None) else {
         return false;
     };
-    // EAGAIN: so many wait for it already that one more would have to.
+    // EAGAIN: its queue of waiting connections is full.
     UnixAddr::new(path).is_ok_and(|address| matches!(connect(client.as_raw_fd(), &address), Ok(()) | Err(Errno::EAGAIN)))
 }
 

@@ -1,8 +1,8 @@
-//! As much of gRPC over HTTP/2 (RFC 9113) as a question to containerd takes: one connection, one request.
+//! As much of gRPC over HTTP/2 (RFC 9113) as a request to containerd needs: one connection, one request.
 //!
 //! A client library would bring an asynchronous runtime with it, and `ctr` takes 23 MB and 60 ms for each
-//! question. Headers are written without compression (RFC 7541, 6.2.2) and never read: an answer has a
-//! message when it succeeded, and none when it did not.
+//! request. We write headers without compression (RFC 7541, 6.2.2) and never read them: a response contains a
+//! message if the request succeeded, and none if it failed.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,13 +10,13 @@ use std::path::Path;
 use std::time::Duration;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The first that a client may open, and our only one.
+/// The first stream that a client may open, and our only one.
 const STREAM: u32 = 1;
-/// Of a frame: length, type, flags, stream.
+/// A frame's header: length, type, flags, stream.
 const FRAME_HEADER: usize = 9;
-/// The longest that the other side may send when it was not told otherwise (bytes).
+/// The longest frame payload that the other side may send by default (bytes).
 const LONGEST_FRAME: usize = 1 << 14;
-/// Of a message: whether it is compressed, length.
+/// A message's header: whether it is compressed, length.
 const MESSAGE_HEADER: usize = 5;
 
 const DATA: u8 = 0;
@@ -28,16 +28,16 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 
 const END_STREAM: u8 = 1;
-/// Of settings and pings: this is the answer to one.
+/// On settings and pings: this frame acknowledges one.
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A request that was sent, and what has come back so far.
+/// A request that was sent, and what has been received so far.
 pub struct Call {
     stream: UnixStream,
-    /// Read, and not a whole frame yet.
+    /// Bytes that are not a complete frame yet.
     frames: Vec<u8>,
-    /// Received, and not a whole message yet.
+    /// Bytes that are not a complete message yet.
     messages: Vec<u8>,
     ended: bool,
 }
@@ -64,15 +64,15 @@ impl Call {
         Ok(Call { stream, frames: vec![], messages: vec![], ended: false })
     }
 
-    /// How long `next` waits from now on; without a limit, for ever.
+    /// How long `next` waits from now on; without a limit, forever.
     pub fn set_limit(&self, limit: Option<Duration>) -> io::Result<()> {
         self.stream.set_read_timeout(limit)
     }
 
-    /// The next message, or nothing when the answer has ended.
+    /// The next message, or `None` at the end of the response.
     ///
     /// # Errors
-    /// `WouldBlock` when the limit has passed, after which it can be asked again; anything else is final.
+    /// `WouldBlock` when the limit has passed, after which `next` can be called again; any other error is final.
     pub fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(message) = take_message(&mut self.messages) {
@@ -103,7 +103,7 @@ impl Call {
         let mut answer = vec![];
         match frame.kind {
             DATA => {
-                // The other side may send as many again, on the connection and on the stream.
+                // Let the other side send as many bytes again, on the connection and on the stream.
                 let count = (frame.payload.len() as u32).to_be_bytes();
                 if !frame.payload.is_empty() {
                     add_frame(&mut answer, WINDOW_UPDATE, 0, 0, &count);
@@ -114,7 +114,7 @@ impl Call {
             }
             HEADERS => self.ended = frame.flags & END_STREAM != 0,
             SETTINGS if frame.flags & ACK == 0 => add_frame(&mut answer, SETTINGS, ACK, 0, &[]),
-            // The other side ends a connection that does not answer for two hours.
+            // The other side closes a connection that does not answer pings for two hours.
             PING if frame.flags & ACK == 0 => add_frame(&mut answer, PING, ACK, 0, &frame.payload),
             RST_STREAM | GOAWAY => return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the request was ended")),
             _ => {}
@@ -151,7 +151,7 @@ fn take_message(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
     take(bytes, MESSAGE_HEADER, u32::from_be_bytes([a, b, c, d]) as usize)
 }
 
-/// Takes `length` bytes behind a header away, once all of them are there.
+/// Removes a header and the `length` bytes after it, once all of them are there, and returns those bytes.
 fn take(bytes: &mut Vec<u8>, header: usize, length: usize) -> Option<Vec<u8>> {
     let end = header + length;
     if bytes.len() < end {
@@ -162,11 +162,11 @@ fn take(bytes: &mut Vec<u8>, header: usize, length: usize) -> Option<Vec<u8>> {
     Some(payload)
 }
 
-/// A literal that no table remembers.
+/// Adds a literal header that is not added to the compression table.
 fn add_header(to: &mut Vec<u8>, name: &str, value: &str) {
     to.push(0);
     for text in [name, value] {
-        // Seven bits; longer ones would take more bytes.
+        // The length has seven bits here; longer strings would need more bytes.
         debug_assert!(text.len() < 127, "{text}");
         to.push(text.len() as u8);
         to.extend(text.as_bytes());
@@ -183,7 +183,7 @@ mod tests {
 
     type Messages = Vec<io::Result<Option<Vec<u8>>>>;
 
-    /// Sends `answer` byte by byte to a call, and returns what it makes of that and all that it sent.
+    /// Sends `answer` to a call byte by byte, and returns the call's results and all that it sent.
     fn answered(answer: Vec<u8>) -> (Messages, Vec<u8>) {
         let socket = std::env::temp_dir().join(format!("kind-grpc-{}-{}", std::process::id(), answer.len()));
         let _ = std::fs::remove_file(&socket);

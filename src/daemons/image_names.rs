@@ -1,13 +1,13 @@
-//! Which names images have in containerd, while Docker, kubelet and a job change them.
+//! Keeps the images' names in containerd in order while Docker, kubelet and a job change them.
 //!
-//! Baked images keep theirs: `docker rmi` and `docker system prune -a` take them from every image that no
-//! container of Docker's uses, those of the cluster's pods included, and a pod that is started would not
-//! find its image any more. What the names stand for is never removed (`bake::images`). They are created
-//! anew and never replaced, from before Docker runs.
+//! Baked images keep their names. `docker rmi` and `docker system prune -a` remove the names of every image that no
+//! Docker container uses, including those of the cluster's pods, and a pod that starts later would not find its
+//! image. The content that a name refers to is never removed (`bake::images`), so lost names are created again. A
+//! name that is in use is never replaced. This begins before Docker runs.
 //!
-//! The CRI plugin names every image that it hears of a second time, `sha256:…` after its configuration.
-//! Such a name shows in `docker images`, and keeps what Docker has deleted on the disk. CRI finds an image
-//! under every name that it has and needs this one least: it goes as soon as it is there.
+//! The CRI plugin gives every image that it hears of a second name, `sha256:…`, the digest of its configuration.
+//! Such a name shows up in `docker images`, and keeps on disk what Docker has deleted. CRI finds an image
+//! under any of its names and does not need this one, so we delete it as soon as it appears.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,15 +20,15 @@ use crate::daemons::image_records::{self, Changes, Record};
 use crate::error::{Error, Result};
 use crate::supervisor::Init;
 
-/// How soon events that ended are followed again.
+/// How long to wait before following events again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How many failures in a row are worth a word.
+/// How many failures in a row are logged.
 const TOLD: u32 = 3;
-/// Docker gives a name to another image by deleting it and creating it, and fails when it is there again
-/// in between: where that may be going on, a name that is missing is given this often this long.
+/// Docker moves a name to another image by deleting and creating it, and fails if we have created it in between.
+/// If that may be going on, we wait this many steps before we restore a missing name.
 const PATIENCE: u32 = 10;
 const STEP: Duration = Duration::from_millis(100);
-/// What dockerd names an image, before its digest, that would be left without a name.
+/// Prefix, before the digest, of the name that dockerd gives to an image that would be left without one.
 const DANGLING: &str = "moby-dangling@";
 const ID: &str = "sha256:";
 
@@ -37,7 +37,7 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
     let baked = match image_records::load(Path::new(BAKED_IMAGES)) {
         Ok(baked) => baked,
         Err(error) => {
-            log::warn!(target: "images", "baked images do not get lost names back: {error}");
+            log::warn!(target: "images", "baked images that lose their names do not get them back: {error}");
             vec![]
         }
     };
@@ -49,7 +49,7 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
-                    // Not of a containerd that is just being started again, and not every second.
+                    // Only once, and not while containerd is merely being restarted.
                     if failures == TOLD && !init.shutdown.stopping() {
                         log::warn!(target: "images", "images may lack a name, or have one too many: {error}");
                     }
@@ -62,27 +62,27 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the images: {cause}")))
 }
 
-/// Takes CRI's names away, whoever uses the images.
+/// Deletes CRI's names.
 pub fn tidy() -> Result<()> {
     settle(&[], &mut Seen::default())
 }
 
-/// What is known beside what containerd lists.
+/// What we know in addition to what containerd lists.
 #[derive(Default)]
 struct Seen {
-    /// Names that are not there, and how often they have been waited for.
+    /// Missing names, and how many steps each has been waited for.
     missing: BTreeMap<String, u32>,
-    /// Names that are there again, and that nobody was told of.
+    /// How many names have been restored and not yet logged.
     restored: usize,
 }
 
 impl Seen {
-    /// How long it is worth to wait for the next change.
+    /// How long to wait for the next change.
     fn limit(&self) -> Option<Duration> {
         (self.restored > 0 || !self.missing.is_empty()).then_some(STEP)
     }
 
-    /// Nothing has happened for so long.
+    /// Called when nothing has happened for that long.
     fn pass(&mut self) {
         self.missing.values_mut().for_each(|waited| *waited += 1);
         match std::mem::take(&mut self.restored) {
@@ -97,7 +97,7 @@ impl Seen {
 fn follow(baked: &[Record]) -> Result<()> {
     let mut changes = Changes::follow()?;
     let mut seen = Seen::default();
-    // containerd does not say when it has begun to tell: looking once more finds what happened before.
+    // containerd does not say when its events begin, so we look once more to find earlier changes.
     let mut first = Some(STEP);
     loop {
         settle(baked, &mut seen)?;
@@ -127,11 +127,11 @@ fn settle(baked: &[Record], seen: &mut Seen) -> Result<()> {
     plan.delete.iter().try_for_each(|(name, is_last)| image_records::delete(name, *is_last))
 }
 
-/// What puts the names in order.
+/// The changes that put the names in order.
 #[derive(Debug, PartialEq)]
 struct Plan<'a> {
     create: Vec<&'a Record>,
-    /// Each with whether it is its image's last.
+    /// Each with whether it is its image's last name.
     delete: Vec<(&'a str, bool)>,
     /// Baked names that may be about to be given to another image.
     wait: Vec<&'a str>,
@@ -139,7 +139,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(baked: &'a [Record], there: &'a [Record], waited: impl Fn(&str) -> bool) -> Plan<'a> {
-        // dockerd sees to it that an image has a name before it takes one to give it to another.
+        // Before dockerd moves a name to another image, it makes sure that the old image has another name.
         let is_named = |target: &str| there.iter().any(|record| record.target == target && !is_id(&record.name));
         let missing = baked.iter().filter(|record| !there.iter().any(|there| there.name == record.name));
         let (wait, create): (Vec<&Record>, Vec<&Record>) = missing.partition(|record| is_named(&record.target) && !waited(&record.name));
@@ -152,7 +152,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Whether CRI made a name, after the digest of an image's configuration.
+/// Whether CRI created a name, from the digest of an image's configuration.
 fn is_id(name: &str) -> bool {
     name.strip_prefix(ID).is_some_and(|digest| digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
@@ -194,7 +194,7 @@ mod tests {
             (&["moby-dangling@A A", "b:1 B", "b:2 B"], &[], &[], &["a:1"]),
             (&["a:1 A", "b:2 B"], &[], &[], &["b:1"]),
             (&["a:1 A", "b:2 B"], &["b:1"], &["b:1"], &[]),
-            // CRI's own name is no sign of it.
+            // CRI's own name does not count.
             (&["sha256:aa A", "b:1 B", "b:2 B"], &[], &["a:1"], &[]),
         ] {
             let planned = plan(&baked, there, waited);

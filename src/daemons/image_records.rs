@@ -1,6 +1,6 @@
-//! containerd's records of images: a name each, and what it stands for. They are asked for and changed over
-//! containerd's API (`containerd.services.images.v1`, the same from 1.7 to 2.3): of what `ctr` does, only
-//! tagging creates a record and replaces none, and it takes another name of the same image to begin with.
+//! containerd's image records: each has a name, and the target that it refers to. We use containerd's API
+//! (`containerd.services.images.v1`, the same from 1.7 to 2.3), because `ctr` can create a record without replacing
+//! one only by tagging, which needs another name of the same image.
 
 use std::fs;
 use std::io;
@@ -14,29 +14,29 @@ use crate::error::{Error, Result};
 const IMAGES: &str = "/containerd.services.images.v1.Images";
 const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
 const METADATA: (&str, &str) = ("containerd-namespace", NAMESPACE);
-/// A deletion that waits until what nothing names any more is gone from the disk.
+/// For a deletion that waits until the content without a name is gone from the disk.
 const COLLECTION_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a connection says whose other side has ended.
+/// Errors of a connection whose other side has ended.
 const ENDED: [io::ErrorKind; 3] = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
 
-// Numbers of fields, which are what a protobuf message is made of.
-/// Of an answer to List, and of a request to Create: an image.
+// Field numbers of protobuf messages.
+/// An image, in the response of List and in the request of Create.
 const IMAGE: u64 = 1;
 const NAME: u64 = 1;
 const TARGET: u64 = 3;
-/// Of a target, which is a descriptor (OCI image specification).
+/// In a target, which is a descriptor (OCI image specification).
 const DIGEST: u64 = 2;
 const FILTER: u64 = 1;
-/// Of a request to Delete: field 2, which is a number, is 1.
+/// In a request to Delete: field 2, which is a number, is 1.
 const SYNC: [u8; 2] = [2 << 3, 1];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     pub name: String,
-    /// The digest of the manifest, or of the list of them.
+    /// The digest of the manifest, or of the manifest list.
     pub target: String,
-    /// containerd's own `Image` with all of it, labels too.
+    /// containerd's complete `Image` message, including labels.
     image: Vec<u8>,
 }
 
@@ -54,13 +54,13 @@ pub fn list() -> Result<Vec<Record>> {
     Ok(records(&answer))
 }
 
-/// Whether a record was made: not where the name has one already, which stays as it is.
+/// Creates a record, unless the name has one already, which stays as it is. Returns whether it was created.
 pub fn create(record: &Record) -> Result<bool> {
     ask("Create", &written(IMAGE, &record.image), REQUEST_LIMIT).map(|answer| answer.is_some())
 }
 
-/// Deletes a record, unless it is gone already. What nothing names any more is then deleted too, some time
-/// later or, with `wait`, before this returns.
+/// Deletes a record, unless it is already gone. containerd then also deletes content that no longer has a name, some
+/// time later or, with `wait`, before this returns.
 pub fn delete(name: &str, wait: bool) -> Result<()> {
     let mut request = written(NAME, name.as_bytes());
     if wait {
@@ -69,13 +69,13 @@ pub fn delete(name: &str, wait: bool) -> Result<()> {
     ask("Delete", &request, COLLECTION_LIMIT).map(drop)
 }
 
-/// One message to containerd and one back; none when it refuses.
+/// Sends containerd one message and returns the response, or `None` if it refuses.
 fn ask(method: &str, request: &[u8], limit: Duration) -> Result<Option<Vec<u8>>> {
     let ask = || Call::open(Path::new(CONTAINERD_SOCKET), &format!("{IMAGES}/{method}"), METADATA, request, limit)?.next();
     ask().map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method} of its images): {cause}")))
 }
 
-/// Tells when something has happened to a record.
+/// Follows changes of image records.
 pub struct Changes(Call);
 
 impl Changes {
@@ -87,7 +87,7 @@ impl Changes {
         Call::open(Path::new(CONTAINERD_SOCKET), SUBSCRIBE, METADATA, &filters, REQUEST_LIMIT).map(Changes).map_err(Changes::failed)
     }
 
-    /// Waits for a change, for ever where there is no limit. Returns whether there was one, or nothing when
+    /// Waits for a change, forever if there is no limit. Returns whether there was one, or `None` if
     /// containerd has ended.
     pub fn wait(&mut self, limit: Option<Duration>) -> Result<Option<bool>> {
         self.0.set_limit(limit).map_err(Changes::failed)?;
@@ -104,7 +104,7 @@ impl Changes {
     }
 }
 
-/// Writes records down as containerd lists them.
+/// Saves records in the format in which containerd lists them.
 pub fn save(path: &Path, records: &[Record]) -> Result<()> {
     let bytes: Vec<u8> = records.iter().flat_map(|record| written(IMAGE, &record.image)).collect();
     fs::write(path, bytes).map_err(|cause| Error::io("write", path, cause))
@@ -118,7 +118,7 @@ fn records(list: &[u8]) -> Vec<Record> {
     fields(list).filter(|(number, _)| *number == IMAGE).filter_map(|(_, image)| Record::read(image)).collect()
 }
 
-/// The fields of a protobuf message that are bytes, texts or messages, up to where it ends or is broken.
+/// The fields of a protobuf message that are bytes, strings or messages, up to its end or the first error.
 fn fields(message: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let mut rest = message;
     std::iter::from_fn(move || loop {
@@ -146,7 +146,7 @@ fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// Seven bits a byte, the lowest first; the highest bit says that more follow.
+/// Reads a varint: seven bits per byte, lowest first; the highest bit says that more bytes follow.
 fn take_number(rest: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..u64::BITS).step_by(7) {
@@ -159,7 +159,7 @@ fn take_number(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A field of bytes, a text or a message.
+/// Encodes a field of bytes, a string or a message.
 fn written(number: u64, bytes: &[u8]) -> Vec<u8> {
     let mut to = vec![];
     for mut number in [number << 3 | 2, bytes.len() as u64] {

@@ -16,7 +16,7 @@ use crate::supervisor::daemon::Spec;
 pub const KUBELET: &str = "kubelet";
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
-/// `more` are the user's own flags: kubelet takes the last of several, and flags before its file.
+/// `more` are the user's flags: the last of several wins, and flags win over kubelet's file.
 pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, iptables: Iptables, more: Vec<String>) -> Spec {
     Spec {
         name: KUBELET,
@@ -31,7 +31,7 @@ pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, iptables: Iptables, more: Vec
             command.args(kubeadm_flags(&text));
             // The container's name and first address change with every start; the node's do not.
             command.args([format!("--hostname-override={NODE_NAME}"), format!("--node-ip={node_ip}")]);
-            // kubelet spends 0.2 s on a score that it may not have.
+            // Otherwise kubelet would spend 0.2 s trying to set a score that it is not allowed to set.
             if let Some(score) = own_oom_score().filter(|_| !can_lower_oom_score()) {
                 command.arg(format!("--oom-score-adj={score}"));
             }

@@ -1,5 +1,5 @@
-//! The daemons: the command line, the configuration and "does it answer" of each, and the images that
-//! they share. What keeps them running is in `supervisor`.
+//! The daemons: each one's command line, configuration and check whether it answers, and the images that
+//! they share. `supervisor` keeps them running.
 
 pub mod client_variables;
 pub mod containerd;
@@ -21,14 +21,14 @@ use std::process::Command;
 
 use crate::node::iptables::Iptables;
 
-/// Adds to a daemon's environment what all of them find there.
+/// Adds the variables that all daemons share to a daemon's environment.
 fn prepare(command: &mut Command, iptables: &Iptables) {
     iptables.put_on_path_of(command);
     // As in docker:dind: Docker and containerd then load no AppArmor profiles, which a container cannot.
     command.env("container", "docker");
 }
 
-/// Our own clients talk to addresses of this node: a proxy of the environment is for pulls alone.
+/// Our own clients connect to this node's addresses; a proxy in the environment is only for pulls.
 pub fn without_proxy(command: &mut Command) -> &mut Command {
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         command.env_remove(name);

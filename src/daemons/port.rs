@@ -1,5 +1,5 @@
-//! Docker's TCP port, opened by us and handed over (sd_listen_fds(3)): given `-H tcp://`, dockerd sleeps
-//! 1 s, and 15 s more unless `--tls=false` is explicit. Clients that come before it is up simply wait.
+//! Docker's TCP port, which we open and pass to dockerd (sd_listen_fds(3)): with `-H tcp://`, dockerd would sleep
+//! 1 s, and 15 s more unless `--tls=false` is explicit. Clients that connect before dockerd is up simply wait.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd;
@@ -20,8 +20,8 @@ pub enum Port {
 }
 
 impl Port {
-    /// Listens as docker:dind does: on 2376 where `DOCKER_TLS_CERTDIR` names a directory, on 2375 where it
-    /// is empty, and not at all for an explicit `dockerd`.
+    /// Listens as docker:dind does: on 2376 if `DOCKER_TLS_CERTDIR` names a directory, on 2375 if it is empty,
+    /// and not at all for an explicit `dockerd`.
     pub fn open(command_line: &CommandLine) -> Result<Port> {
         let directory = std::env::var(tls::DIRECTORY).unwrap_or_default();
         if command_line.explicit {
@@ -31,11 +31,11 @@ impl Port {
             return Port::plain();
         }
         if !is_on_path("openssl") {
-            // Never the plain port instead: whoever asked for TLS does not want it open.
+            // Never fall back to the plain port: a user who asks for TLS does not want it open.
             log::warn!(
                 target: "dockerd",
-                "{}={directory} asks for certificates, and this image has no openssl to make them: Docker is on its socket \
-                 alone. Install openssl, or set {0}= for port {DOCKER_PORT} without TLS", tls::DIRECTORY
+                "{}={directory} asks for certificates, but this image has no openssl to create them: Docker listens only \
+                 on its socket. Install openssl, or set {0}= for port {DOCKER_PORT} without TLS", tls::DIRECTORY
             );
             return Ok(Port::None);
         }
@@ -47,7 +47,7 @@ impl Port {
         listen(DOCKER_PORT).map(Port::Plain)
     }
 
-    /// Begins to make the certificates, where there have to be some.
+    /// Starts creating the certificates, if the port needs any.
     pub fn make_certificates(&self) -> Result<Option<Making>> {
         match self {
             Port::Tls(_, files) => files.make().map(Some),
@@ -55,7 +55,7 @@ impl Port {
         }
     }
 
-    /// The files of dockerd's TLS, where it has one.
+    /// The files of dockerd's TLS, if it uses TLS.
     pub fn tls(&self) -> Option<&tls::Files> {
         match self {
             Port::Tls(_, files) => Some(files),
@@ -70,7 +70,7 @@ impl Port {
         }
     }
 
-    /// dockerd with these hosts, and with the port, when it is ours.
+    /// The dockerd command with these hosts, and with the port if we opened one.
     pub fn command(&self, hosts: &[String]) -> Command {
         let listener = self.listener();
         let mut command = Command::new(if listener.is_some() { "/proc/self/exe" } else { "dockerd" });

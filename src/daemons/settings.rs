@@ -1,24 +1,25 @@
-//! dockerd's command line, as a user of docker:dind gives it, beside what the cluster rests on. dockerd refuses to start when a setting is in its daemon.json and among its flags.
+//! dockerd's command line, as a user of docker:dind writes it, combined with what the cluster needs. dockerd refuses
+//! to start if a setting is both in its daemon.json and among its flags.
 
 use serde_json::{Map, Value};
 
-/// Lists that both may have a part of, and the flag for one item.
+/// Lists that may be partly in the file and partly in flags, and the flag for one item.
 const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("insecure-registries", "--insecure-registry")];
 
-/// Options of the networks that are made later, by driver, and the flag for one of them.
+/// Options of networks that are created later, by driver, and the flag for one option.
 pub const NETWORK_OPTIONS: &str = "default-network-opts";
 const NETWORK_OPTION: &str = "--default-network-opt";
 
-/// What follows `kind run`, read as docker:dind's entrypoint reads it.
+/// The arguments of `kind run`, read as docker:dind's entrypoint reads them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CommandLine {
     pub flags: Vec<String>,
-    /// It began with the word `dockerd`: no host and no TLS is added.
+    /// The first word is `dockerd`: no host and no TLS is added.
     pub explicit: bool,
 }
 
 impl CommandLine {
-    /// The same after flags that come from elsewhere: of several, dockerd takes the last.
+    /// Puts other flags before these, so that these win: dockerd takes the last of several.
     pub fn after(mut self, flags: Vec<String>) -> CommandLine {
         self.flags.splice(0..0, flags);
         self
@@ -28,13 +29,13 @@ impl CommandLine {
         self.flags.iter().any(|flag| ["-H", "--host"].iter().any(|name| is_flag(flag, name)))
     }
 
-    /// Values of a flag that has no short name, in order: of several, dockerd takes the last.
+    /// Values of a flag without a short name, in order: dockerd takes the last of several.
     pub fn values_of(&self, flag: &str) -> Vec<String> {
         take(&mut self.flags.clone(), &[flag])
     }
 
-    /// The flags that dockerd gets beside a cluster, and the user's own `--config-file`.
-    /// What would take the cluster's images away is left out, with a warning.
+    /// The flags that dockerd gets with a cluster, and the user's own `--config-file`.
+    /// Flags that would hide the cluster's images are left out, with a warning.
     pub fn for_cluster(&self) -> (Vec<String>, Option<String>) {
         let mut flags = self.flags.clone();
         let file = take(&mut flags, &["--config-file"]).pop();
@@ -47,7 +48,7 @@ impl CommandLine {
     }
 }
 
-/// Takes out of the settings what the flags say as well: registries of both are joined, and else the flag wins.
+/// Removes from the settings what the flags set too. Registries of both are joined; otherwise the flag wins.
 pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<String>) {
     for feature in take(flags, &["--feature"]) {
         let (name, value) = feature.split_once('=').unwrap_or((&feature, "true"));
@@ -69,19 +70,19 @@ pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<Str
                 let values = value.as_array().into_iter().flatten().filter_map(Value::as_str);
                 flags.extend(values.flat_map(|value| [flag.to_string(), value.to_string()]));
             }
-            None => log::info!(target: "dockerd", "the flag for {key} is used, and not daemon.json's setting"),
+            None => log::info!(target: "dockerd", "the flag for {key} is used instead of daemon.json's setting"),
         }
     }
 }
 
-/// The registries that dockerd is told to trust without a certificate, by its file or by flags.
+/// The registries that dockerd's file or flags tell it to trust without a certificate.
 pub fn insecure_registries(settings: &Map<String, Value>, flags: &[String]) -> Vec<String> {
     let of_file = settings.get("insecure-registries").and_then(Value::as_array).into_iter().flatten();
     let of_flags = take(&mut flags.to_vec(), &["--insecure-registry"]);
     of_file.filter_map(Value::as_str).map(str::to_string).chain(of_flags).collect()
 }
 
-/// The flags that say what daemon.json's object says.
+/// The flags that correspond to daemon.json's object.
 fn network_options(options: &Value) -> Vec<String> {
     let drivers = options.as_object().into_iter().flatten();
     let all = drivers.flat_map(|(driver, options)| options.as_object().into_iter().flatten().map(move |(key, value)| (driver, key, value)));
@@ -90,7 +91,7 @@ fn network_options(options: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Whether a flag sets what daemon.json calls `key`: lists have a plural there, `--label` is `labels`.
+/// Whether a flag sets what daemon.json calls `key`: lists are plural there, so `--label` is `labels`.
 fn names_key(flag: &str, key: &str) -> bool {
     const SHORT: [(&str, &str); 5] = [("-D", "debug"), ("-l", "log-level"), ("-G", "group"), ("-b", "bridge"), ("-p", "pidfile")];
     if SHORT.iter().any(|(short, long)| *long == key && flag.starts_with(short) && !flag.starts_with("--")) {
@@ -108,7 +109,7 @@ fn is_flag(word: &str, name: &str) -> bool {
     rest.is_empty() || rest.starts_with('=') || !name.starts_with("--")
 }
 
-/// Takes every occurrence of a flag out of a command line, and returns their values.
+/// Removes every occurrence of a flag from a command line, and returns the values.
 fn take(flags: &mut Vec<String>, names: &[&str]) -> Vec<String> {
     let (mut values, mut rest) = (Vec::new(), Vec::new());
     let mut words = std::mem::take(flags).into_iter();

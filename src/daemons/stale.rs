@@ -1,5 +1,5 @@
-//! What a killed container leaves behind where it is started again: pid files that name other processes
-//! by then, with which dockerd and its containerd do not start.
+//! Removes what a killed container leaves behind when it is started again: pid files, whose pids now belong to
+//! other processes and which would keep dockerd and its containerd from starting.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 
 const PID_FILE: &str = "/var/run/docker.pid";
-/// Of the containerd that dockerd starts itself; others are not ours to remove.
+/// The directory of the containerd that dockerd starts itself; other containerds' files are not ours to remove.
 const CONTAINERD: &str = "docker/containerd";
 
-/// Removes all of it. Called before the first daemon starts.
+/// Removes all such files. Must be called before the first daemon starts.
 pub fn remove_all(config: &Config) {
     for run in ["/run", "/var/run"].map(|path| config.path(path)) {
         remove_pid_files(&run);
@@ -23,17 +23,17 @@ pub fn remove_all(config: &Config) {
     }
 }
 
-/// dockerd's own, which is removed before every start of it: it may have been killed itself.
+/// dockerd's own pid file, which is removed before each start of dockerd, because it may have been killed.
 pub fn pid_file(config: &Config) -> PathBuf {
     config.path(PID_FILE)
 }
 
 pub fn remove(file: &Path) {
-    // Mostly there is none.
+    // Usually it does not exist.
     let _ = fs::remove_file(file);
 }
 
-/// `docker*.pid` wherever it lies, as docker:dind has it.
+/// Removes `docker*.pid` at any depth, as docker:dind does.
 fn remove_pid_files(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().to_lowercase();

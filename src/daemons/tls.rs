@@ -1,8 +1,8 @@
-//! Docker's port with TLS, as docker:dind serves it: `DOCKER_TLS_CERTDIR` names a directory whose parts
-//! `ca`, `server` and `client` hold the keys and certificates; clients get `client` by a shared volume.
+//! Docker's port with TLS, as docker:dind serves it: `DOCKER_TLS_CERTDIR` names a directory whose subdirectories
+//! `ca`, `server` and `client` contain the keys and certificates. Clients get `client` through a shared volume.
 //!
-//! They are made while containerd starts. Keys that are there are used again; their certificates are
-//! made anew at every start, because the container's addresses change, and so that none expires.
+//! The files are created while containerd starts. Existing keys are used again. Their certificates are created again
+//! at every start, because the container's addresses change, and so that none expires.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,16 +19,16 @@ use crate::openssl::{self, Certificate, Keys};
 pub const DIRECTORY: &str = "DOCKER_TLS_CERTDIR";
 /// Further names for the server's certificate, as openssl writes them: `DNS:ci.example,IP:10.0.0.7`.
 const NAMES: &str = "DOCKER_TLS_SAN";
-/// As docker:dind; some clients refuse more (https://github.com/FiloSottile/mkcert/issues/174).
+/// The same as docker:dind; some clients refuse more (https://github.com/FiloSottile/mkcert/issues/174).
 const DAYS: &str = "825";
 
-/// Where the certificates of a server are, whether they are made yet or not.
+/// Where a server's certificates are, whether they exist yet or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Files {
     directory: PathBuf,
 }
 
-/// Certificates that are being made.
+/// Certificates that are being created.
 pub struct Making(JoinHandle<Result<()>>);
 
 impl Files {
@@ -36,13 +36,13 @@ impl Files {
         Files { directory: directory.into() }
     }
 
-    /// dockerd's settings for them, by the names that its flags and its daemon.json share.
+    /// dockerd's settings for them, under the names that its flags and its daemon.json share.
     pub fn settings(&self) -> [(&'static str, PathBuf); 3] {
         let file = |name| self.directory.join("server").join(name);
         [("tlscacert", file("ca.pem")), ("tlscert", file("cert.pem")), ("tlskey", file("key.pem"))]
     }
 
-    /// Begins to make what is missing. The container has all its addresses.
+    /// Starts creating what is missing. The container must already have all its addresses.
     pub fn make(&self) -> Result<Making> {
         let directory = self.directory.clone();
         let body = move || provide(&directory, &server_names()?);
@@ -52,21 +52,21 @@ impl Files {
 }
 
 impl Making {
-    /// Waits until the certificates are there.
+    /// Waits until the certificates have been created.
     pub fn finish(self) -> Result<()> {
         let made = self.0.join().unwrap_or_else(|_| Err(Error::new("the thread for certificates panicked")));
         made.map_err(|error| Error::new(format!("no certificates for Docker's port with TLS: {error}")))
     }
 }
 
-/// What the files in the directory ask for.
+/// What to do, depending on the files in the directory.
 #[derive(Debug, PartialEq)]
 enum Plan {
-    /// The user's own server certificate, of an authority whose key is elsewhere.
+    /// The user's own server certificate, from a CA whose key is elsewhere.
     Check,
     /// Everything is ours.
     Make,
-    /// An authority's certificate, and neither its key nor a server's.
+    /// A CA certificate, but neither its key nor a server certificate.
     Impossible,
 }
 
@@ -86,28 +86,26 @@ fn provide(directory: &Path, names: &str) -> Result<()> {
         Plan::Check => return openssl::verify(&server.join("ca.pem"), &server.join("cert.pem")),
         Plan::Impossible => {
             return Err(Error::new(format!("{} has ca/cert.pem, but neither ca/key.pem nor all of server/", directory.display()))
-                .advise("Put the authority's key there, or server/ca.pem, server/cert.pem and server/key.pem, or empty it"))
+                .advise("Put the CA's key there, or server/ca.pem, server/cert.pem and server/key.pem, or empty the directory"))
         }
         Plan::Make => {}
     }
     [&ca, &server, &client].iter().try_for_each(make_dir)?;
-    // The client's key is to be read by whoever the volume is shared with.
+    // The client's key must be readable by everyone with whom the volume is shared.
     at_once([(&ca, 0o600), (&server, 0o600), (&client, 0o644)].map(|(part, mode)| {
         let key = part.join("key.pem");
         move || openssl::ensure_key(&key, Keys::Rsa2048, mode)
     }))?;
     let (ca_certificate, ca_key) = (ca.join("cert.pem"), ca.join("key.pem"));
     let extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,digitalSignature,keyCertSign"];
-    Certificate { subject: "/CN=docker:dind CA", key: &ca_key, authority: None, days: DAYS, extensions: &extensions }
-        .write(&ca_certificate)?;
+    Certificate { subject: "/CN=docker:dind CA", key: &ca_key, ca: None, days: DAYS, extensions: &extensions }.write(&ca_certificate)?;
     let names = format!("subjectAltName={names}");
     let leaf = |part: PathBuf, subject: &'static str, extensions: Vec<String>| {
         let (certificate, key) = (ca_certificate.clone(), ca_key.clone());
         move || {
             let extensions: Vec<&str> = extensions.iter().map(String::as_str).collect();
-            let authority = Some((certificate.as_path(), key.as_path()));
-            Certificate { subject, key: &part.join("key.pem"), authority, days: DAYS, extensions: &extensions }
-                .write(&part.join("cert.pem"))?;
+            let ca = Some((certificate.as_path(), key.as_path()));
+            Certificate { subject, key: &part.join("key.pem"), ca, days: DAYS, extensions: &extensions }.write(&part.join("cert.pem"))?;
             let copy = part.join("ca.pem");
             fs::copy(&certificate, &copy).map(drop).map_err(|cause| Error::io("write", copy, cause))
         }
@@ -119,7 +117,7 @@ fn provide(directory: &Path, names: &str) -> Result<()> {
     ])
 }
 
-/// Runs each in a thread of its own: openssl uses one core.
+/// Runs each in a thread of its own, because openssl uses one core.
 fn at_once<const N: usize>(bodies: [impl FnOnce() -> Result<()> + Send + 'static; N]) -> Result<()> {
     let threads = bodies.map(thread::spawn);
     let results = threads.map(|thread| thread.join().unwrap_or_else(|_| Err(Error::new("a thread for certificates panicked"))));
@@ -136,7 +134,7 @@ fn join_names(own: &[String], wanted: &str) -> String {
     let known = ["docker", "kind", "localhost"].into_iter().chain(own.iter().map(String::as_str));
     let wanted = wanted.split([',', '\n', ' ']).map(str::trim).filter(|name| !name.is_empty());
     let wanted = wanted.map(|name| match name.parse::<IpAddr>().is_err() && name.contains(':') {
-        // As openssl writes it.
+        // Already in openssl's notation.
         true => name.to_string(),
         false => openssl::alternative_name(name),
     });
@@ -149,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_depends_on_whose_authority_it_is() {
+    fn what_is_created_depends_on_whose_ca_it_is() {
         let server = ["server/ca.pem", "server/cert.pem", "server/key.pem"];
         for (files, expected) in [
             (vec![], Plan::Make),
@@ -157,7 +155,7 @@ mod tests {
             (vec!["ca/key.pem", "ca/cert.pem"], Plan::Make),
             (server.to_vec(), Plan::Check),
             ([&server[..], &["ca/cert.pem"]].concat(), Plan::Check),
-            // With the authority's key a certificate can be made anew, and is.
+            // With the CA's key we can create a new certificate, and do.
             ([&server[..], &["ca/key.pem"]].concat(), Plan::Make),
             (vec!["ca/cert.pem"], Plan::Impossible),
             (vec!["ca/cert.pem", "server/cert.pem"], Plan::Impossible),

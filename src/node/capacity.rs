@@ -1,9 +1,10 @@
-//! `KIND_ENFORCE_CAPACITY`: the node is as large as its container is allowed to be (`docker run --cpus --memory
-//! --cpuset-cpus`), and not as the machine.
+//! `KIND_ENFORCE_CAPACITY`: makes the node as large as its container's limits (`docker run --cpus --memory
+//! --cpuset-cpus`) instead of the machine.
 //!
-//! kubelet takes a node's capacity from /proc/meminfo and /sys/devices/system/node (cAdvisor's `machine` and
-//! `sysinfo`, the same from Kubernetes 1.20 on), and has no setting for it. So it alone, in a mount namespace
-//! of its own, sees smaller ones. Cores are whole there; what a limit has less is reserved (`--system-reserved`).
+//! kubelet reads a node's capacity from /proc/meminfo and /sys/devices/system/node (cAdvisor's `machine` and
+//! `sysinfo`, the same from Kubernetes 1.20 on), and has no setting for it. So we show it smaller ones, in a mount
+//! namespace of its own. Those have only whole cores; the part that exceeds the limit is reserved
+//! (`--system-reserved`).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -24,19 +25,19 @@ const NODES: &str = "/sys/devices/system/node";
 const HUGEPAGES: &str = "/sys/kernel/mm/hugepages";
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
 const NONE: Option<&str> = None;
-/// Below a whole core the control plane's own requests (750m) do not fit any more.
+/// With less than a whole core, the control plane's own requests (750m) no longer fit.
 const LEAST_MILLIS: u64 = 1000;
 
-/// What the container may use; `None` where it may use all that there is.
+/// What the container may use; `None` where there is no limit.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Limits {
     memory_bytes: Option<u64>,
     cpu_millis: Option<u64>,
-    /// Numbers of the processors.
+    /// Numbers of the CPUs.
     cpus: Option<Vec<u32>>,
 }
 
-/// How kubelet is started to see the limits.
+/// How to start kubelet so that it sees the limits.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Capacity {
     wrapped: bool,
@@ -44,7 +45,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Reads the limits, when they are asked for, and prepares what kubelet is to see.
+    /// If enabled, reads the limits and prepares what kubelet will see.
     pub fn prepare(is_asked_for: bool) -> Result<Capacity> {
         if !is_asked_for {
             return Ok(Capacity::default());
@@ -61,7 +62,7 @@ impl Capacity {
         make_dir(&directory)?;
         let meminfo = memory.map_or(meminfo.clone(), |bytes| with_total(&meminfo, bytes / 1024));
         write(&directory.join("meminfo"), &meminfo)?;
-        // Without it kubelet counts all processors, and all that are too many are reserved.
+        // Without NUMA nodes, kubelet counts all CPUs, and we reserve the surplus.
         let seen = if Path::new(NODES).exists() { write_node(&directory, &visible, &meminfo)? } else { online.len() };
         let reserved = reserved_millis(seen, visible.len(), &limits);
         log::info!(
@@ -72,7 +73,7 @@ impl Capacity {
         Ok(Capacity { wrapped: true, flags })
     }
 
-    /// kubelet, seeing the limits; its flags follow.
+    /// The kubelet command with the limits in view; the caller adds flags.
     pub fn kubelet(&self) -> Command {
         let mut command = Command::new(if self.wrapped { "/proc/self/exe" } else { "kubelet" });
         if self.wrapped {
@@ -83,8 +84,8 @@ impl Capacity {
     }
 }
 
-/// The step between fork and kubelet. Its other mounts stay shared with the container's: containerd must
-/// see the volumes that it mounts for pods. Returns only when exec fails.
+/// Runs between fork and kubelet. All other mounts stay shared with the container, because containerd must
+/// see the volumes that kubelet mounts for pods. Returns only if exec fails.
 pub fn exec(argv: &[String]) -> Error {
     let Some((program, arguments)) = argv.split_first() else { return Error::new("nothing to exec") };
     if let Err(error) = disguise() {
@@ -113,7 +114,7 @@ fn directory() -> PathBuf {
 }
 
 impl Limits {
-    /// Of the cgroup that is the root of what we see, in either version.
+    /// Reads the limits of the root cgroup that we see, in either version.
     fn read(root: &Path) -> Limits {
         let text = |path: &str| fs::read_to_string(root.join(path)).ok();
         if root.join("cgroup.controllers").exists() {
@@ -136,14 +137,14 @@ fn parse_bytes(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// `cpu.max`: microseconds in each period of microseconds; `max` and -1 are no limit.
+/// Parses `cpu.max`: quota and period in microseconds; `max` and -1 mean no limit.
 fn parse_quota(text: &str) -> Option<u64> {
     let (quota, period) = text.trim().split_once(' ')?;
     let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
     (quota * 1000).checked_div(period)
 }
 
-/// `0-2,8`, as cpuset(7) writes lists.
+/// Parses cpuset(7)'s list format, such as `0-2,8`.
 fn parse_list(text: &str) -> Vec<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -152,14 +153,14 @@ fn parse_list(text: &str) -> Vec<u32> {
     text.trim().split(',').filter_map(range).flatten().collect()
 }
 
-/// The processors that the node has: as many whole ones as the limit needs, of those that are allowed.
+/// The CPUs that the node has: as many whole ones as the limit needs, from the allowed ones.
 fn visible_cpus(online: &[u32], limits: &Limits) -> Vec<u32> {
     let allowed = limits.cpus.as_ref().filter(|cpus| !cpus.is_empty()).map_or(online, Vec::as_slice);
     let count = limits.cpu_millis.map_or(allowed.len(), |millis| millis.div_ceil(1000).max(1) as usize);
     allowed.iter().take(count).copied().collect()
 }
 
-/// What kubelet must not give to pods of the processors that it sees.
+/// How much of the CPUs that kubelet sees must not be given to pods.
 fn reserved_millis(seen: usize, visible: usize, limits: &Limits) -> u64 {
     let may = (visible as u64 * 1000).min(limits.cpu_millis.unwrap_or(u64::MAX)).max(LEAST_MILLIS);
     (seen as u64 * 1000).saturating_sub(may)
@@ -170,7 +171,7 @@ fn total_kilobytes(meminfo: &str) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// proc_meminfo(5), with nothing larger than the total.
+/// Changes the total in proc_meminfo(5), and limits the other values to it.
 fn with_total(meminfo: &str, kilobytes: u64) -> String {
     let line = |line: &str| {
         let (name, rest) = line.split_once(':')?;
@@ -181,7 +182,7 @@ fn with_total(meminfo: &str, kilobytes: u64) -> String {
     meminfo.lines().map(|text| line(text).unwrap_or_else(|| text.to_string()) + "\n").collect()
 }
 
-/// One memory node with these processors, which are links to the real ones. Returns how many there are.
+/// Writes one NUMA node with these CPUs, which are links to the real ones. Returns how many there are.
 fn write_node(directory: &Path, cpus: &[u32], meminfo: &str) -> Result<usize> {
     let node = directory.join("node/node0");
     match fs::remove_dir_all(directory.join("node")) {
@@ -251,7 +252,7 @@ mod tests {
             assert_eq!(visible_cpus(&online, &limits), visible, "{limits:?}");
             assert_eq!(reserved_millis(visible.len(), visible.len(), &limits), reserved, "{limits:?}");
         }
-        // Where kubelet cannot be shown fewer processors, the others are reserved.
+        // If we cannot show kubelet fewer CPUs, the others are reserved.
         assert_eq!(reserved_millis(4, 2, &Limits { cpu_millis: Some(1500), ..Limits::default() }), 2500);
     }
 

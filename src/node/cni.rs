@@ -1,4 +1,4 @@
-//! The pods' network: a bridge whose packets fit through the container's own interface.
+//! The pods' network: a bridge whose MTU fits the container's own interface.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::node::mounts;
 /// The pods' bridge.
 pub const BRIDGE: &str = "cni0";
 
-/// Writes the plugin list. Addresses are kept on /run, which a restart forgets together with the pods.
+/// Writes the plugin list. Address allocations are in /run, which is cleared at a restart, as are the pods.
 pub fn write(mtu: u32, subnet: &str) -> Result<()> {
     mounts::make_dir(CNI_CONF_DIR)?;
     let path = Path::new(CNI_CONF_DIR).join("10-kind.conflist");

@@ -1,13 +1,13 @@
-//! The name server of pods and of Docker's containers, on the static address, over UDP and TCP: it knows
-//! what the container itself knows, from /etc/hosts and from the servers of /etc/resolv.conf.
+//! The name server for pods and Docker's containers, on the static address, over UDP and TCP. It resolves
+//! what the container itself can resolve, from /etc/hosts and with the servers in /etc/resolv.conf.
 //!
-//! They could not ask those servers themselves. Docker's own listens on 127.0.0.11, which is the node's
-//! loopback: CoreDNS would find itself there, in a loop, and stop. One may have an IPv6 address, which
-//! pods do not reach. And either file may change, as Docker connects the container to another network.
+//! Pods and containers could not ask those servers themselves. Docker's server listens on 127.0.0.11, a loopback
+//! address of the node: CoreDNS would detect a loop and stop. A server may have an IPv6 address, which
+//! pods cannot reach. And both files may change, when Docker connects the container to another network.
 //!
-//! In a pod of another cluster with kubeadm's defaults the name server is 10.96.0.10, and so is the one
-//! of the cluster in here: kube-proxy would send the forwarder's own packets back to ourselves. They
-//! bear a mark by which connection tracking, and with it all rewriting, leaves them alone.
+//! In a pod of another cluster with kubeadm's defaults the name server is 10.96.0.10, which is also the address of
+//! the inner cluster's DNS: kube-proxy would redirect the forwarder's queries to the inner cluster. So they carry a
+//! mark that exempts them from connection tracking, and therefore from NAT.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -32,22 +32,22 @@ use crate::supervisor::reaper;
 const PORT: u16 = 53;
 const SYSTEM_RESOLV_CONF: &str = "/etc/resolv.conf";
 const SYSTEM_HOSTS: &str = "/etc/hosts";
-/// A resolver gives up on an answer after 5 s by itself (resolv.conf(5)).
+/// A resolver gives up after 5 s by default (resolv.conf(5)).
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// A server is left for the next after this long: CoreDNS asks again after 2 s.
+/// After this long we try the next server: CoreDNS asks again after 2 s.
 const NEXT_SERVER: Duration = Duration::from_millis(1500);
-/// Queries under way at once; one more is dropped and asked again by its client.
+/// Concurrent queries; any more are dropped, and their clients ask again.
 const MAX_QUERIES: usize = 128;
-/// Datagrams may be this long with EDNS(0) (RFC 6891 recommends 4096).
+/// Longest datagram with EDNS(0), in bytes (RFC 6891 recommends 4096).
 const MAX_DATAGRAM: usize = 4096;
-/// Of packets to a name server that has an address of this cluster's own Services: none of kube-proxy's
+/// Mark of packets to a name server whose address is in this cluster's Service subnet: none of kube-proxy's
 /// bits (0x4000, 0x8000).
 const PAST_SERVICES: u32 = 0x100_0000;
-/// A forwarding thread holds one datagram and little else.
+/// Bytes; a forwarding thread holds one datagram and little else.
 const STACK: usize = 64 * 1024;
 
-/// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder. Returns its address, or
-/// `None` where it cannot be, and pods have to do with servers that they reach themselves.
+/// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder. Returns its address, or `None` if it
+/// cannot be started and pods have to use the servers that they can reach themselves.
 pub fn prepare(static_ip: Ipv4Addr) -> Result<Option<Ipv4Addr>> {
     let system = fs::read_to_string(SYSTEM_RESOLV_CONF).unwrap_or_default();
     let servers = servers(&system);
@@ -89,12 +89,12 @@ fn is_shadowed(server: &IpAddr) -> bool {
     matches!(server, IpAddr::V4(server) if subnets_overlap(SERVICE_SUBNET, *server, u32::MAX))
 }
 
-/// Whether a pod reaches a server.
+/// Whether a pod can reach a server.
 fn is_reachable(server: &IpAddr) -> bool {
     server.is_ipv4() && !server.is_loopback() && !is_shadowed(server)
 }
 
-/// The text for pods: with the forwarder as their server, or else with those that they reach.
+/// The resolv.conf for pods: with the forwarder as their server, or else with the servers that they can reach.
 fn for_pods(system: &str, own: Option<Ipv4Addr>) -> String {
     let servers = own.map_or_else(|| servers(system).into_iter().filter(is_reachable).collect(), |own| vec![IpAddr::V4(own)]);
     let others = system.lines().filter(|line| ["search", "options"].iter().any(|word| line.starts_with(word))).map(str::to_string);
@@ -105,11 +105,11 @@ fn for_pods(system: &str, own: Option<Ipv4Addr>) -> String {
 struct Forwarder {
     resolv_conf: PathBuf,
     hosts: PathBuf,
-    /// On which the servers are asked.
+    /// The servers' port.
     port: u16,
-    /// Which server is asked first: the last that has answered.
+    /// Which server is asked first: the last one that answered.
     preferred: AtomicUsize,
-    /// How many queries are under way.
+    /// How many queries are in progress.
     queries: AtomicUsize,
 }
 
@@ -118,10 +118,10 @@ impl Forwarder {
         Forwarder { resolv_conf: resolv_conf.into(), hosts: hosts.into(), port, preferred: 0.into(), queries: 0.into() }
     }
 
-    /// The answer to a query, by whichever way `ask` asks a server; none for what is no query.
+    /// The answer to a query; `ask` asks a server, over UDP or TCP. `None` if the message is not a query.
     fn answer(&self, query: &[u8], ask: impl Fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>) -> Option<Vec<u8>> {
         let question = Question::of(query)?;
-        // Both files are short, and Docker writes them anew when it likes.
+        // Both files are short, and Docker may rewrite them at any time.
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         if let Some(answer) = question.answer_from(&read(&self.hosts), query) {
             return Some(answer);
@@ -144,7 +144,7 @@ impl Forwarder {
         failure.or_else(|| Some(question.failure(query)))
     }
 
-    /// Runs one query in a thread of its own, up to a number at once. A failed one is the client's to repeat.
+    /// Handles one query in a thread of its own, up to `MAX_QUERIES` at once. If it fails, the client asks again.
     fn in_background(self: &Arc<Self>, body: impl FnOnce(&Forwarder) -> io::Result<()> + Send + 'static) {
         let place = Place(self.clone());
         if self.queries.fetch_add(1, Ordering::Relaxed) < MAX_QUERIES {
@@ -153,7 +153,7 @@ impl Forwarder {
     }
 }
 
-/// A query's place among `MAX_QUERIES`, given back however it ends.
+/// A query's slot among `MAX_QUERIES`, which is released however the query ends.
 struct Place(Arc<Forwarder>);
 
 impl Drop for Place {
@@ -214,7 +214,7 @@ fn connect_tcp(server: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     if !is_shadowed(&server.ip()) {
         return TcpStream::connect_timeout(&server, limit);
     }
-    // std connects at once, and the mark has to be there before.
+    // std connects at once, but the mark has to be set before that.
     let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
     setsockopt(&own, sockopt::SendTimeout, &TimeVal::new(limit.as_secs() as i64, limit.subsec_micros().into()))?;
@@ -227,7 +227,7 @@ fn set_limit(stream: &TcpStream, limit: Duration) -> io::Result<()> {
     stream.set_write_timeout(Some(limit))
 }
 
-/// Over TCP, its length comes before each message (RFC 1035, 4.2.2).
+/// Over TCP, each message is preceded by its length (RFC 1035, 4.2.2).
 fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn a_server_that_does_not_answer_is_left_for_the_next_and_asked_last_from_then_on() {
         let port = server(LIVING);
-        // It takes queries and says nothing.
+        // It receives queries and never answers.
         let _dead = UdpSocket::bind((DEAD, port)).unwrap();
         let forwarder = forwarder(&["fd00:dead::53", DEAD, LIVING], "", port);
         for _ in 0..2 {

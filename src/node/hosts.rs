@@ -1,5 +1,5 @@
-//! The container's own /etc/hosts (hosts(5)) as a name server has it, so that pods know the names of
-//! `docker run --add-host` and `--link` too: questions and answers of RFC 1035.
+//! Answers DNS queries (RFC 1035) from the container's own /etc/hosts (hosts(5)), so that pods can resolve the
+//! names of `docker run --add-host` and `--link` too.
 
 use std::net::IpAddr;
 
@@ -9,9 +9,9 @@ const CLASS_IN: u16 = 1;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const SERVER_FAILURE: u8 = 2;
-/// Seconds for which an answer may be kept: little, since the file may change while we run.
+/// Seconds for which an answer may be cached: few, since the file may change while we run.
 const TTL: u32 = 5;
-/// So many of the longer kind fit into the 512 bytes that every client takes, whatever the name.
+/// This many IPv6 addresses fit into the 512 bytes that every client accepts, even with the longest name.
 const MAX_ADDRESSES: usize = 8;
 
 /// The one question of a query.
@@ -20,7 +20,7 @@ pub struct Question {
     name: String,
     kind: u16,
     class: u16,
-    /// Where it ends in the message.
+    /// Offset of its end in the message.
     end: usize,
 }
 
@@ -35,7 +35,7 @@ impl Question {
             at += 1;
             match length {
                 0 => break,
-                // A pointer to an earlier name: nothing is earlier than the first.
+                // A pointer to an earlier name, but there is none before the first.
                 length if length > LONGEST_LABEL => return None,
                 length => labels.push(String::from_utf8_lossy(message.get(at..at + length)?).to_ascii_lowercase()),
             }
@@ -46,14 +46,14 @@ impl Question {
         is_query.then_some(question)
     }
 
-    /// What the text of a hosts file has to say to this, or `None` where it does not know the name.
+    /// The answer from the text of a hosts file, or `None` if it does not have the name.
     pub fn answer_from(&self, hosts: &str, query: &[u8]) -> Option<Vec<u8>> {
         let addresses = look_up(hosts, &self.name);
         if self.class != CLASS_IN || addresses.is_empty() {
             return None;
         }
-        // A name that is known, but not with this type, gets an empty answer: "no such name" would end
-        // the search for its other addresses.
+        // If the name has no address of this type, the answer is empty: "no such name" would stop the client
+        // from asking for the other type.
         let wanted = addresses.into_iter().filter(|address| self.kind == if address.is_ipv4() { TYPE_A } else { TYPE_AAAA });
         let wanted: Vec<IpAddr> = wanted.take(MAX_ADDRESSES).collect();
         let mut answer = self.head(query, 0, wanted.len() as u8);
@@ -62,7 +62,7 @@ impl Question {
                 IpAddr::V4(address) => address.octets().to_vec(),
                 IpAddr::V6(address) => address.octets().to_vec(),
             };
-            // The name is a pointer to the one in the question.
+            // A pointer to the name in the question.
             answer.extend([0xc0, HEADER as u8]);
             answer.extend([self.kind, CLASS_IN].iter().flat_map(|word| word.to_be_bytes()));
             answer.extend(TTL.to_be_bytes());
@@ -72,29 +72,29 @@ impl Question {
         Some(answer)
     }
 
-    /// The answer of a server that cannot tell.
+    /// The answer of a server that failed.
     pub fn failure(&self, query: &[u8]) -> Vec<u8> {
         self.head(query, SERVER_FAILURE, 0)
     }
 
-    /// Header and question of an answer.
+    /// An answer's header and question.
     fn head(&self, query: &[u8], code: u8, answers: u8) -> Vec<u8> {
         let mut head = query[..self.end].to_vec();
-        // A response, with recursion desired as it was asked for, and available.
+        // A response, with "recursion desired" copied from the query, and "recursion available".
         (head[2], head[3]) = (0x80 | query[2] & 1, 0x80 | code);
         head[6..HEADER].copy_from_slice(&[0, answers, 0, 0, 0, 0]);
         head
     }
 }
 
-/// Whether an answer says that this server cannot or will not tell, and another one might.
+/// Whether an answer says that this server cannot or will not answer, so that another one might.
 pub fn is_failure(answer: &[u8]) -> bool {
     const NOT_IMPLEMENTED: u8 = 4;
     const REFUSED: u8 = 5;
     answer.get(3).is_none_or(|flags| [SERVER_FAILURE, NOT_IMPLEMENTED, REFUSED].contains(&(flags & 0x0f)))
 }
 
-/// The addresses of a name, but for those of loopback: under them, a pod would find itself.
+/// A name's addresses, except loopback ones: with those a pod would connect to itself.
 fn look_up(hosts: &str, name: &str) -> Vec<IpAddr> {
     let address = |line: &str| {
         let mut words = line.split('#').next()?.split_whitespace();
@@ -119,7 +119,7 @@ mod tests {
         }
         message.push(0);
         message.extend([kind, CLASS_IN].iter().flat_map(|word| word.to_be_bytes()));
-        // What follows the question, here of EDNS(0), is not for us.
+        // We ignore what follows the question, here EDNS(0).
         message.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
         message
     }

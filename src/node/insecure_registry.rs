@@ -1,5 +1,5 @@
-//! Registries that Docker is told to trust without a certificate, told to containerd too, which pulls for pods.
-//! It reads its description of a registry at every pull.
+//! Makes containerd, which pulls for pods, trust the registries that Docker is told to trust without a certificate.
+//! containerd reads a registry's configuration at every pull.
 
 use std::fs;
 use std::path::Path;
@@ -8,19 +8,19 @@ use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::node::registry::CERTS_DIR;
 
-/// In a description of ours, which a later start or setting may replace.
+/// Marks our files, which a later start or setting may replace.
 const MARK: &str = "# Made by kind for dockerd's insecure-registries\n";
 
-/// Describes each of `registries` (`HOST` or `HOST:PORT`) below `root`, where the user has not.
+/// Configures each of `registries` (`HOST` or `HOST:PORT`) below `root`, unless the user has done so.
 pub fn trust(root: &Path, registries: &[String]) -> Result<()> {
     for registry in registries {
-        // dockerd drops it, too.
+        // dockerd ignores the scheme too.
         let host = registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
         if host.contains('/') {
-            log::warn!(target: "registry", "the insecure registries of {registry} are Docker's alone: for pods, name HOST or HOST:PORT");
+            log::warn!(target: "registry", "the insecure registries in {registry} apply only to Docker: for pods, name HOST or HOST:PORT");
             continue;
         }
-        // It becomes part of a path and of a string.
+        // The host becomes part of a path and of a quoted string.
         if host.is_empty()
             || host.starts_with('.')
             || host.contains(|c: char| c.is_whitespace() || c.is_control() || ['"', '\\'].contains(&c))
@@ -39,7 +39,7 @@ pub fn trust(root: &Path, registries: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// As Docker does it: HTTPS with any certificate, and where that is not spoken, plain HTTP.
+/// The same as Docker: HTTPS with any certificate, or plain HTTP if the registry does not support HTTPS.
 fn description(host: &str) -> String {
     let capabilities = "  capabilities = [\"pull\", \"resolve\"]\n";
     format!(

@@ -8,12 +8,12 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::error::{Error, Result};
 
-/// Longest host name, and longest part of one between dots (RFC 1035, 2.3.4).
+/// Longest host name, and its longest label (RFC 1035, 2.3.4).
 const LONGEST_NAME: usize = 253;
 const LONGEST_LABEL: usize = 63;
 
-/// Every address of every interface that can be asked for without naming the interface, and the host
-/// name with its aliases; in order, each once.
+/// Every address of every interface, except link-local IPv6 ones, and the host name with its aliases; sorted,
+/// without duplicates.
 pub fn own() -> Result<Vec<String>> {
     let all = getifaddrs().map_err(|cause| Error::new(format!("cannot list the network interfaces: {cause}")))?;
     let address = |entry: nix::ifaddrs::InterfaceAddress| {
@@ -27,18 +27,18 @@ pub fn own() -> Result<Vec<String>> {
 }
 
 fn join(addresses: &[IpAddr], host: &str, hosts: &str) -> Vec<String> {
-    // A pod's or container's veth has one of its own, and nobody can ask for it without naming the interface.
+    // Every pod's and container's veth has one, and nobody can connect to it without naming the interface.
     let is_link_local = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
     let addresses = addresses.iter().filter(|address| !is_link_local(address)).map(IpAddr::to_string);
     let short = host.split('.').next().unwrap_or(host);
-    // Where `hostname --fqdn` would find it: the lines of /etc/hosts that hold the host name.
+    // Where `hostname --fqdn` finds them: the lines of /etc/hosts that contain the host name.
     let lines = hosts.lines().map(|line| line.split('#').next().unwrap_or("").split_whitespace().skip(1).collect::<Vec<_>>());
     let aliases = lines.filter(|names| names.contains(&host)).flatten();
     let names = [host, short].into_iter().chain(aliases).filter(|name| is_host_name(name)).map(String::from);
     addresses.chain(names).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Underscores are in no standard and in many names: GitLab makes aliases with them.
+/// Allows underscores: no standard does, but many names have them, such as GitLab's aliases.
 pub fn is_host_name(name: &str) -> bool {
     let is_label = |label: &str| {
         (1..=LONGEST_LABEL).contains(&label.len())

@@ -1,7 +1,7 @@
 //! The static address: the baked cluster's certificates, manifests and etcd all name it.
 //!
 //! netdevice(7): `SIOCSIFADDR` on the bare interface name would *replace* the container's own
-//! address, so the address gets a label of its own (`eth0:kind`).
+//! address, so the static address gets a label (`eth0:kind`).
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -21,13 +21,13 @@ use crate::sys;
 /// How long a neighbour may take to answer ARP before the address counts as free.
 const ARP_LIMIT: Duration = Duration::from_millis(300);
 
-/// What an interface takes where nothing narrower is on the way, and Docker's own default (bytes).
+/// An interface's usual MTU, and Docker's default (bytes).
 pub const ETHERNET_MTU: u32 = 1500;
 
 /// One address of one interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Address {
-    /// With a label, where it has one: `eth0:kind`.
+    /// With its label, if it has one: `eth0:kind`.
     pub interface: String,
     pub ip: Ipv4Addr,
     pub mask: u32,
@@ -36,27 +36,27 @@ pub struct Address {
 }
 
 impl Address {
-    /// The interface without a label.
+    /// The interface without the label.
     pub fn device(&self) -> &str {
         self.interface.split(':').next().unwrap_or_default()
     }
 }
 
-/// What the daemons must know of the container's network.
+/// What the daemons need to know about the container's network.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// Largest packet (bytes) that the container's own interface takes.
+    /// Largest packet (bytes) that the container's own interface accepts.
     pub mtu: u32,
-    /// Where containers have to ask for names, when the container's own resolver is out of their reach.
+    /// The name server for Docker's containers, if there is a forwarder for them.
     pub dns: Option<Ipv4Addr>,
     pub iptables: Iptables,
 }
 
-/// Puts `ip` on the interface of the default route, or does nothing when it is there already.
+/// Adds `ip` to the interface of the default route, or does nothing if an interface has it already.
 /// Returns the interface.
 ///
 /// # Errors
-/// The address belongs to somebody else, or neither the ioctl nor `ip` could set it.
+/// Another machine has the address, or neither the ioctl nor `ip` could set it.
 pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let addresses = addresses()?;
     if let Some(present) = addresses.iter().find(|address| address.ip == ip) {
@@ -77,8 +77,8 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     Ok(interface)
 }
 
-/// Where nothing is routed to the outside, the node itself could not reach Services: kube-proxy
-/// rewrites their addresses only after the kernel has found a route to them.
+/// Without a default route, the node itself could not reach Services: kube-proxy's rules rewrite their addresses
+/// only after the kernel has found a route to them.
 pub fn route_services(interface: &str) -> Result<()> {
     if current_default_route().is_some() {
         return Ok(());
@@ -87,7 +87,7 @@ pub fn route_services(interface: &str) -> Result<()> {
     reaper::run(Command::new("ip").args(["route", "replace", SERVICE_SUBNET, "dev", interface])).map(drop)
 }
 
-/// The subnet for pods: the first that does not overlap with a network that the container is in.
+/// The subnet for pods: the first one that does not overlap with a network of the container.
 pub fn pod_subnet() -> Result<&'static str> {
     let addresses = addresses()?;
     let (subnet, taken) = choose_pod_subnet(&addresses);
@@ -97,11 +97,11 @@ pub fn pod_subnet() -> Result<&'static str> {
     Ok(subnet)
 }
 
-/// The subnet, and the address that is in the way of the usual one. In a network so wide that it holds
-/// them all, the usual one is the more special route, and hides few.
+/// The subnet, and the address that conflicts with the default one. If the container's network is so large that it
+/// contains all of them, the default one is used: its route is more specific, and hides few addresses.
 fn choose_pod_subnet(addresses: &[Address]) -> (&'static str, Option<&Address>) {
     let taken = |subnet: &str| {
-        // The pods' own bridge may be left of an earlier start, in a pod whose container was restarted.
+        // The pods' own bridge may be left over from an earlier start, in a pod whose container was restarted.
         let mut others = addresses.iter().filter(|address| address.interface != BRIDGE);
         others.find(|address| subnets_overlap(subnet, address.ip, address.mask))
     };
@@ -118,14 +118,14 @@ pub fn mtu(interface: &str) -> u32 {
 
 /// Lets the kernel route between pods, Docker's bridge and the outside.
 ///
-/// Before dockerd starts: it sets the FORWARD chain to DROP where it has to turn forwarding on itself.
+/// Must run before dockerd starts, which sets the FORWARD chain to DROP if it has to enable forwarding itself.
 pub fn enable_forwarding() -> Result<()> {
     let path = "/proc/sys/net/ipv4/ip_forward";
     fs::write(path, "1").map_err(|cause| Error::io("write", path, cause))?;
-    // Without it a pod's answer to another pod goes over the bridge past conntrack, and Services fail.
+    // Without it, a pod's reply to another pod bypasses conntrack on the bridge, and Services fail.
     let bridge = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     if fs::write(bridge, "1").is_err() {
-        // Asking for an interface of a module's name makes the kernel load it without /lib/modules.
+        // Asking for an interface with a module's name makes the kernel load that module, without /lib/modules in here.
         let _ = reaper::run(Command::new("ip").args(["link", "show", "br_netfilter"]));
         if let Err(cause) = fs::write(bridge, "1") {
             log::warn!(target: "network", "{bridge}: {cause}: Services may not reach pods; load br_netfilter on the host");
@@ -134,12 +134,12 @@ pub fn enable_forwarding() -> Result<()> {
     Ok(())
 }
 
-/// Those that can be used now.
+/// The addresses of interfaces that are up.
 fn addresses() -> Result<Vec<Address>> {
     Ok(all_addresses()?.into_iter().filter(|address| address.is_up).collect())
 }
 
-/// Those of interfaces that are down too, as Docker's are for a moment after it has set them.
+/// The addresses of all interfaces, including those that are down, as Docker's are for a moment after it has set them.
 pub fn all_addresses() -> Result<Vec<Address>> {
     let all = getifaddrs().map_err(|cause| Error::new(format!("cannot list the network interfaces: {cause}")))?;
     Ok(all
@@ -155,7 +155,7 @@ pub fn all_addresses() -> Result<Vec<Address>> {
         .collect())
 }
 
-/// The interface by which packets leave that have no other way, if there is one.
+/// The interface of the default route, if there is one.
 pub fn default_interface() -> Option<String> {
     current_default_route().map(|(interface, _)| interface)
 }
@@ -204,7 +204,7 @@ fn refuse_collision(ip: Ipv4Addr, gateway: Option<Ipv4Addr>, addresses: &[Addres
         .advise("Run the container in another network, or bake an image with another STATIC_IP"))
 }
 
-/// Whether somebody on the local network owns the address: a datagram makes the kernel ask by ARP.
+/// Whether a machine on the local network has the address: sending a datagram makes the kernel ask by ARP.
 fn answers_arp(ip: Ipv4Addr) -> bool {
     const DISCARD_PORT: u16 = 9;
     let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else { return false };
@@ -214,7 +214,7 @@ fn answers_arp(ip: Ipv4Addr) -> bool {
     reaper::poll(POLL, ARP_LIMIT, || arp_complete(&fs::read_to_string("/proc/net/arp").ok()?, ip).then_some(())).is_some()
 }
 
-/// Whether the table of arp(7) has a hardware address for `ip`.
+/// Whether the ARP table (arp(7)) has a hardware address for `ip`.
 fn arp_complete(table: &str, ip: Ipv4Addr) -> bool {
     const ATF_COM: u32 = 2;
     table.lines().skip(1).any(|line| {

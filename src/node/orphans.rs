@@ -1,7 +1,7 @@
-//! Processes of containers that nobody looks after any more. A container's shim may be killed, by the kernel
-//! for want of memory or by a user: then containerd says that the container has ended, and kubelet or dockerd
-//! starts another one, beside processes that run on, as children of ours, and hold ports and locks. (Seen
-//! with containerd 2.1: an API server in whose place none could ever start.)
+//! Kills container processes that have lost their shim. The kernel (out of memory) or a user may kill a container's
+//! shim. containerd then reports that the container has ended, and kubelet or dockerd starts another one, although
+//! the old processes run on, as our children, and hold ports and locks. (Seen with containerd 2.1: an orphaned API
+//! server that kept every new one from starting.)
 
 use std::fs;
 
@@ -10,16 +10,16 @@ use nix::sys::signal::Signal;
 use crate::node::cgroup;
 use crate::supervisor::reaper;
 
-/// Kills them. Called when a process has ended that was not started by us, as shims are not.
+/// Kills the orphans. Called when a process has ended that we did not start, which may be a shim.
 pub fn kill() {
     let orphans: Vec<i32> = children().into_iter().filter(|pid| cgroup::is_in_container(*pid)).collect();
     if !orphans.is_empty() {
-        log::warn!(target: "containers", "{} left by a shim that has died: killed", describe(&orphans));
+        log::warn!(target: "containers", "killed {}, left by a shim that has died", describe(&orphans));
         reaper::signal_all(&orphans, Signal::SIGKILL);
     }
 }
 
-/// Our children (proc_pid_task_tid_children(5)); a shim that lives is the parent of its own containers.
+/// Our children (proc_pid_task_tid_children(5)). Containers with a live shim are the shim's children.
 fn children() -> Vec<i32> {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());

@@ -1,5 +1,5 @@
 //! The IPv4 addresses under which others reach this container: one in each network that it is connected
-//! to, those that it joins later too.
+//! to, including those that it joins later.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::config::subnets_overlap;
 use crate::error::{Error, Result};
 use crate::node::network::{self, Address};
 
-/// What is needed to tell the container's own addresses from those that the cluster and Docker make.
+/// What we need to distinguish the container's own addresses from those that the cluster and Docker create.
 #[derive(Clone)]
 pub struct OwnAddresses {
     static_ip: Ipv4Addr,
@@ -25,7 +25,7 @@ impl OwnAddresses {
         Ok(OwnAddresses { static_ip, pod_subnet: network::pod_subnet()? })
     }
 
-    /// Those of now, that of the default route's interface first; the static one where there is no other.
+    /// The current addresses, starting with the default route's interface; the static address if there is no other.
     pub fn now(&self) -> Result<Vec<Ipv4Addr>> {
         let is_bridge = |interface: &str| Path::new("/sys/class/net").join(interface).join("bridge").exists();
         Ok(self.choose(&network::all_addresses()?, network::default_interface().as_deref(), is_bridge))
@@ -33,8 +33,8 @@ impl OwnAddresses {
 
     fn choose(&self, all: &[Address], default: Option<&str>, is_bridge: impl Fn(&str) -> bool) -> Vec<Ipv4Addr> {
         let is_default = |address: &Address| Some(address.device()) == default;
-        // Bridges in here are Docker's or the pods'; only on a machine of its own one leads outside. What
-        // has an address of the pods is of a network that the user has installed for them.
+        // Bridges in here belong to Docker or the pods, unless one is the machine's way out (--network=host).
+        // An interface with an address from the pods' subnet belongs to a pod network that the user has installed.
         let is_own = |address: &&Address| {
             let inner = is_bridge(address.device()) || subnets_overlap(self.pod_subnet, address.ip, u32::MAX);
             !address.loopback && address.ip != self.static_ip && !address.ip.is_link_local() && (is_default(address) || !inner)
@@ -49,12 +49,13 @@ impl OwnAddresses {
     }
 }
 
-/// Calls `changed` whenever an IPv4 address may have come or gone, in a thread that sleeps meanwhile (rtnetlink(7)).
+/// Calls `changed` whenever an IPv4 address may have been added or removed, in a thread that sleeps otherwise
+/// (rtnetlink(7)).
 pub fn watch(mut changed: impl FnMut() + Send + 'static) -> Result<()> {
     let fail = |cause: Errno| Error::new(format!("cannot follow this container's addresses: {cause}"));
     let socket = subscribe().map_err(fail)?;
     let body = move || {
-        // What it says is not looked at: an overrun says as much.
+        // The contents do not matter: even an overrun (ENOBUFS) means that something has changed.
         while matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS)) {
             changed();
         }
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn an_address_that_comes_or_goes_is_told() {
-        // In a network namespace of this thread's own, which only root may have.
+        // In a network namespace of its own for this thread, which takes root.
         if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
             return;
         }

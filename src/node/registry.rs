@@ -1,8 +1,8 @@
-//! A private registry, its authority, and a mirror, as the environment names them: set up once, before
+//! Sets up a private registry, its CA and a mirror, as the environment names them: once, before
 //! the daemons start, for both Docker and kubelet.
 //!
-//! Credentials go to docker's own configuration file and to kubelet's, authorities to the folder that
-//! dockerd and containerd both read. Nothing of it is logged.
+//! Credentials go to the configuration files of docker and kubelet, CAs to the directory that
+//! dockerd and containerd both read. No secret is logged.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -18,32 +18,32 @@ use crate::config::{
 use crate::error::{Error, Result};
 use crate::node::mounts;
 
-/// Where dockerd looks for the authorities of registries, and containerd too when it is told to. One
-/// folder: containerd 2.1 pulls as if a list of them were a single name.
+/// Where dockerd looks for registries' CAs, and containerd too, as configured. A single directory, because
+/// containerd 2.1 treats a list of them as one name when it pulls.
 pub const CERTS_DIR: &str = "/etc/docker/certs.d";
-/// Every Go program trusts what lies here. Docker 28 does not look into the other one for a mirror.
+/// Every Go program trusts the certificates in here. Docker 28 does not look for a mirror's CA in `CERTS_DIR`.
 const SYSTEM_CERTS_DIR: &str = "/etc/ssl/certs";
-/// The one of root, whom the daemons run as; dockerd itself pulls with what its client sends.
+/// root's configuration, because the daemons run as root; dockerd itself pulls with the credentials its client sends.
 const DOCKER_CONFIG: &str = "/root/.docker/config.json";
 const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 const CA_FILE: &str = "kind-registry-ca.crt";
 
-/// What Docker calls its own Hub in a configuration file.
+/// Docker Hub's name in a configuration file.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
-/// Where it answers.
+/// Docker Hub's server.
 const DOCKER_HUB_SERVER: &str = "https://registry-1.docker.io";
 const DOCKER_HUB_NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
 #[derive(Default)]
 pub struct Registries {
-    /// Host, and port where it has one; nothing for Docker Hub.
+    /// Host, with a port if it has one; `None` for Docker Hub.
     registry: Option<String>,
     login: Option<Login>,
     /// PEM.
-    authority: Option<Vec<u8>>,
+    ca: Option<Vec<u8>>,
     /// A URL.
     mirror: Option<String>,
-    /// What is set and makes no sense, for the log.
+    /// For the log: settings that make no sense.
     warnings: Vec<String>,
 }
 
@@ -53,12 +53,12 @@ struct Login {
 }
 
 impl Registries {
-    /// Reads the environment, and the files that it names. The registry and its login are all read by the names
-    /// that begin with KIND_, or all by the older ones, which a job may have for something else: a password goes to
-    /// no registry that it was not set beside.
+    /// Reads the environment, and the files that it names. The registry and its login are read either all from the names
+    /// that begin with KIND_ or all from the older ones, which a job may use for something else. This way a password is
+    /// never sent to a registry from the other set of names.
     ///
     /// # Errors
-    /// A variable that cannot be, or lacks another one; the message names the variable and never the password.
+    /// A variable is invalid, or one that it needs is missing; the message names the variable and never the password.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Registries> {
         let get = settings(get);
         let is_ours = [REGISTRY, REGISTRY_USER, REGISTRY_PASSWORD, REGISTRY_PASSWORD_FILE].iter().any(|name| get(name).is_some());
@@ -72,33 +72,31 @@ impl Registries {
             named => named?,
         };
         let mirror = get(REGISTRY_MIRROR).map(|text| mirror(&text)).transpose()?;
-        let authority = get(REGISTRY_CA).map(|text| authority(&text)).transpose()?;
-        if authority.is_some() && registry.is_none() && mirror.is_none() {
-            return Err(Error::new(format!(
-                "{REGISTRY_CA} is set, but neither {REGISTRY} nor {REGISTRY_MIRROR}, whose authority it would be"
-            )));
+        let ca = get(REGISTRY_CA).map(|text| ca(&text)).transpose()?;
+        if ca.is_some() && registry.is_none() && mirror.is_none() {
+            return Err(Error::new(format!("{REGISTRY_CA} is set, but neither {REGISTRY} nor {REGISTRY_MIRROR}, to which it would apply")));
         }
-        Ok(Registries { registry, login, authority, mirror, warnings })
+        Ok(Registries { registry, login, ca, mirror, warnings })
     }
 
-    /// Writes what the daemons read, below `root`. The directories of this start must be mounted.
+    /// Writes the daemons' files, below `root`. The directories of this start must be mounted.
     pub fn prepare(&self, root: &Path, with_kubelet: bool) -> Result<()> {
         self.warnings.iter().for_each(|warning| log::warn!(target: "registry", "{warning}"));
         let path = |path: &str| root.join(path.trim_start_matches('/'));
-        if let (Some(host), Some(authority)) = (&self.registry, &self.authority) {
+        if let (Some(host), Some(ca)) = (&self.registry, &self.ca) {
             let directory = path(CERTS_DIR).join(host);
             mounts::make_dir(&directory)?;
-            write(&directory.join(CA_FILE), authority, 0o644)?;
+            write(&directory.join(CA_FILE), ca, 0o644)?;
         }
         if let Some(mirror) = &self.mirror {
             let directory = path(CERTS_DIR).join("docker.io");
             mounts::make_dir(&directory)?;
             let trusted = path(SYSTEM_CERTS_DIR).join(CA_FILE);
-            if let Some(authority) = &self.authority {
+            if let Some(ca) = &self.ca {
                 mounts::make_dir(path(SYSTEM_CERTS_DIR))?;
-                write(&trusted, authority, 0o644)?;
+                write(&trusted, ca, 0o644)?;
             }
-            write(&directory.join("hosts.toml"), hosts(mirror, self.authority.as_ref().map(|_| &*trusted)).as_bytes(), 0o644)?;
+            write(&directory.join("hosts.toml"), hosts(mirror, self.ca.as_ref().map(|_| &*trusted)).as_bytes(), 0o644)?;
         }
         if let Some(login) = &self.login {
             let registry = self.registry.as_deref().unwrap_or(DOCKER_HUB);
@@ -112,11 +110,11 @@ impl Registries {
         Ok(())
     }
 
-    /// What dockerd is told on its command line.
+    /// The flags for dockerd.
     pub fn dockerd_flags(&self, root: &Path) -> Vec<String> {
         let Some(mirror) = &self.mirror else { return vec![] };
         let user: PathBuf = root.join(DAEMON_JSON.trim_start_matches('/'));
-        // dockerd refuses a file and flags that both name mirrors.
+        // dockerd refuses to start if both a file and flags name mirrors.
         if fs::read_to_string(user).is_ok_and(|text| text.contains("\"registry-mirrors\"")) {
             log::warn!(target: "registry", "{DAEMON_JSON} names registry-mirrors: Docker uses those, and {REGISTRY_MIRROR} is for pods alone");
             return vec![];
@@ -125,7 +123,7 @@ impl Registries {
     }
 }
 
-/// The registry, and the login, under the names that `name` makes of our own.
+/// Reads the registry and the login from the variables to which `name` maps our names.
 fn registry_and_login(
     get: &impl Fn(&str) -> Option<String>,
     name: impl Fn(&'static str) -> &'static str,
@@ -137,14 +135,14 @@ fn registry_and_login(
         (Some(password), None) => Some(password),
         (None, Some(path)) => {
             let text = fs::read_to_string(&path).map_err(|cause| Error::io(&format!("read {file}"), &path, cause))?;
-            // As an editor leaves it.
+            // Editors add a line break at the end.
             Some(text.trim_end_matches(['\r', '\n']).to_string())
         }
         (None, None) => None,
     };
     let login = match (get(user), secret) {
         (Some(user), Some(password)) if !user.contains(':') => Some(Login { user, password }),
-        (Some(_), Some(_)) => return Err(Error::new(format!("{user} must not hold a colon, which ends a user's name"))),
+        (Some(_), Some(_)) => return Err(Error::new(format!("{user} must not contain a colon, which ends a user name"))),
         (Some(_), None) => return Err(Error::new(format!("{user} is set, but neither {password} nor {file}"))),
         (None, Some(_)) => return Err(Error::new(format!("{password} or {file} is set, but no {user}"))),
         (None, None) => None,
@@ -152,14 +150,14 @@ fn registry_and_login(
     Ok((host.filter(|host| !DOCKER_HUB_NAMES.contains(&host.as_str())), login))
 }
 
-/// Adds the login to what root's docker is logged in to already. kubelet reads the first file that it
-/// finds, and its own comes first: so that holds all of them.
+/// Adds the login to those that root's docker already has. kubelet reads only the first file that it
+/// finds, which is its own, so that file contains all of them.
 fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) -> Result<()> {
     let mut config = match fs::read_to_string(docker) {
         Ok(text) => serde_json::from_str(&text)
             .ok()
             .filter(Value::is_object)
-            .ok_or_else(|| Error::new(format!("{} is not a JSON object", docker.display())).advise("Mend it or leave it out"))?,
+            .ok_or_else(|| Error::new(format!("{} is not a JSON object", docker.display())).advise("Fix it or remove it"))?,
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => json!({}),
         Err(cause) => return Err(Error::io("read", docker, cause)),
     };
@@ -175,12 +173,12 @@ fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) 
     Ok(())
 }
 
-/// `HOST` or `HOST:PORT`, also where it was written as a URL.
+/// `HOST` or `HOST:PORT`, even if it was written as a URL.
 fn host(name: &str, text: &str) -> Result<String> {
     let bare = text.trim().trim_start_matches("https://").trim_end_matches('/');
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     if bare.is_empty() || !bare.bytes().all(allowed) {
-        // A URL may hold a password.
+        // A URL may contain a password.
         let text = if text.contains('@') { "…" } else { text };
         return Err(
             Error::new(format!("{name}={text} is not HOST or HOST:PORT")).advise(format!("An example: {REGISTRY}=registry.example.com"))
@@ -192,7 +190,7 @@ fn host(name: &str, text: &str) -> Result<String> {
 fn mirror(text: &str) -> Result<String> {
     let bare = text.trim().trim_end_matches('/');
     let rest = bare.strip_prefix("https://").or_else(|| bare.strip_prefix("http://"));
-    // A quote would end the string in which it is written.
+    // A quote would end the string that it is written into.
     match rest {
         Some(rest) if !rest.is_empty() && !rest.contains(['"', '\\', '@', ' ', '\n', '?', '#']) => Ok(bare.to_string()),
         _ => Err(Error::new(format!("{REGISTRY_MIRROR} is not the URL of a mirror without a login"))
@@ -200,8 +198,8 @@ fn mirror(text: &str) -> Result<String> {
     }
 }
 
-/// PEM, or the path of a file with it.
-fn authority(text: &str) -> Result<Vec<u8>> {
+/// PEM, or the path of a file that contains it.
+fn ca(text: &str) -> Result<Vec<u8>> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
     if text.contains(BEGIN) {
         return Ok(format!("{}\n", text.trim()).into_bytes());
@@ -211,15 +209,15 @@ fn authority(text: &str) -> Result<Vec<u8>> {
             .advise("Give certificates as PEM, or the path of a file with them in the container")
     })?;
     if !String::from_utf8_lossy(&contents).contains(BEGIN) {
-        return Err(Error::new(format!("{REGISTRY_CA}={text} holds no certificate as PEM")));
+        return Err(Error::new(format!("{REGISTRY_CA}={text} contains no certificate as PEM")));
     }
     Ok(contents)
 }
 
-/// containerd's description of Docker Hub: the mirror first, and itself where that does not answer.
-fn hosts(mirror: &str, authority: Option<&Path>) -> String {
-    let authority = authority.map(|path| format!("  ca = \"{}\"\n", path.display())).unwrap_or_default();
-    format!("server = \"{DOCKER_HUB_SERVER}\"\n[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{authority}")
+/// containerd's configuration for Docker Hub: first the mirror, then Docker Hub itself if the mirror does not answer.
+fn hosts(mirror: &str, ca: Option<&Path>) -> String {
+    let ca = ca.map(|path| format!("  ca = \"{}\"\n", path.display())).unwrap_or_default();
+    format!("server = \"{DOCKER_HUB_SERVER}\"\n[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{ca}")
 }
 
 fn write(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
@@ -281,8 +279,8 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_for_the_registry_and_for_the_mirror() {
-        let root = root("authority");
+    fn a_ca_is_for_the_registry_and_for_the_mirror() {
+        let root = root("ca");
         fs::write(root.join("ca.pem"), PEM).unwrap();
         for ca in [PEM, &root.join("ca.pem").display().to_string()] {
             let settings =
@@ -320,7 +318,7 @@ mod tests {
             (&[("KIND_REGISTRY", "a b")][..], "KIND_REGISTRY=a b"),
             (&[("KIND_REGISTRY", "host/path")], "KIND_REGISTRY=host/path"),
             (&[("KIND_REGISTRY", "https://u:hunter2@host")], "KIND_REGISTRY=…"),
-            // What the job has beside it is no part of it.
+            // The job's own variable does not complete it.
             (&[("KIND_REGISTRY_USER", "u"), ("REGISTRY_PASSWORD", secret)], "neither KIND_REGISTRY_PASSWORD nor"),
             (&[("KIND_REGISTRY_USER", "u")], "neither KIND_REGISTRY_PASSWORD nor"),
             (&[("KIND_REGISTRY_PASSWORD", secret)], "no KIND_REGISTRY_USER"),
@@ -360,7 +358,7 @@ mod tests {
             assert!(found.warnings.len() == 1 && found.warnings[0].contains(said), "{:?}", found.warnings);
             assert!(!found.warnings[0].contains("hunter2") && found.login.is_none() && found.registry.is_none());
         }
-        // Ours are there: nobody looks at the others.
+        // Ours are set, so the older names are ignored.
         let both = [("REGISTRY", "host/path"), ("KIND_REGISTRY", "r.example"), ("REGISTRY_USER", "u")];
         let found = registries(&both).unwrap();
         assert!(found.warnings.is_empty() && found.registry.as_deref() == Some("r.example") && found.login.is_none());

@@ -1,9 +1,8 @@
-//! The image store that costs nothing to start: nothing is unpacked, the volume only points at it.
+//! The image store, which takes no time to start: nothing is unpacked, and the volume only links to it.
 //!
-//! Under `/kind/store` in the image lies containerd's root as the bake left it. A start copies its
-//! two small databases and makes each snapshot and each blob a symbolic link. Read-only layers are
-//! lower directories of overlayfs, which may lie on the image's own overlay; upper directories may
-//! not (EINVAL) and lie on the volume.
+//! `/kind/store` in the image is containerd's root as the bake left it. A start copies its two small databases
+//! and creates a symbolic link for each snapshot and each blob. Read-only layers are lower directories of
+//! overlayfs, which may be on the image's own overlay. Upper directories may not (EINVAL), and are on the volume.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -21,46 +20,46 @@ use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
 use crate::supervisor::reaper;
 
-/// containerd's root, as far as the image carries it.
+/// The parts of containerd's root that are in the image.
 pub const DATABASES: [&str; 2] = ["io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"];
 pub const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs/snapshots";
 pub const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
-/// In containerd's root on the volume: whose store it is.
+/// In containerd's root on the volume: identifies the bake that the store is from.
 const STAMP: &str = "kind-bake";
-/// What must be free on the volume (bytes): a boot writes about 6 MiB (measured), pods and builds more.
+/// Required free space on the volume (bytes): a boot writes about 6 MiB (measured), pods and builds more.
 const MIN_ROOM: u64 = 64 << 20;
-/// A boot makes about 700 files (measured).
+/// Required free inodes: a boot creates about 700 files (measured).
 const MIN_INODES: u64 = 2048;
 
-/// How the volume was found.
+/// The state of the volume.
 #[derive(Debug, PartialEq)]
 pub enum Volume {
     Fresh,
-    /// It comes back from an earlier run of the same image, with that run's containers.
+    /// From an earlier run of the same image, with that run's containers.
     Returned,
 }
 
-/// Takes the volume for this container alone, until its process ends, however that happens: two stores
-/// on one volume clear each other's pods. The lock is the directory's own (flock(2)), because a lock file
-/// would be a write before it is known whose volume it is; children do not inherit it.
+/// Locks the volume for this container alone, until this process ends, however that happens: two stores
+/// on one volume would remove each other's pods. The lock is on the directory itself (flock(2)), because a lock file
+/// would be written before we know whose volume it is. Children do not inherit the lock.
 ///
 /// # Errors
-/// Another container has it.
+/// Another container has locked it.
 pub fn lock(directory: &Path) -> Result<()> {
     let file = match File::open(directory) {
         Ok(file) => file,
-        // What is not there yet is no volume, and nobody else's.
+        // A directory that does not exist yet is not a volume, and nobody else uses it.
         Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
         Err(cause) => return Err(Error::io("open", directory, cause)),
     };
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        // Never unlocked: the daemons may use the volume for as long as this process lives.
+        // Never unlocked, because the daemons may use the volume as long as this process lives.
         Ok(lock) => std::mem::forget(lock),
         Err((_, Errno::EWOULDBLOCK)) => {
             return Err(Error::new(format!("the volume on {} is in use by another container", directory.display()))
                 .advise("Give each container a volume of its own, or stop the other one first"))
         }
-        // Some network file systems have no locks.
+        // Some network file systems do not support locks.
         Err((_, cause)) => {
             log::warn!(target: "store", "cannot lock {}: {cause}; no other container may use this volume at the same time", directory.display());
         }
@@ -68,15 +67,15 @@ pub fn lock(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Looks at the volume before anything is written to it.
+/// Checks the volume before anything is written to it.
 ///
 /// # Errors
-/// The volume holds another image's store or a damaged one, is full or read-only.
+/// The volume contains another image's store or a damaged one, or is full or read-only.
 pub fn inspect(bake: &str) -> Result<Volume> {
     let root = Path::new(CONTAINERD_ROOT);
     let stamp = fs::read_to_string(root.join(STAMP)).unwrap_or_default();
     let volume = match stamp.trim() {
-        // It was never finished: the stamp arrives with the last rename.
+        // Never completed: the stamp arrives with the last rename.
         "" => Volume::Fresh,
         stamp if stamp == bake => Volume::Returned,
         stamp => {
@@ -99,9 +98,9 @@ fn require_room() -> Result<()> {
     make_dir(VOLUME_DIR).map_err(|error| error.advise(advice))?;
     let probe = Path::new(VOLUME_DIR).join("writable");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(|cause| Error::io("write", &probe, cause).advise(advice))?;
-    let room = statvfs(VOLUME_DIR).map_err(|cause| Error::io("look at the room of", VOLUME_DIR, cause))?;
+    let room = statvfs(VOLUME_DIR).map_err(|cause| Error::io("check the free space of", VOLUME_DIR, cause))?;
     let (free, inodes) = (room.blocks_available() as u64 * room.fragment_size() as u64, room.files_available() as u64);
-    // Some file systems, such as btrfs, count no inodes.
+    // Some file systems, such as btrfs, do not count inodes.
     if free < MIN_ROOM || (room.files() > 0 && inodes < MIN_INODES) {
         let free = free / (1 << 20);
         return Err(Error::new(format!("the volume on {DOCKER_DIR} is full: {free} MiB and {inodes} inodes are free")).advise(advice));
@@ -109,23 +108,23 @@ fn require_room() -> Result<()> {
     Ok(())
 }
 
-/// bbolt would make an empty file a new database, in which no baked image is, and loop on a damaged one.
+/// bbolt would turn an empty file into a new database, without the baked images, and loop on a damaged one.
 fn require_database(path: &Path) -> Result<()> {
-    // Of bbolt's first meta page, behind the page's header.
+    // In bbolt's first meta page, after the page's header.
     const MAGIC: (usize, [u8; 4]) = (16, 0xED0C_DAED_u32.to_le_bytes());
     let mut begin = [0; MAGIC.0 + MAGIC.1.len()];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
     match read {
         Ok(()) if begin.ends_with(&MAGIC.1) => Ok(()),
         result => {
-            let why = result.err().map_or("it is no database".to_string(), |cause| cause.to_string());
+            let why = result.err().map_or("it is not a database".to_string(), |cause| cause.to_string());
             Err(Error::new(format!("the volume on {DOCKER_DIR} is damaged: {}: {why}", path.display()))
                 .advise("Start the container with an empty volume"))
         }
     }
 }
 
-/// Makes containerd's root on a fresh volume.
+/// Creates containerd's root on a fresh volume.
 ///
 /// # Errors
 /// The volume has become full, or cannot hold the upper directories of overlayfs.
@@ -162,10 +161,10 @@ fn link(new: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether overlayfs mounts with a lower directory in the image and an upper one on the volume.
+/// Whether overlayfs can be mounted with a lower directory in the image and an upper one on the volume.
 ///
 /// # Errors
-/// The volume cannot hold an upper directory at all: then nothing will work.
+/// The volume cannot hold an upper directory at all, so nothing would work.
 fn overlay_works_from(lower: &Path) -> Result<bool> {
     let probe = Path::new(VOLUME_DIR).join("probe");
     let (own, upper, work, merged) = (probe.join("lower"), probe.join("upper"), probe.join("work"), probe.join("merged"));
@@ -220,7 +219,7 @@ mod tests {
         assert!(!directory.exists(), "nothing is written");
         fs::create_dir(&directory).unwrap();
         lock(&directory).unwrap();
-        // As another process: the lock belongs to the open file, not to who opened it.
+        // The same as from another process: the lock belongs to the open file, not to the process.
         let refused = lock(&directory).unwrap_err().to_string();
         assert!(refused.contains(&format!("the volume on {} is in use by another container", directory.display())), "{refused}");
         fs::remove_dir(&directory).unwrap();

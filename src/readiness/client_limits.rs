@@ -1,22 +1,22 @@
-//! What a client of the file server can do at most, enforced before tiny_http sees it.
+//! Limits what a client of the file server can do, before tiny_http sees the request.
 //!
-//! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new ones queue
+//! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new connections queue
 //! behind silent ones, and stops accepting for good on an error. So it listens on an abstract
-//! socket (unix(7)), and gets from here only whole request heads, one for each connection.
+//! socket (unix(7)), and this module sends it only complete request heads, one per connection.
 //!
 //! | what a client could do | what it gets |
 //! |---|---|
-//! | come with 512 others | closed at once |
-//! | say nothing, or a byte a second | closed after 5 s, however little is missing |
+//! | connect when 512 others are connected | closed at once |
+//! | send nothing, or a byte a second | closed after 5 s, however little is missing |
 //! | send a head of more than 8 KiB | 431, closed |
 //! | send a body | it is never read |
-//! | ask again on the same connection | closed after the first answer |
-//! | wait for a file (`?wait=60`) | held for as long, at most 600 s (`hold`) |
-//! | wait beside 256 others | answered at once, so that those who only ask find room |
+//! | send another request on the same connection | closed after the first answer |
+//! | wait for a file (`?wait=60`) | held for that long, at most 600 s (`hold`) |
+//! | wait when 256 others are waiting | answered at once, to leave room for clients that do not wait |
 //! | not read its answer | closed after 5 s |
-//! | vanish | its thread ends; tiny_http has seen nothing of it |
+//! | vanish | its thread ends; tiny_http does not notice |
 //!
-//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`files`).
+//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`server`).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -33,18 +33,18 @@ use crate::readiness::hold::hold;
 use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
 use crate::readiness::Readiness;
 
-/// Clients at once; one more is closed at once. Each costs a thread with this stack (bytes).
+/// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `STACK` bytes.
 const MAX_CLIENTS: usize = 512;
 const STACK: usize = 64 * 1024;
-/// Of these, so many may be held.
+/// How many of them may have a request held.
 const MAX_HELD: usize = MAX_CLIENTS / 2;
 /// Longest request head (bytes); browsers send about 1 KiB.
 const MAX_HEAD: usize = 8 * 1024;
-/// A whole request must have arrived, and its answer been taken, after this long each.
+/// Time for a complete request to arrive, and again for its answer to be sent.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
-/// After an error such as EMFILE: until then some connection has ended.
+/// After an error such as EMFILE: by then some connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Headers that are decided here: one request for each connection, and no body.
+/// Headers that we drop, because there is one request per connection, and no body.
 const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
 
 /// Listens on `address`; returns the listener that the file server itself is to use.
@@ -80,15 +80,15 @@ fn accept(public: &TcpListener, gate: &Arc<Gate>) {
         let gate = gate.clone();
         let serve = move || {
             let _place = place;
-            // A client that went away or came too late needs no answer.
+            // A client that has disconnected or was too slow needs no answer.
             let _ = gate.serve(client);
         };
-        // Without a name: see `logger`. Where no thread can be made, the client is closed.
+        // Without a name: see `logger`. If no thread can be started, the client's connection is closed.
         let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
     }
 }
 
-/// A place among so many, given back however the client's thread ends.
+/// One of a limited number of places, which is released however the client's thread ends.
 struct Place(Arc<AtomicUsize>);
 
 impl Place {
@@ -131,14 +131,14 @@ fn bad_request(why: &str) -> Vec<u8> {
     format!("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}", why.len()).into_bytes()
 }
 
-/// Has tiny_http answer, one request after the other: for each connection beside its four it would make
-/// a thread, and panic where it cannot.
+/// Has tiny_http answer, one request at a time: for each connection beyond its four it would start
+/// a thread, and panic if it cannot.
 fn ask(inner: &UnixAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut server = UnixStream::connect_addr(inner).inspect_err(|cause| {
         if cause.kind() == io::ErrorKind::ConnectionRefused {
-            log::error!(target: "files", "the file server has ended: nobody would hear of any state any more");
+            log::error!(target: "files", "the file server has ended, so clients could no longer see any state");
             std::process::exit(1);
         }
     })?;
@@ -149,7 +149,7 @@ fn ask(inner: &UnixAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Everything up to the empty line, or `None` when that is too long.
+/// Reads everything up to the empty line, or returns `None` if that is too long.
 fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let end = Instant::now() + CLIENT_LIMIT;
     let mut head = Vec::new();
@@ -175,7 +175,7 @@ fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The head as the file server gets it: without a body, and the last of its connection.
+/// The head as the file server gets it: without a body, and with `Connection: close`.
 fn one_request(head: &[u8]) -> Vec<u8> {
     let mut request = Vec::with_capacity(head.len() + 32);
     for (number, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
@@ -188,7 +188,7 @@ fn one_request(head: &[u8]) -> Vec<u8> {
     request
 }
 
-/// The answer, which tells the client that no other one follows.
+/// The answer, with `Connection: close` for the client.
 fn one_answer(answer: Vec<u8>) -> Vec<u8> {
     match answer.windows(2).position(|bytes| bytes == b"\r\n") {
         Some(end) => [&answer[..end], b"\r\nConnection: close", &answer[end..]].concat(),

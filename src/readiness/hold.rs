@@ -1,6 +1,6 @@
-//! A request that is held: `?wait=SECONDS` is answered as soon as the file is there, or `failed` is, or the
-//! time is over. The client's own thread sleeps meanwhile, and wakes when files come or go or the client
-//! does, and not otherwise.
+//! Holds requests: one with `?wait=SECONDS` is answered as soon as the file or `failed` exists, or when the time
+//! is over. The client's own thread sleeps meanwhile, and wakes only when a file appears or disappears or the
+//! client disconnects.
 
 use std::io;
 use std::net::TcpStream;
@@ -14,11 +14,11 @@ use crate::readiness::Readiness;
 
 /// The client has closed its side; nix has no name for it.
 const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
-/// poll(2) counts milliseconds: one that is begun counts, or the last of them would be spent awake.
+/// Added because poll(2) counts whole milliseconds: rounded down, the last one would be spent busy-looping.
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Asks until the answer is another one than 404, and no longer than `limit`. Where kind has failed, which
-/// nobody needs to wait for, the answer is 503 with the reason.
+/// Asks until the answer is not 404, for at most `limit`. If kind has failed, waiting is pointless, and the answer is
+/// 503 with the reason.
 ///
 /// # Errors
 /// The client went away.
@@ -31,7 +31,7 @@ pub fn hold(
 ) -> io::Result<Vec<u8>> {
     let end = Instant::now() + limit;
     loop {
-        // Before the question, so that no change is missed.
+        // Before asking, so that no change is missed.
         let change = readiness.next_change()?;
         let answer = ask()?;
         if status(&answer) != Some("404") {
@@ -49,16 +49,16 @@ pub fn hold(
     }
 }
 
-/// Sleeps until files come or go, or the time is over; an error when the client has gone.
+/// Sleeps until a file appears or disappears, or the time is over. An error means that the client has disconnected.
 fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result<()> {
     let timeout = PollTimeout::try_from(time + MILLISECOND).unwrap_or(PollTimeout::MAX);
-    // What a client sends beside its request is never read, and its end is told without reading.
+    // We never read what a client sends after its request; POLLRDHUP reports its end without reading.
     let mut polled = [PollFd::new(client.as_fd(), POLLRDHUP), PollFd::new(change.as_fd(), PollFlags::empty())];
     match poll(&mut polled, timeout) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
         Err(cause) => return Err(cause.into()),
     }
-    // `None` is an event without a name.
+    // `None` is an event that nix has no name for.
     if polled[0].revents() != Some(PollFlags::empty()) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
@@ -75,12 +75,12 @@ fn split(answer: &[u8]) -> (&[u8], &[u8]) {
     answer.split_at(end)
 }
 
-/// An answer to HEAD has a head alone; every other one of ours has a body.
+/// A response to HEAD has no body; all our other responses have one.
 fn is_head(answer: &[u8]) -> bool {
     split(answer).1.is_empty()
 }
 
-/// 503 with the reason out of the answer for `failed`.
+/// 503 with the reason from the response for `failed`.
 fn unavailable(failed: &[u8], is_head: bool) -> Vec<u8> {
     let reason = split(failed).1;
     let length = reason.len();
@@ -127,7 +127,7 @@ mod tests {
                 hold(&server, &readiness, LONG, ask, |_| Ok(MISSING.to_vec()))
             });
             questions.recv_timeout(LONG).unwrap();
-            // A milestone changes a file, and brings or takes away none.
+            // A milestone changes a file, but neither adds nor removes one.
             readiness.publish("timeline", b"1");
             questions.recv_timeout(LONG).unwrap();
             readiness.publish("timeline", b"2");

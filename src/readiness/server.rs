@@ -1,5 +1,5 @@
-//! The file server on port 10080: serves the files under `/var/kind` from disk and knows nothing else.
-//! Only `/config` is rewritten on its way, by a function that the caller hands over.
+//! The file server on port 10080: serves the files under `/var/kind` from disk and nothing else.
+//! Only `/config` is rewritten before it is sent, by a function that the caller provides.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -18,24 +18,24 @@ use crate::readiness::{client_limits, Readiness};
 
 type Answer = Response<std::io::Cursor<Vec<u8>>>;
 
-/// Makes the kubeconfig for a client out of the file, the Host header that the client sent, and the port
-/// on which the API server is published. `None` when the header is neither a host name nor an address.
+/// Renders a client's kubeconfig from the file, the Host header that the client sent, and the port
+/// on which the API server is published. `None` if the header is neither a host name nor an address.
 pub type Rewrite = Box<dyn Fn(&str, Option<&str>, u16) -> Option<String> + Send>;
 
-/// What a request is answered from.
+/// What responses are made from.
 struct Files {
     dir: PathBuf,
     api_port: u16,
     rewrite: Rewrite,
 }
 
-/// Listens at once, so that a CI runner's port check passes from the first moment, and serves for ever.
+/// Listens at once, so that a CI runner's port check passes from the first moment, and serves forever.
 pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite: Rewrite) -> Result<()> {
     let listener = client_limits::open(config.files_address, readiness.clone())?;
     let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
     let files = Files { dir, api_port: config.api_port, rewrite };
     let serve = move || {
-        // Only `client_limits` connects, with whole requests: an error here is one of this connection.
+        // Only `client_limits` connects, and sends only complete requests, so an error means that the server has ended.
         loop {
             match server.recv() {
                 Ok(request) => answer(request, &files),
@@ -53,7 +53,7 @@ pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite:
 fn answer(request: Request, files: &Files) {
     let host = header(&request, "Host");
     let response = files.respond(request.method(), request.url(), host.as_deref());
-    // A client that went away needs no answer.
+    // A client that has disconnected needs no answer.
     let _ = request.respond(response);
 }
 
@@ -87,7 +87,7 @@ fn read_regular(path: &Path) -> Option<Vec<u8>> {
     if !file.metadata().ok()?.is_file() {
         return None;
     }
-    /// The largest, a kubeconfig, has about 8 KiB.
+    /// The largest file, a kubeconfig, has about 8 KiB.
     const LIMIT: u64 = 64 * 1024;
     let mut contents = Vec::new();
     file.take(LIMIT).read_to_end(&mut contents).ok()?;

@@ -1,21 +1,21 @@
-//! What a request's target asks for (RFC 9112, section 3.2): a file by its name, the port that a
-//! kubeconfig is to name, and how long the answer may take.
+//! Parses a request's target (RFC 9112, section 3.2): the name of a file, the port for a kubeconfig,
+//! and how long the answer may take.
 
 use std::time::Duration;
 
 use crate::readiness::files::FILES;
 
-/// The longest that a client may have its request held (seconds).
+/// How long a client may have its request held (seconds).
 pub const MAX_WAIT: u64 = 600;
 
-/// Which file a request target names: only the known flat names, whatever the query.
+/// The file that a request target names: only the known flat names, whatever the query.
 pub fn file_name(target: &str) -> Option<&'static str> {
     let path = target.split(['?', '#']).next()?.strip_prefix('/')?;
     FILES.into_iter().find(|name| *name == path)
 }
 
-/// The port that a client wants in its kubeconfig: with `?port=`, where the engine chose it only when
-/// the container was there.
+/// The port that a client wants in its kubeconfig: `?port=`, for when the engine chose the port only after it had
+/// created the container.
 pub fn asked_port(target: &str, default: u16) -> Option<u16> {
     match asked(target, "port=") {
         Some(port) => port.parse().ok().filter(|port| *port != 0),
@@ -23,8 +23,8 @@ pub fn asked_port(target: &str, default: u16) -> Option<u16> {
     }
 }
 
-/// How long a client is ready to wait for what it asks for: with `?wait=`, in whole seconds. The error is
-/// a value that is none, or more than `MAX_WAIT`.
+/// How long a client is willing to wait: `?wait=`, in whole seconds. The value is an error if it is not a number, or
+/// more than `MAX_WAIT`.
 pub fn asked_wait(target: &str) -> Result<Option<Duration>, ()> {
     let Some(seconds) = asked(target, "wait=") else { return Ok(None) };
     let is_number = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
@@ -32,7 +32,7 @@ pub fn asked_wait(target: &str) -> Result<Option<Duration>, ()> {
     Ok(Some(Duration::from_secs(seconds)))
 }
 
-/// The first value of a name, such as `port=`, in a target's query.
+/// The first value of a parameter, such as `port=`, in a target's query.
 fn asked<'a>(target: &'a str, name: &str) -> Option<&'a str> {
     let (_, query) = target.split('#').next()?.split_once('?')?;
     query.split('&').find_map(|pair| pair.strip_prefix(name))
@@ -86,7 +86,7 @@ mod tests {
         }
     }
 
-    /// A request target out of pieces that have fooled other servers, by xorshift64 (Marsaglia 2003).
+    /// A request target made of pieces that have fooled other servers, chosen with xorshift64 (Marsaglia 2003).
     fn target(state: &mut u64) -> String {
         let mut next = |count: usize| {
             *state ^= *state << 13;
@@ -101,7 +101,7 @@ mod tests {
                 0 => target.push_str(FILES[next(FILES.len())]),
                 1 => target.push_str(pieces[next(pieces.len())]),
                 _ => {
-                    // A name with one character too many, too few, or another one.
+                    // A name with one character added, removed or changed.
                     let mut name: Vec<char> = FILES[next(FILES.len())].chars().collect();
                     let at = next(name.len());
                     match next(3) {
@@ -116,7 +116,7 @@ mod tests {
         target
     }
 
-    /// How many of `count` targets name a file, and for how many a function gives another one, or none.
+    /// How many of `count` targets name a file, and for how many a function gives the wrong result.
     fn named_and_wrong(count: usize, function: impl Fn(&str) -> Option<&'static str>) -> (usize, usize) {
         let (mut state, mut named, mut wrong) = (0x9e37_79b9_7f4a_7c15, 0, 0);
         for _ in 0..count {
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(wrong, 0);
     }
 
-    /// The negative control: mistakes that servers have made are found out, with far fewer targets.
+    /// The negative control: mistakes that servers have made are found, with far fewer targets.
     #[test]
     fn careless_functions_are_noticed() {
         let by = |found: fn(&str, &str) -> bool| named_and_wrong(20_000, |target| FILES.into_iter().find(|name| found(target, name))).1;
