@@ -38,7 +38,7 @@ Environment:
   KIND_REGISTRY, KIND_REGISTRY_USER, KIND_REGISTRY_PASSWORD or KIND_REGISTRY_PASSWORD_FILE
                  a registry to be logged in to, for docker in here and for pods
   KIND_REGISTRY_CA, KIND_REGISTRY_MIRROR
-                 the authority of that registry (PEM, or a path), and a mirror of Docker Hub
+                 the CA of that registry or mirror (PEM, or a path), and a mirror of Docker Hub
 ";
 
 #[derive(Debug, PartialEq)]

@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 use crate::cluster::api::Api;
 use crate::cluster::objects::{Ingress, List, Service};
 use crate::cluster::{events, follow};
-use crate::config::{API_PORT, DOCKER_PORT};
+use crate::config::{API_PORT, DOCKER_PORT, DOCKER_TLS_PORT};
 use crate::error::Result;
 use crate::node::own_addresses::{self, OwnAddresses};
 use crate::readiness::State;
@@ -52,7 +52,7 @@ fn api_server(state: &State) -> bool {
 
 /// The container's own ports (including Docker's with TLS): a Service on one of them would cut us off from it.
 fn taken_ports(files: u16) -> Vec<Port> {
-    [API_PORT, DOCKER_PORT, DOCKER_PORT + 1, files].map(|port| ("TCP".to_string(), port)).to_vec()
+    [API_PORT, DOCKER_PORT, DOCKER_TLS_PORT, files].map(|port| ("TCP".to_string(), port)).to_vec()
 }
 
 struct Balancer {
