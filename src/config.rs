@@ -26,6 +26,8 @@ pub const READY_SCRIPTS_DIR: &str = "/kubernetes-ready.d";
 pub const STATE_DIR: &str = "/var/kind";
 pub const LOG_DIR: &str = "/var/log/kind";
 pub const RUN_DIR: &str = "/run/kind";
+/// Where containerd, which pulls for pods, looks for what registries need (`node::insecure_registry`).
+pub const CRI_CERTS_DIR: &str = "/run/kind/certs.d";
 /// Where kubelet reads the pods' name servers.
 pub const RESOLV_CONF: &str = "/run/kind/resolv.conf";
 /// dockerd's data root; a volume, as in docker:dind.

@@ -6,11 +6,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
-use crate::config::{CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
+use crate::config::{
+    CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, CRI_CERTS_DIR, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR,
+};
 use crate::daemons::{answers_ok, prepare};
 use crate::error::{Error, Result};
 use crate::node::iptables::Iptables;
-use crate::node::registry::CERTS_DIR;
 use crate::node::{can_lower_oom_score, mounts};
 use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
@@ -98,7 +99,7 @@ fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
     conf_dir = "{CNI_CONF_DIR}"
   # Docker's directory is used for kubelet's pulls too.
   [plugins."{CRI_PLUGIN}".registry]
-    config_path = "{CERTS_DIR}"
+    config_path = "{CRI_CERTS_DIR}"
 "#
     )
 }

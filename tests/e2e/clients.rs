@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::cluster::{fetch, kubectl_with, shared, API_PORT, CREDENTIALS};
+use crate::cluster::{fetch, kubectl_with, shared, Cluster, API_PORT, CREDENTIALS};
 use crate::engine::{session, tools, Container};
 use crate::process::run;
 
@@ -77,4 +77,21 @@ fn kubectl_works_with_a_kubeconfig_made_of_the_separate_files() {
     kubectl(&["config", "use-context", "kind"]);
     let node = kubectl(&["get", "nodes", "--no-headers"]);
     assert!(node.starts_with("kind ") && node.contains(" Ready "), "{node}");
+}
+
+/// A runner hands a job's variables to its services.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn what_a_job_sets_for_its_clients_leads_none_in_the_container_away() {
+    let variables = [
+        "HTTPS_PROXY=http://127.0.0.1:9",
+        "http_proxy=http://127.0.0.1:9",
+        "DOCKER_HOST=tcp://docker:2375",
+        "KUBECONFIG=/builds/kubeconfig",
+        "REGISTRY=registry.example.com/team/app",
+    ];
+    let arguments: Vec<&str> = variables.iter().flat_map(|variable| ["--env", variable]).collect();
+    let cluster = Cluster::ready(&arguments);
+    assert!(cluster.container.exec(&["kubectl", "get", "nodes"]).ok().contains(" Ready "));
+    cluster.container.exec(&["docker", "ps"]).ok();
 }

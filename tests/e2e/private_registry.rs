@@ -141,3 +141,18 @@ fn docker_and_pods_pull_docker_hubs_images_through_a_mirror() {
     pod(&cluster, "mirrored", "kind-e2e-by-pod:1");
     cluster.wait_for_pod(&["mirrored"]);
 }
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn docker_and_pods_pull_from_an_insecure_registry() {
+    let network = Network::create("insecure", &[]);
+    let _registry = registry(&network, NAME, &[]);
+    let flag = format!("KIND_DOCKERD_ARGS=--insecure-registry={NAME}");
+    let cluster = Cluster::ready(&["--network", &network.name, "--env", &flag]);
+    let image = format!("{NAME}/team/app:1");
+    for arguments in [&["tag", BUSYBOX, &image][..], &["push", &image], &["rmi", &image]] {
+        cluster.container.exec(&[&["docker"], arguments].concat()).ok();
+    }
+    pod(&cluster, "insecure", &image);
+    cluster.wait_for_pod(&["insecure"]);
+}
