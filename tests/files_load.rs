@@ -167,7 +167,16 @@ fn clients_that_are_held_cost_nothing_and_leave_room_for_others() {
     dockerd.tell(Fault::Held);
     let kind = container.start(&["run"]);
     container.wait_for_status("docker-ready", 404);
-    let before = threads(kind.pid());
+    // The boot's threads come and go for a moment.
+    let before = wait_for("a number of threads that holds", LIMIT, || {
+        let first = threads(kind.pid());
+        (0..20)
+            .all(|_| {
+                thread::sleep(Duration::from_millis(50));
+                threads(kind.pid()) == first
+            })
+            .then_some(first)
+    });
     let wait = || {
         let mut client = connect(FILES_PORT);
         client.write_all(b"GET /docker-ready?wait=600 HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
