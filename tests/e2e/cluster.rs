@@ -149,7 +149,7 @@ impl Cluster {
 
     /// Builds `image`, a web server on port 8080 with one page, from a context on this machine.
     pub fn build(&self, image: &str, page: &str) -> Outcome {
-        let context = session().dir.join(format!("context-{}", free_port()));
+        let context = session().dir.join(format!("context-{}", self.docker_port));
         let dockerfile = format!(
             "FROM {BUSYBOX}\nCOPY index.html /www/\nRUN echo built >>/www/index.html\nCMD [\"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n"
         );

@@ -2,8 +2,11 @@
 //! outlives this one removes it.
 
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -196,8 +199,22 @@ pub fn tools() -> &'static Tools {
     })
 }
 
-/// A port on loopback that is free at the moment.
+/// The ports that the tests publish and listen on: below those that the kernel and Docker hand out by themselves.
+const PORTS: std::ops::Range<u16> = 15_000..30_000;
+
+/// A port on loopback that is free, and that no other process of these tests takes while this one runs: a container
+/// that is stopped, or not started yet, does not hold its ports.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener.local_addr().expect("it is bound").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    for _ in PORTS {
+        let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+        let name = SocketAddr::from_abstract_name(format!("kind-e2e-port-{port}")).expect("the name is short");
+        let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            // Held until this process ends.
+            std::mem::forget(reservation);
+            return port;
+        }
+    }
+    panic!("no port from {} to {} is free on loopback", PORTS.start, PORTS.end - 1);
 }
