@@ -24,8 +24,9 @@ LIMIT = 300
 SLOW = 10
 POLL = 0.02
 NEW_CONTAINER = 0.25
-# How many starts in a row are cut short before one is judged.
-CUTS = [1, 1, 1, 2, 3]
+# How many starts in a row are cut short before one is judged. The one that is judged follows a kill in any case: what
+# is ready is killed too.
+CUTS = [0, 1, 1, 2]
 # The longest that a ready container runs on (seconds).
 AFTER = 3
 
@@ -131,12 +132,12 @@ def main():
     try:
         for number in range(1, options.starts + 1):
             if container is None or random.random() < NEW_CONTAINER:
-                container, cuts = Container(options.image, options.name), []
+                container, cuts, least = Container(options.image, options.name), [], 1
             else:
                 age = container.age()
                 container.kill()
-                cuts = [f"{age:.2f} (ready)"]
-            for _ in range(random.choice(CUTS)):
+                cuts, least = [f"{age:.2f} (ready)"], 0
+            for _ in range(max(least, random.choice(CUTS))):
                 container.start()
                 time.sleep(random.uniform(0, 1.3 * statistics.median(took[-50:] or [8])))
                 cuts.append(f"{container.age():.2f}")
