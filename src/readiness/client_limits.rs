@@ -1,8 +1,8 @@
 //! Limits what a client of the file server can do, before tiny_http sees the request.
 //!
 //! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new connections queue
-//! behind silent ones, and stops accepting for good on an error. So it listens on an abstract
-//! socket (unix(7)), and this module sends it only complete request heads, one per connection.
+//! behind silent ones, and stops accepting for good on an error. So it listens on a socket of which only this process
+//! knows (`inner_socket`), and this module sends it only complete request heads, one per connection.
 //!
 //! | what a client could do | what it gets |
 //! |---|---|
@@ -18,10 +18,13 @@
 //!
 //! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`server`).
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -44,27 +47,46 @@ const MAX_HEAD: usize = 8 * 1024;
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// After an error such as EMFILE: by then some connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A tmpfs in every container, which can be written to even if nothing else can (shm_overview(7)).
+const SHARED_MEMORY: &str = "/dev/shm";
 /// Headers that we drop, because there is one request per connection, and no body.
 const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
 
 /// Listens on `address`; returns the listener that the file server itself is to use.
-pub fn open(address: SocketAddr, readiness: Arc<Readiness>) -> Result<UnixListener> {
+/// `dir` is where the served files are.
+pub fn open(address: SocketAddr, readiness: Arc<Readiness>, dir: &Path) -> Result<UnixListener> {
     let public = listen(address).map_err(|cause| {
         Error::new(format!("the file server cannot listen on {address}: {cause}"))
             .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
     })?;
-    let fail = |cause: io::Error| Error::new(format!("cannot open the file server's inner socket: {cause}"));
-    let inner = UnixAddr::from_abstract_name(format!("kind-files-{address}")).map_err(fail)?;
-    let listener = UnixListener::bind_addr(&inner).map_err(fail)?;
+    let (listener, inner) =
+        inner_socket(dir).map_err(|cause| Error::new(format!("cannot open the file server's inner socket: {cause}")))?;
     let gate = Arc::new(Gate { inner, readiness, clients: Arc::default(), held: Arc::default() });
     let started = thread::Builder::new().name("clients".into()).spawn(move || accept(&public, &gate));
     started.map_err(|cause| Error::new(format!("cannot start the thread of the file server's clients: {cause}")))?;
     Ok(listener)
 }
 
+/// A socket without a name: it is removed as soon as it is bound, and reached through a descriptor of its inode
+/// (`O_PATH`, open(2)). Its name could be found by others who share the directory, and an abstract one by everybody in
+/// the network namespace, such as a pod with `hostNetwork`; they would get past these limits.
+fn inner_socket(dir: &Path) -> io::Result<(UnixListener, File)> {
+    let bind = |dir: &Path| {
+        let path = dir.join(format!(".files-{}", std::process::id()));
+        // Of a process that was killed at this point and had the same pid.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        let inode = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&path);
+        fs::remove_file(&path)?;
+        Ok((listener, inode?))
+    };
+    // The second for when the disk is full: whoever waits is told so.
+    bind(dir).or_else(|cause: io::Error| bind(Path::new(SHARED_MEMORY)).map_err(|_| cause))
+}
+
 /// What the clients' threads share.
 struct Gate {
-    inner: UnixAddr,
+    inner: File,
     readiness: Arc<Readiness>,
     clients: Arc<AtomicUsize>,
     held: Arc<AtomicUsize>,
@@ -133,10 +155,10 @@ fn bad_request(why: &str) -> Vec<u8> {
 
 /// Has tiny_http answer, one request at a time: for each connection beyond its four it would start
 /// a thread, and panic if it cannot.
-fn ask(inner: &UnixAddr, request: &[u8]) -> io::Result<Vec<u8>> {
+fn ask(inner: &File, request: &[u8]) -> io::Result<Vec<u8>> {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut server = UnixStream::connect_addr(inner).inspect_err(|cause| {
+    let mut server = UnixStream::connect(format!("/proc/self/fd/{}", inner.as_raw_fd())).inspect_err(|cause| {
         if cause.kind() == io::ErrorKind::ConnectionRefused {
             log::error!(target: "files", "the file server has ended, so clients could no longer see any state");
             std::process::exit(1);

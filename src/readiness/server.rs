@@ -31,7 +31,7 @@ struct Files {
 
 /// Listens at once, so that a CI runner's port check passes from the first moment, and serves forever.
 pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite: Rewrite) -> Result<()> {
-    let listener = client_limits::open(config.files_address, readiness.clone())?;
+    let listener = client_limits::open(config.files_address, readiness.clone(), &dir)?;
     let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
     let files = Files { dir, api_port: config.api_port, rewrite };
     let serve = move || {
