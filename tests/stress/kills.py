@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Kills a container at random moments of its boot and after, and starts it again, many times.
 
-Usage: kills.py IMAGE STARTS [--name NAME] [--logs DIRECTORY] [--seed SEED]
+Usage: kills.py IMAGE STARTS [--name NAME] [--logs DIRECTORY] [--seed SEED] [--option OPTION]...
+
+An option is one of docker create, such as --option=--cpus=1.
 
 Every start that follows a kill is judged: it must be ready within 300 s. A quarter of the rounds take a
 new container, the others go on with the volume as the kills have left it. Of a start that is not ready,
@@ -49,11 +51,11 @@ def docker(*arguments, check=True):
 
 
 class Container:
-    def __init__(self, image, name):
+    def __init__(self, image, name, options):
         self.name = name
         self.starts = 0
         docker("rm", "--force", "--volumes", name, check=False)
-        docker("create", "--privileged", "--name", name, image)
+        docker("create", "--privileged", "--name", name, *options, image)
 
     def start(self):
         docker("start", self.name)
@@ -121,6 +123,7 @@ def main():
     parser.add_argument("starts", type=int)
     parser.add_argument("--name", default="kind-stress")
     parser.add_argument("--logs", type=pathlib.Path, default=pathlib.Path("kills.logs"))
+    parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     random.seed(options.seed)
@@ -132,7 +135,7 @@ def main():
     try:
         for number in range(1, options.starts + 1):
             if container is None or random.random() < NEW_CONTAINER:
-                container, cuts, least = Container(options.image, options.name), [], 1
+                container, cuts, least = Container(options.image, options.name, options.option), [], 1
             else:
                 age = container.age()
                 container.kill()
