@@ -19,7 +19,7 @@ refused() {
 
 step "schemas"
 schema gitlab-ci gitlab-ci.yml gitlab-kubernetes-executor.yml
-schema github-workflows github-actions.yml
+schema github-workflows github-actions.yml ../.github/workflows/*.yml
 schema circle-ci circleci.yml
 schema compose-spec compose.yaml
 sed 's/services:/servises:/' compose.yaml >"$work/compose.yaml"
