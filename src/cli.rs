@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::bake::Bake;
-use crate::config::{EXEC_WITH_CAPACITY, EXEC_WITH_SOCKET};
+use crate::config::{EXEC_WITH_SOCKET, EXEC_WITH_VIEW};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 
@@ -35,6 +35,7 @@ Environment:
   KIND_KUBELET_ARGS, KIND_DOCKERD_ARGS
                  more arguments for the daemons, separated by spaces
   KIND_ENFORCE_CAPACITY  1: the node is as large as the container's own limits
+  KIND_SYSCTLS   0: leave the machine's kernel settings alone
   KIND_REGISTRY, KIND_REGISTRY_USER, KIND_REGISTRY_PASSWORD or KIND_REGISTRY_PASSWORD_FILE
                  a registry to be logged in to, for docker in here and for pods
   KIND_REGISTRY_CA, KIND_REGISTRY_MIRROR
@@ -48,7 +49,7 @@ pub enum Invocation {
     Status,
     Healthcheck,
     ExecWithSocket(Vec<String>),
-    ExecWithCapacity(Vec<String>),
+    ExecWithView(Vec<String>),
     Help,
     Version,
 }
@@ -77,7 +78,7 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["status"] => Ok(Invocation::Status),
         ["healthcheck"] => Ok(Invocation::Healthcheck),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
-        [EXEC_WITH_CAPACITY, ..] => Ok(Invocation::ExecWithCapacity(arguments[1..].to_vec())),
+        [EXEC_WITH_VIEW, ..] => Ok(Invocation::ExecWithView(arguments[1..].to_vec())),
         [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
         [word, ..] => Err(usage(format!("unknown subcommand {word}"))),
     }

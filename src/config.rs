@@ -68,8 +68,8 @@ pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16"
 // Our hidden subcommands, which run between a daemon's fork and exec.
 /// Passes a listening socket to dockerd.
 pub const EXEC_WITH_SOCKET: &str = "exec-with-socket";
-/// Shows kubelet the container's limits.
-pub const EXEC_WITH_CAPACITY: &str = "exec-with-capacity";
+/// Shows kubelet the container's limits and copies of kernel settings.
+pub const EXEC_WITH_VIEW: &str = "exec-with-view";
 
 // Ports.
 pub const API_PORT: u16 = 8443;
@@ -109,13 +109,14 @@ pub const PUBLISHED_API_PORT: &str = "KIND_API_PORT";
 pub const KUBELET_ARGS: &str = "KIND_KUBELET_ARGS";
 pub const DOCKERD_ARGS: &str = "KIND_DOCKERD_ARGS";
 pub const ENFORCE_CAPACITY: &str = "KIND_ENFORCE_CAPACITY";
+pub const SYSCTLS: &str = "KIND_SYSCTLS";
 pub const REGISTRY: &str = "KIND_REGISTRY";
 pub const REGISTRY_USER: &str = "KIND_REGISTRY_USER";
 pub const REGISTRY_PASSWORD: &str = "KIND_REGISTRY_PASSWORD";
 pub const REGISTRY_PASSWORD_FILE: &str = "KIND_REGISTRY_PASSWORD_FILE";
 pub const REGISTRY_CA: &str = "KIND_REGISTRY_CA";
 pub const REGISTRY_MIRROR: &str = "KIND_REGISTRY_MIRROR";
-const SETTINGS: [&str; 13] = [
+const SETTINGS: [&str; 14] = [
     LISTEN,
     LOG,
     READY_TIMEOUT,
@@ -123,6 +124,7 @@ const SETTINGS: [&str; 13] = [
     KUBELET_ARGS,
     DOCKERD_ARGS,
     ENFORCE_CAPACITY,
+    SYSCTLS,
     REGISTRY,
     REGISTRY_USER,
     REGISTRY_PASSWORD,
@@ -178,6 +180,8 @@ pub struct Config {
     pub dockerd_arguments: Vec<String>,
     /// Whether the node is as large as its container instead of the machine (`KIND_ENFORCE_CAPACITY`).
     pub enforce_capacity: bool,
+    /// Whether kernel settings of the machine may be changed (`KIND_SYSCTLS`).
+    pub sysctls: bool,
     /// For the log: settings that have no effect.
     pub warnings: Vec<String>,
 }
@@ -213,6 +217,7 @@ impl Config {
             kubelet_arguments: words(get(KUBELET_ARGS)),
             dockerd_arguments: words(get(DOCKERD_ARGS)),
             enforce_capacity,
+            sysctls: get(SYSCTLS).map_or(Ok(true), |text| parse_switch(SYSCTLS, &text))?,
             warnings,
         })
     }

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
-        Ok(Invocation::ExecWithCapacity(argv)) => Err(node::capacity::exec(&argv)),
+        Ok(Invocation::ExecWithView(argv)) => Err(node::kubelet_view::exec(&argv)),
         Ok(Invocation::Help) => Ok(print(cli::HELP)),
         Ok(Invocation::Version) => Ok(print(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n"))),
         Err(error) => {

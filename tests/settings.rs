@@ -68,6 +68,7 @@ fn a_setting_that_cannot_be_is_one_clear_error() {
         ("KIND_API_PORT", "none", "KIND_API_PORT=none"),
         ("KIND_REGISTRY_MIRROR", "mirror.example", "KIND_REGISTRY_MIRROR"),
         ("KIND_ENFORCE_CAPACITY", "80%", "KIND_ENFORCE_CAPACITY=80%"),
+        ("KIND_SYSCTLS", "none", "KIND_SYSCTLS=none"),
         ("KIND_LOG", "loud", "KIND_LOG=loud"),
     ] {
         let Some(mut container) = Container::new() else { return };

@@ -31,7 +31,7 @@ use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::{containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
-use crate::node::capacity::Capacity;
+use crate::node::kubelet_view::KubeletView;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
@@ -76,7 +76,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         kubeadm.write_node()?;
         certificates::make_ours(static_ip)
     })?;
-    let kubelet = init.supervise(kubelet::spec(static_ip, Capacity::default(), network.iptables.clone(), vec![]))?;
+    let kubelet = init.supervise(kubelet::spec(static_ip, KubeletView::default(), network.iptables.clone(), vec![]))?;
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), static_ip)?);
     step("API server up", || wait::for_api_server(init, &api))?;
     // A hook may wait for what it has installed, such as an ingress controller's Service.

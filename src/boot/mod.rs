@@ -26,8 +26,8 @@ use crate::daemons::kubelet::{self, KUBELET};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
-use crate::node::capacity::Capacity;
 use crate::node::iptables::Iptables;
+use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
@@ -126,7 +126,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     init.supervise(kubelet::spec(
         cluster.static_ip,
-        Capacity::prepare(init.config.enforce_capacity)?,
+        KubeletView::prepare(&init.config)?,
         iptables.clone(),
         init.config.kubelet_arguments.clone(),
     ))?;

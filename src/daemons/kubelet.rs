@@ -9,22 +9,22 @@ use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME}
 use crate::daemons::{answers_ok, prepare, without_proxy};
 use crate::error::Error;
 use crate::node::can_lower_oom_score;
-use crate::node::capacity::Capacity;
 use crate::node::iptables::Iptables;
+use crate::node::kubelet_view::KubeletView;
 use crate::supervisor::daemon::Spec;
 
 pub const KUBELET: &str = "kubelet";
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// `more` are the user's flags: the last of several wins, and flags win over kubelet's file.
-pub fn spec(node_ip: Ipv4Addr, capacity: Capacity, iptables: Iptables, more: Vec<String>) -> Spec {
+pub fn spec(node_ip: Ipv4Addr, view: KubeletView, iptables: Iptables, more: Vec<String>) -> Spec {
     Spec {
         name: KUBELET,
         command: Box::new(move || {
             let directory = Path::new(KUBELET_DIR);
             let flags = directory.join("kubeadm-flags.env");
             let text = fs::read_to_string(&flags).map_err(|cause| Error::io("read", &flags, cause))?;
-            let mut command = capacity.kubelet();
+            let mut command = view.kubelet();
             prepare(&mut command, &iptables);
             command.arg(format!("--kubeconfig={KUBERNETES_DIR}/kubelet.conf"));
             command.arg(format!("--config={}", directory.join("config.yaml").display()));

@@ -4,27 +4,21 @@
 //! kubelet reads a node's capacity from /proc/meminfo and /sys/devices/system/node (cAdvisor's `machine` and
 //! `sysinfo`, the same from Kubernetes 1.20 on), and has no setting for it. So we show it smaller ones, in a mount
 //! namespace of its own. Those have only whole cores; the part that exceeds the limit is reserved
-//! (`--system-reserved`).
+//! (`--system-reserved`). `kubelet_view` puts them in place.
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use nix::mount::{mount, MsFlags};
-use nix::sched::{unshare, CloneFlags};
-
-use crate::config::{ENFORCE_CAPACITY, EXEC_WITH_CAPACITY, RUN_DIR};
+use crate::config::{ENFORCE_CAPACITY, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
 
-const MEMINFO: &str = "/proc/meminfo";
+pub const MEMINFO: &str = "/proc/meminfo";
 const CPUS: &str = "/sys/devices/system/cpu";
-const NODES: &str = "/sys/devices/system/node";
+pub const NODES: &str = "/sys/devices/system/node";
 const HUGEPAGES: &str = "/sys/kernel/mm/hugepages";
 const CGROUP_DIR: &str = "/sys/fs/cgroup";
-const NONE: Option<&str> = None;
 /// With less than a whole core, the control plane's own requests (750m) no longer fit.
 const LEAST_MILLIS: u64 = 1000;
 
@@ -37,79 +31,32 @@ struct Limits {
     cpus: Option<Vec<u32>>,
 }
 
-/// How to start kubelet so that it sees the limits.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Capacity {
-    wrapped: bool,
-    flags: Vec<String>,
+/// Reads the limits, and prepares what kubelet will see. Returns flags for kubelet.
+pub fn prepare() -> Result<Vec<String>> {
+    let limits = Limits::read(Path::new(CGROUP_DIR));
+    if let Some(millis) = limits.cpu_millis.filter(|millis| *millis < LEAST_MILLIS) {
+        log::warn!(target: "limits", "{millis}m of CPU do not hold the control plane: the node has {LEAST_MILLIS}m");
+    }
+    let meminfo = read(MEMINFO)?;
+    let online = parse_list(&read(&format!("{CPUS}/online"))?);
+    let memory = limits.memory_bytes.filter(|bytes| bytes / 1024 < total_kilobytes(&meminfo));
+    let visible = visible_cpus(&online, &limits);
+    let directory = directory();
+    make_dir(&directory)?;
+    let meminfo = memory.map_or(meminfo.clone(), |bytes| with_total(&meminfo, bytes / 1024));
+    write(&directory.join("meminfo"), &meminfo)?;
+    // Without NUMA nodes, kubelet counts all CPUs, and we reserve the surplus.
+    let seen = if Path::new(NODES).exists() { write_node(&directory, &visible, &meminfo)? } else { online.len() };
+    let reserved = reserved_millis(seen, visible.len(), &limits);
+    log::info!(
+        target: "limits", "{ENFORCE_CAPACITY}: kubelet sees {} MiB of memory and {}m of CPU",
+        total_kilobytes(&meminfo) / 1024, seen as u64 * 1000 - reserved
+    );
+    Ok(if reserved > 0 { vec![format!("--system-reserved=cpu={reserved}m")] } else { vec![] })
 }
 
-impl Capacity {
-    /// If enabled, reads the limits and prepares what kubelet will see.
-    pub fn prepare(is_asked_for: bool) -> Result<Capacity> {
-        if !is_asked_for {
-            return Ok(Capacity::default());
-        }
-        let limits = Limits::read(Path::new(CGROUP_DIR));
-        if let Some(millis) = limits.cpu_millis.filter(|millis| *millis < LEAST_MILLIS) {
-            log::warn!(target: "limits", "{millis}m of CPU do not hold the control plane: the node has {LEAST_MILLIS}m");
-        }
-        let meminfo = read(MEMINFO)?;
-        let online = parse_list(&read(&format!("{CPUS}/online"))?);
-        let memory = limits.memory_bytes.filter(|bytes| bytes / 1024 < total_kilobytes(&meminfo));
-        let visible = visible_cpus(&online, &limits);
-        let directory = directory();
-        make_dir(&directory)?;
-        let meminfo = memory.map_or(meminfo.clone(), |bytes| with_total(&meminfo, bytes / 1024));
-        write(&directory.join("meminfo"), &meminfo)?;
-        // Without NUMA nodes, kubelet counts all CPUs, and we reserve the surplus.
-        let seen = if Path::new(NODES).exists() { write_node(&directory, &visible, &meminfo)? } else { online.len() };
-        let reserved = reserved_millis(seen, visible.len(), &limits);
-        log::info!(
-            target: "limits", "{ENFORCE_CAPACITY}: kubelet sees {} MiB of memory and {}m of CPU",
-            total_kilobytes(&meminfo) / 1024, seen as u64 * 1000 - reserved
-        );
-        let flags = if reserved > 0 { vec![format!("--system-reserved=cpu={reserved}m")] } else { vec![] };
-        Ok(Capacity { wrapped: true, flags })
-    }
-
-    /// The kubelet command with the limits in view; the caller adds flags.
-    pub fn kubelet(&self) -> Command {
-        let mut command = Command::new(if self.wrapped { "/proc/self/exe" } else { "kubelet" });
-        if self.wrapped {
-            command.args([EXEC_WITH_CAPACITY, "kubelet"]);
-        }
-        command.args(&self.flags);
-        command
-    }
-}
-
-/// Runs between fork and kubelet. All other mounts stay shared with the container, because containerd must
-/// see the volumes that kubelet mounts for pods. Returns only if exec fails.
-pub fn exec(argv: &[String]) -> Error {
-    let Some((program, arguments)) = argv.split_first() else { return Error::new("nothing to exec") };
-    if let Err(error) = disguise() {
-        return error;
-    }
-    let cause = Command::new(program).args(arguments).exec();
-    Error::new(format!("cannot run {program}: {cause}"))
-}
-
-fn disguise() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|cause| Error::new(format!("cannot unshare the mount namespace: {cause}")))?;
-    for (parent, part, target) in [("/proc", "meminfo", MEMINFO), ("/sys", "node", NODES)] {
-        let source = directory().join(part);
-        if !source.exists() {
-            continue;
-        }
-        let private = mount(NONE, parent, NONE, MsFlags::MS_PRIVATE, NONE);
-        let done = private.and_then(|()| mount(Some(&source), target, NONE, MsFlags::MS_BIND, NONE));
-        done.map_err(|cause| Error::io(&format!("bind {} to", source.display()), target, cause))?;
-    }
-    Ok(())
-}
-
-fn directory() -> PathBuf {
+/// What kubelet is shown instead of the machine's.
+pub fn directory() -> PathBuf {
     Path::new(RUN_DIR).join("capacity")
 }
 

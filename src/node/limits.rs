@@ -1,31 +1,64 @@
 //! Raises limits of the kernel that a node with many pods reaches. Never lowers one.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 
-use crate::config::Config;
+use crate::config::{Config, RUN_DIR, SYSCTLS as SETTING};
+use crate::error::{Error, Result};
+use crate::node::mounts::make_dir;
 
 const SYSCTL_DIR: &str = "/proc/sys";
 /// The inotify limits are from kind.sigs.k8s.io/docs/user/known-issues (pods with "too many open files"), the last
 /// is what databases and search engines ask for (elastic.co, "Increase virtual memory").
 const SYSCTLS: [(&str, u64); 3] =
     [("fs/inotify/max_user_instances", 8192), ("fs/inotify/max_user_watches", 524_288), ("vm/max_map_count", 262_144)];
+/// What kubelet sets when it starts (`setupKernelTunables` in pkg/kubelet/cm/container_manager_linux.go).
+const KUBELETS: [&str; 6] = [
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+];
 /// Open files per process: below the first, containerd runs out with many pods; the second is Docker's own limit.
 const FEW_FILES: u64 = 65_536;
 const FILES: u64 = 1_048_576;
 
 pub fn raise(config: &Config) {
-    for (name, wanted) in SYSCTLS {
+    let sysctls: &[(&str, u64)] = if config.sysctls { &SYSCTLS } else { &[] };
+    for (name, wanted) in sysctls {
         let path = config.path(SYSCTL_DIR).join(name);
         let current = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-        let Some(value) = current.and_then(|current| raised(current, wanted)) else { continue };
+        let Some(value) = current.and_then(|current| raised(current, *wanted)) else { continue };
         match fs::write(&path, value.to_string()) {
             Ok(()) => log::debug!(target: "limits", "raised {name} to {value}"),
             Err(cause) => log::info!(target: "limits", "cannot raise {name} above {}: {cause}", current.unwrap_or_default()),
         }
     }
+    if !config.sysctls {
+        log::info!(target: "limits", "{SETTING}=0: the machine's kernel settings stay as they are");
+    }
     raise_files();
+}
+
+/// Copies what kubelet sets, so that it can write to the copies. It has no setting that leaves them alone: it either
+/// changes them, or does not start when they are different (`protectKernelDefaults`).
+pub fn copy_kubelets() -> Result<()> {
+    for (copy, original) in kubelets_copies() {
+        // Old kernels lack some.
+        let Ok(value) = fs::read(&original) else { continue };
+        copy.parent().map_or(Ok(()), make_dir)?;
+        fs::write(&copy, value).map_err(|cause| Error::io("write", &copy, cause))?;
+    }
+    Ok(())
+}
+
+/// The copies, if there are any, and what each is a copy of.
+pub fn kubelets_copies() -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    KUBELETS.iter().map(|name| (Path::new(RUN_DIR).join("sysctls").join(name), Path::new(SYSCTL_DIR).join(name)))
 }
 
 /// Raises the hard limit, which containers inherit. The soft limit stays, since some programs close every possible

@@ -8,6 +8,7 @@ pub mod hostpath;
 pub mod hosts;
 pub mod insecure_registry;
 pub mod iptables;
+pub mod kubelet_view;
 pub mod limits;
 pub mod mounts;
 pub mod names;

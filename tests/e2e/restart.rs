@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT};
-use crate::engine::{docker, tools};
+use crate::engine::{docker, tools, Container};
 use crate::process::wait_for;
 use crate::readiness::check_log;
 
@@ -86,4 +86,69 @@ fn beside_dockers_own_init_it_boots_reaps_and_stops_in_order() {
     docker(&["stop", &cluster.container.id]).ok();
     assert!(began.elapsed() < STOP_LIMIT, "docker stop took {:.1} s", began.elapsed().as_secs_f64());
     assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "0");
+}
+
+/// What kubelet would write to, and a limit that the init would raise, with values that neither would choose.
+const HOST_SETTINGS: [(&str, &str); 4] =
+    [("vm/overcommit_memory", "0"), ("kernel/panic", "17"), ("kernel/panic_on_oops", "0"), ("fs/inotify/max_user_instances", "300")];
+
+/// The machine's settings, put back at the end.
+struct HostSettings {
+    container: Container,
+    before: Vec<String>,
+}
+
+impl HostSettings {
+    fn change() -> HostSettings {
+        let container = Container::idle(&["--privileged"], &["sleep", "300"]);
+        let before = HOST_SETTINGS.iter().map(|(name, _)| read_setting(&container, name)).collect();
+        let settings = HostSettings { container, before };
+        HOST_SETTINGS.iter().for_each(|(name, value)| settings.write(name, value));
+        settings
+    }
+
+    fn write(&self, name: &str, value: &str) {
+        self.container.exec(&["sh", "-c", &format!("echo {value} >/proc/sys/{name}")]).ok();
+    }
+
+    fn now(&self) -> Vec<String> {
+        HOST_SETTINGS.iter().map(|(name, _)| read_setting(&self.container, name)).collect()
+    }
+}
+
+impl Drop for HostSettings {
+    fn drop(&mut self) {
+        for ((name, _), value) in HOST_SETTINGS.iter().zip(&self.before) {
+            self.container.exec(&["sh", "-c", &format!("echo {value} >/proc/sys/{name}")]);
+        }
+    }
+}
+
+fn read_setting(container: &Container, name: &str) -> String {
+    container.exec(&["cat", &format!("/proc/sys/{name}")]).ok().trim().to_string()
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_machines_kernel_settings_are_left_alone_when_that_is_asked_for() {
+    let settings = HostSettings::change();
+    let chosen: Vec<&str> = HOST_SETTINGS.iter().map(|(_, value)| *value).collect();
+    let cluster = Cluster::ready(&["--env", "KIND_SYSCTLS=0"]);
+    assert_eq!(settings.now(), chosen);
+    assert!(cluster.container.logs().contains("KIND_SYSCTLS=0: the machine's kernel settings stay as they are"));
+    // Volumes that kubelet mounts still reach the pods.
+    let own = cluster.kubectl(&[
+        "exec",
+        "--namespace=from-hook",
+        "deployment/web",
+        "--",
+        "cat",
+        "/var/run/secrets/kubernetes.io/serviceaccount/namespace",
+    ]);
+    assert_eq!(own.ok(), "from-hook");
+    drop(cluster);
+    // The negative control.
+    let _cluster = Cluster::ready(&[]);
+    let raised: Vec<String> = settings.now();
+    assert!(raised.iter().zip(&chosen).all(|(now, chosen)| now != chosen), "{raised:?}");
 }
