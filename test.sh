@@ -98,7 +98,7 @@ if can "the checks of the examples" python3:python3 /etc/ssl/certs/ca-certificat
 fi
 
 step "unit and integration tests"
-if can "the unit and integration tests" cc:gcc unshare:util-linux ip:iproute2 curl:curl wget:wget busybox:busybox openssl:openssl; then
+if can "the unit and integration tests" cc:gcc unshare:util-linux ip:iproute2 curl:curl wget:wget busybox:busybox openssl:openssl zstd:zstd xz:xz-utils; then
   # As root in a machine or a privileged container, no test needs to be skipped.
   output=$(mktemp)
   trap 'rm -f "$output"' EXIT
