@@ -159,3 +159,22 @@ fn a_call_with_options_is_recognised() {
     assert!(settings_in("`KIND_LISTEN` and KIND_…").contains("KIND_LISTEN"));
     assert!(Command::new("bash").args(["-n", "-c", "if true"]).output().is_ok_and(|output| !output.status.success()));
 }
+
+/// The first cells of the table below this heading, as the texts in code font that each contains.
+fn first_cells(page: &str, heading: &str) -> Vec<Vec<String>> {
+    let text = read(page);
+    let section = text.split(&format!("## {heading}\n")).nth(1).unwrap_or_else(|| panic!("{page} has no {heading}"));
+    let rows = section.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| ")).skip(1);
+    let cell = |row: &str| row.split(" | ").next().unwrap().split('`').skip(1).step_by(2).map(str::to_string).collect();
+    rows.map(cell).collect()
+}
+
+#[test]
+fn what_a_start_is_said_to_say_is_in_the_code() {
+    let code = code();
+    let cells = first_cells("docs/troubleshooting.md", "A start that ends at once");
+    assert!(cells.len() > 5 && cells.iter().all(|cell| !cell.is_empty()), "{cells:?}");
+    for text in cells.into_iter().flatten() {
+        assert!(code.contains(&text), "no message contains {text:?}");
+    }
+}
