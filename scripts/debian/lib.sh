@@ -36,7 +36,8 @@ need() {
 apt() {
   local verb=$1
   shift
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends "$verb" "$@"
+  # Another script may be installing something, such as .ci/run's other rows (seconds).
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o DPkg::Lock::Timeout=600 "$verb" "$@"
 }
 
 # timed WHAT COMMAND... logs the start of a long step, and how long it took.
