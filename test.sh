@@ -77,14 +77,14 @@ find_rust() {
 
 lint_scripts() {
   shellcheck -x -a --source-path=SCRIPTDIR build.sh
-  shellcheck -x --source-path=SCRIPTDIR .ci/run test.sh run.sh images.sh wait-for-kind.sh src/bake/docker.sh hooks/*.sh scripts/debian/*.sh \
+  shellcheck -x --source-path=SCRIPTDIR .ci/run test.sh run.sh scripts/release.sh images.sh wait-for-kind.sh src/bake/docker.sh hooks/*.sh scripts/debian/*.sh \
     scripts/debian/runc-without-sys-resource tests/lab/*.sh tests/e2e/*.sh tests/e2e/hooks/*.sh tests/bench/*.sh examples/*.sh
 }
 
 find_rust
 step "lint"
 ! can "lint of the shell scripts" shellcheck:shellcheck || lint_scripts
-! can "the documentation's links" python3:python3 || scripts/check-links.py README.md docs/*.md scripts/*/*.md tests/*/*.md
+! can "the documentation's links" python3:python3 || scripts/check-links.py *.md docs/*.md scripts/*/*.md tests/*/*.md
 ! can "the source's format" cargo-fmt:rustfmt || cargo fmt --all --check
 # Each version of clippy has lints of its own, so only CI's is a judge.
 strict=()
