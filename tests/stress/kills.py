@@ -28,7 +28,7 @@ POLL = 0.02
 NEW_CONTAINER = 0.25
 # How many starts in a row are cut short before one is judged. The one that is judged follows a kill in any case: what
 # is ready is killed too.
-CUTS = [0, 1, 1, 2]
+CUTS = [0, 0, 1, 1]
 # The longest that a ready container runs on (seconds).
 AFTER = 3
 
