@@ -4,11 +4,12 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::config::{ETCD_DIR, PKI_DIR, STATIC_POD_DIR};
+use crate::bake::manifest;
+use crate::config::{ETCD_DIR, PKI_DIR};
 use crate::daemons::containerd::ctr;
 use crate::error::{Error, Result};
 
@@ -18,8 +19,14 @@ const RESTORED: &str = "restored";
 const MEMBER: &str = "member";
 /// What the new data must have in common with the static pod that kubeadm wrote: options of both etcd and the tools.
 const MEMBERSHIP: [&str; 3] = ["name", "initial-cluster", "initial-advertise-peer-urls"];
-/// The tools that can restore: from 3.6 etcdctl can only save, and before 3.5 there is no etcdutl.
-const RESTORERS: [&str; 2] = ["etcdutl", "etcdctl"];
+const CLIENT: &str = "etcdctl";
+/// It restores from 3.5 on; from 3.6 the client no longer does.
+const RESTORER: &str = "etcdutl";
+/// Where the programs of a container can be.
+const PROGRAM_DIRS: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
+
+/// How often to ask for the revision.
+const TRIES: u32 = 5;
 
 /// etcd's running container, in which the tools of its image are run.
 pub struct Etcd<'a> {
@@ -34,29 +41,41 @@ impl Etcd<'_> {
 
     /// Restores the current state into a new directory next to the data. Nothing else may write to etcd meanwhile.
     pub fn rewrite(&self) -> Result<()> {
-        let Some(restorer) = RESTORERS.into_iter().find(|tool| self.restores(tool)) else {
-            log::warn!(target: "bake", "objects that were deleted in the cluster, such as a Secret, can still be found in the image, because etcd's image has no etcdctl or etcdutl");
-            return Ok(());
-        };
+        let root = self.root()?;
+        if !has_program(&root, CLIENT) {
+            return warn(&format!("etcd's image has no {CLIENT}"));
+        }
+        let restorer = if has_program(&root, RESTORER) { RESTORER } else { CLIENT };
         let path = |name: &str| format!("{ETCD_DIR}/{name}");
-        let revision = self.client(&["endpoint", "status", "--write-out=json"])?;
-        let revision =
-            revision_in(&revision).ok_or_else(|| Error::new(format!("`etcdctl endpoint status` names no revision: {revision}")))?;
+        let status = ["endpoint", "status", "--write-out=json"];
+        let revision = (0..TRIES).find_map(|_| revision_in(&self.client(&status).ok()?));
+        let revision = revision.ok_or_else(|| Error::new(format!("`{CLIENT} {}` names no revision", status.join(" "))))?;
         self.client(&["compact", "--physical", &revision.to_string()])?;
         self.client(&["defrag"])?;
         self.client(&["snapshot", "save", &path(SNAPSHOT)])?;
-        let manifest = Path::new(STATIC_POD_DIR).join("etcd.yaml");
-        let manifest = fs::read_to_string(&manifest).map_err(|cause| Error::io("read", &manifest, cause))?;
-        let membership: Vec<String> = MEMBERSHIP.iter().map(|name| option(&manifest, name)).collect::<Result<_>>()?;
+        let pod = manifest::read("etcd")?;
+        let option = |name: &&str| {
+            let value = pod.flag(name).ok_or_else(|| Error::new(format!("etcd's static pod has no option --{name}")));
+            value.map(|value| format!("--{name}={value}"))
+        };
+        let membership: Vec<String> = MEMBERSHIP.iter().map(option).collect::<Result<_>>()?;
         let membership: Vec<&str> = membership.iter().map(String::as_str).collect();
         let data = format!("--data-dir={}", path(RESTORED));
         self.run(&[&[restorer, "snapshot", "restore", &path(SNAPSHOT), &data], membership.as_slice()].concat())?;
+        if !Path::new(&path(RESTORED)).exists() {
+            // It has printed its help instead.
+            return warn(&format!("etcd's image has no {RESTORER}, without which {CLIENT} cannot restore from etcd 3.6 on"));
+        }
         fs::remove_file(path(SNAPSHOT)).map_err(|cause| Error::io("remove", path(SNAPSHOT), cause))
     }
 
-    fn restores(&self, tool: &str) -> bool {
-        // A tool without this command prints the help of the one above it.
-        self.run(&[tool, "snapshot", "restore", "--help"]).is_ok_and(|help| help.contains("--data-dir"))
+    /// The root directory of the container's process.
+    fn root(&self) -> Result<PathBuf> {
+        let tasks = ctr(&["tasks", "ls"])?;
+        let task =
+            tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| fields.first() == Some(&self.container));
+        let pid = task.and_then(|fields| fields.get(1).copied()).ok_or_else(|| Error::new("etcd's container has ended"))?;
+        Ok(Path::new("/proc").join(pid).join("root"))
     }
 
     fn client(&self, arguments: &[&str]) -> Result<String> {
@@ -66,7 +85,7 @@ impl Etcd<'_> {
             format!("--cert={pki}/healthcheck-client.crt"),
             format!("--key={pki}/healthcheck-client.key"),
         );
-        let access = ["etcdctl", "--endpoints=https://127.0.0.1:2379", &ca, &certificate, &key];
+        let access = [CLIENT, "--endpoints=https://127.0.0.1:2379", &ca, &certificate, &key];
         self.run(&[access.as_slice(), arguments].concat())
     }
 
@@ -75,6 +94,18 @@ impl Etcd<'_> {
         let id = format!("kind-{}", self.executions.get());
         ctr(&[&["tasks", "exec", "--exec-id", &id, self.container], arguments].concat())
     }
+}
+
+fn warn(reason: &str) -> Result<()> {
+    log::warn!(target: "bake", "objects that were deleted in the cluster, such as a Secret, can still be found in the image, because {reason}");
+    Ok(())
+}
+
+/// Looks for a program in a container. Asking the program itself is not as reliable: on a busy machine the answer of
+/// `ctr tasks exec` has been lost.
+fn has_program(root: &Path, name: &str) -> bool {
+    // Not followed: an absolute link would lead out of the container.
+    PROGRAM_DIRS.iter().any(|directory| fs::symlink_metadata(root.join(directory).join(name)).is_ok())
 }
 
 /// Replaces the old data with the new, if there is any. etcd must have stopped.
@@ -93,24 +124,9 @@ fn revision_in(status: &str) -> Option<u64> {
     serde_json::from_str::<Value>(status).ok()?.pointer("/0/Status/header/revision")?.as_u64()
 }
 
-/// An option of etcd's command line in its static pod, as `--name=value`.
-fn option(manifest: &str, name: &str) -> Result<String> {
-    let flag = format!("--{name}=");
-    let found = manifest.lines().map(|line| line.trim().trim_start_matches("- ")).find(|line| line.starts_with(&flag));
-    found.map(str::to_string).ok_or_else(|| Error::new(format!("etcd's static pod has no option {flag}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_membership_is_that_of_kubeadms_static_pod() {
-        let manifest = "spec:\n  containers:\n  - command:\n    - etcd\n    - --advertise-client-urls=https://172.99.99.1:2379\n    - --initial-advertise-peer-urls=https://172.99.99.1:2380\n    - --initial-cluster=kind=https://172.99.99.1:2380\n    - --name=kind\n";
-        assert_eq!(option(manifest, "name").unwrap(), "--name=kind");
-        assert_eq!(option(manifest, "initial-cluster").unwrap(), "--initial-cluster=kind=https://172.99.99.1:2380");
-        assert!(option(manifest, "data-dir").unwrap_err().to_string().contains("--data-dir="));
-    }
 
     #[test]
     fn the_revision_is_found() {

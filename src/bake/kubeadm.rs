@@ -5,14 +5,14 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
-use crate::bake::versions::{dialect, Dialect, Patches};
+use crate::bake::manifest;
+use crate::bake::versions::{dialect, Dialect};
 use crate::cluster::kubectl;
 use crate::config::{
     ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET,
 };
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
-use crate::node::mounts;
 use crate::supervisor::reaper;
 
 const IMAGE_REPOSITORY: &str = "registry.k8s.io";
@@ -20,28 +20,21 @@ const COREDNS: &str = "/coredns";
 
 pub struct Kubeadm {
     version: String,
-    dialect: &'static Dialect,
     configuration: String,
     /// Full names of the images that this version needs.
     images: Vec<String>,
 }
 
 impl Kubeadm {
-    /// Writes kubeadm's configuration and patches.
+    /// Writes kubeadm's configuration.
     pub fn new(version: &str, static_ip: Ipv4Addr, names: &[String]) -> Result<Kubeadm> {
         let dialect = dialect(version)?;
         let configuration = Path::new(RUN_DIR).join("kubeadm.yaml");
-        let patches = Path::new(RUN_DIR).join("patches");
-        mounts::make_dir(&patches)?;
-        write(&configuration, &render(dialect, version, static_ip, names, &patches))?;
-        for (name, patch) in static_pod_patches(dialect) {
-            write(&patches.join(name), &patch)?;
-        }
+        write(&configuration, &render(dialect, version, static_ip, names))?;
         let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
         let images = reaper::run(Command::new("kubeadm").args(arguments))?;
         Ok(Kubeadm {
             version: version.to_string(),
-            dialect,
             configuration: configuration.to_string_lossy().into_owned(),
             images: images.lines().map(|line| line.trim().to_string()).collect(),
         })
@@ -69,13 +62,9 @@ impl Kubeadm {
     pub fn write_node(&self) -> Result<()> {
         self.phase(&["certs", "all"])?;
         self.phase(&["kubeconfig", "all"])?;
-        let patches = format!("{RUN_DIR}/patches");
-        let flag: &[&str] = match self.dialect.patches {
-            Patches::Flag(flag) => &[flag, &patches],
-            Patches::Config => &[],
-        };
-        self.phase(&[&["control-plane", "all"], flag].concat())?;
-        self.phase(&[&["etcd", "local"], flag].concat())?;
+        self.phase(&["control-plane", "all"])?;
+        self.phase(&["etcd", "local"])?;
+        change_static_pods()?;
         self.phase(&["kubelet-start"])?;
         use_loopback(Path::new(ADMIN_KUBECONFIG))?;
         disable_certificate_rotation(&Path::new(KUBELET_DIR).join("config.yaml"))
@@ -121,12 +110,8 @@ fn disable_certificate_rotation(path: &Path) -> Result<()> {
 }
 
 /// kubeadm's configuration. Everything but the dialect's few lines is the same in every supported version.
-fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String], patches: &Path) -> String {
+fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String]) -> String {
     let Dialect { api, ecdsa, .. } = dialect;
-    let patches = match dialect.patches {
-        Patches::Config => format!("patches:\n  directory: {}\n", patches.display()),
-        Patches::Flag(_) => String::new(),
-    };
     let fail_cgroup_v1 = if dialect.fail_cgroup_v1 { "failCgroupV1: false\n" } else { "" };
     let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
     format!(
@@ -139,7 +124,7 @@ nodeRegistration:
   name: {NODE_NAME}
   criSocket: unix://{CONTAINERD_SOCKET}
   taints: []
-{patches}---
+---
 apiVersion: {api}
 kind: ClusterConfiguration
 kubernetesVersion: {version}
@@ -176,52 +161,32 @@ conntrack:
     )
 }
 
-/// Patches that make kubeadm's static pods Ready sooner. Unpatched, they have a startup probe every 10 s, followed
-/// by a readiness probe in some of them, and wait for leases that the bake left behind. The patches replace the startup
-/// probe with a readiness probe every second, and delay the liveness probe as long as the startup probe would.
-fn static_pod_patches(dialect: &Dialect) -> Vec<(String, String)> {
-    let patch = |name: &str| {
-        let container = |path: &str| format!("/spec/containers/0/{path}");
-        let mut operations: Vec<String> = flags(name).iter().map(|flag| add(&container("command/-"), flag)).collect();
-        if name == "kube-controller-manager" {
-            operations
-                .push(add("/spec/volumes/-", &format!("{{name: hostpath, hostPath: {{path: {HOSTPATH_DIR}, type: DirectoryOrCreate}}}}")));
-            operations.push(add(&container("volumeMounts/-"), &format!("{{name: hostpath, mountPath: {HOSTPATH_DIR}}}")));
-        }
-        let (startup, readiness) = (container("startupProbe"), container("readinessProbe"));
-        operations.push(match dialect.readiness_probes.contains(&name) {
-            true => format!("- {{op: remove, path: {startup}}}\n"),
-            false => format!("- {{op: move, from: {startup}, path: {readiness}}}\n"),
-        });
-        for (field, value) in [("initialDelaySeconds", "0"), ("periodSeconds", "1"), ("failureThreshold", "3")] {
-            operations.push(add(&format!("{readiness}/{field}"), value));
-        }
-        operations.push(add(&container("livenessProbe/initialDelaySeconds"), LIVENESS_DELAY));
-        (format!("{name}0+json.yaml"), operations.concat())
-    };
-    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"].map(patch).into()
-}
-
-/// Seconds: how long kubeadm lets its startup probes fail.
-const LIVENESS_DELAY: &str = "240";
-
-/// Flags to add to a static pod's command.
-fn flags(name: &str) -> &'static [&'static str] {
-    match name {
-        // Every start discards the data, so waiting for the disk has no use.
-        "etcd" => &["--unsafe-no-fsync=true"],
-        // CNI assigns the pods' addresses. The controller that allocates node CIDRs delays the other controllers by
-        // 10 s (in 1.20), and with them the endpoints of a DNS pod whose address has changed.
-        "kube-controller-manager" => &["--leader-elect=false", "--enable-hostpath-provisioner=true", "--allocate-node-cidrs=false"],
-        "kube-scheduler" => &["--leader-elect=false"],
-        _ => &[],
+/// Makes the static pods Ready sooner: they do not wait for leases that the bake left behind, nor for slow probes.
+fn change_static_pods() -> Result<()> {
+    for (name, flags) in STATIC_PODS {
+        manifest::edit(name, |pod| {
+            flags.iter().for_each(|(flag, value)| pod.set_flag(flag, value));
+            if name == CONTROLLER_MANAGER {
+                pod.mount("hostpath", HOSTPATH_DIR);
+            }
+            pod.probe_readiness_every_second();
+            Ok(())
+        })?;
     }
+    Ok(())
 }
 
-/// An `add` operation of a JSON patch (RFC 6902), as an item of a YAML list.
-fn add(path: &str, value: &str) -> String {
-    format!("- {{op: add, path: {path}, value: {value}}}\n")
-}
+const CONTROLLER_MANAGER: &str = "kube-controller-manager";
+/// The static pods, and the flags to set in their commands.
+const STATIC_PODS: [(&str, &[(&str, &str)]); 4] = [
+    // Every start discards the data, so waiting for the disk has no use.
+    ("etcd", &[("unsafe-no-fsync", "true")]),
+    ("kube-apiserver", &[]),
+    // CNI assigns the pods' addresses. The controller that allocates node CIDRs delays the other controllers by
+    // 10 s (in 1.20), and with them the endpoints of a DNS pod whose address has changed.
+    (CONTROLLER_MANAGER, &[("leader-elect", "false"), ("enable-hostpath-provisioner", "true"), ("allocate-node-cidrs", "false")]),
+    ("kube-scheduler", &[("leader-elect", "false")]),
+];
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(|cause| Error::io("write", path, cause))
@@ -232,30 +197,16 @@ mod tests {
     use super::*;
 
     fn rendered(version: &str) -> String {
-        render(dialect(version).unwrap(), version, Ipv4Addr::new(172, 99, 99, 1), &["localhost".into()], Path::new("/run/kind/patches"))
+        render(dialect(version).unwrap(), version, Ipv4Addr::new(172, 99, 99, 1), &["localhost".into()])
     }
 
     #[test]
     fn the_configuration_is_in_the_versions_dialect() {
         let (old, new) = (rendered("v1.20.2"), rendered("v1.36.2"));
-        assert!(old.contains("kubeadm.k8s.io/v1beta2") && !old.contains("failCgroupV1") && !old.contains("patches:"), "{old}");
-        assert!(
-            new.contains("kubeadm.k8s.io/v1beta4") && new.contains("failCgroupV1: false") && new.contains("directory: /run/kind/patches"),
-            "{new}"
-        );
+        assert!(old.contains("kubeadm.k8s.io/v1beta2") && !old.contains("failCgroupV1"), "{old}");
+        assert!(new.contains("kubeadm.k8s.io/v1beta4") && new.contains("failCgroupV1: false"), "{new}");
         for text in [old, new] {
             assert!(text.contains("advertiseAddress: 172.99.99.1\n  bindPort: 8443"), "{text}");
-        }
-    }
-
-    #[test]
-    fn each_static_pod_has_one_readiness_probe() {
-        for (version, with_their_own) in [("v1.20.2", 1), ("v1.31.14", 2), ("v1.36.2", 3)] {
-            let patches = static_pod_patches(dialect(version).unwrap());
-            let with = |text: &str| patches.iter().filter(|(_, patch)| patch.contains(text)).count();
-            assert_eq!(with("op: remove, path: /spec/containers/0/startupProbe"), with_their_own, "{version}");
-            assert_eq!(with("op: move, from: /spec/containers/0/startupProbe"), 4 - with_their_own, "{version}");
-            assert_eq!(with("path: /spec/containers/0/readinessProbe/periodSeconds, value: 1}"), 4, "{version}");
         }
     }
 }

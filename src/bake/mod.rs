@@ -11,6 +11,7 @@ mod home;
 mod hooks;
 mod images;
 mod kubeadm;
+mod manifest;
 mod pack;
 mod versions;
 

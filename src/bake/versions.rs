@@ -9,42 +9,15 @@ pub struct Dialect {
     minors: (u32, u32),
     /// The API version of kubeadm's configuration file.
     pub api: &'static str,
-    pub patches: Patches,
     /// The line of ClusterConfiguration that makes kubeadm's keys ECDSA (P-256) instead of RSA.
     pub ecdsa: &'static str,
     /// Whether KubeletConfiguration has `failCgroupV1` (since 1.31). Without it, 1.35 and later refuse cgroup v1.
     pub fail_cgroup_v1: bool,
-    /// The static pods for which kubeadm writes a readiness probe.
-    pub readiness_probes: &'static [&'static str],
 }
 
-/// How kubeadm is given the directory of patches for static pods.
-#[derive(Debug, PartialEq)]
-pub enum Patches {
-    Flag(&'static str),
-    Config,
-}
-
-const V1_31: Dialect = Dialect {
-    minors: (31, 31),
-    api: "kubeadm.k8s.io/v1beta4",
-    patches: Patches::Config,
-    ecdsa: "encryptionAlgorithm: ECDSA-P256",
-    fail_cgroup_v1: true,
-    readiness_probes: &["etcd", "kube-apiserver"],
-};
-
-const TABLE: [Dialect; 3] = [
-    Dialect {
-        minors: (20, 20),
-        api: "kubeadm.k8s.io/v1beta2",
-        patches: Patches::Flag("--experimental-patches"),
-        ecdsa: "featureGates: {PublicKeysECDSA: true}",
-        fail_cgroup_v1: false,
-        readiness_probes: &["kube-apiserver"],
-    },
-    V1_31,
-    Dialect { minors: (32, 36), readiness_probes: &["etcd", "kube-apiserver", "kube-scheduler"], ..V1_31 },
+const TABLE: [Dialect; 2] = [
+    Dialect { minors: (20, 20), api: "kubeadm.k8s.io/v1beta2", ecdsa: "featureGates: {PublicKeysECDSA: true}", fail_cgroup_v1: false },
+    Dialect { minors: (31, 36), api: "kubeadm.k8s.io/v1beta4", ecdsa: "encryptionAlgorithm: ECDSA-P256", fail_cgroup_v1: true },
 ];
 
 /// The row for a version such as `v1.36.2`.
