@@ -38,6 +38,7 @@ mod networks;
 mod power;
 mod private_registry;
 mod process;
+mod publish;
 mod readiness;
 mod refusals;
 mod registry;
