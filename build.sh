@@ -7,6 +7,7 @@ usage() {
   cat <<'TEXT'
 Usage: ./build.sh [--run] [--env NAME]... [--bundle DIR | --debian] IMAGE [NAME...]
        ./build.sh --bundle-only [--bundle DIR] [--debian] [--env NAME]...
+       ./build.sh --print-version [--bundle DIR | --debian]
 
 Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each further NAME.
   --run          start the image once it is baked, and show how long it takes to become ready
@@ -14,15 +15,16 @@ Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each furt
   --bundle DIR   build from a bundle, without using the network
   --bundle-only  make a bundle (in DIR, or in ./bundle) instead of an image
   --debian       build from Debian packages, the Docker engine included; otherwise only crates.io is used
+  --print-version  print the version of Kubernetes that would be baked, such as v1.36.5, and build nothing
 
 Environment variables:
-  KUBERNETES_VERSION  such as 1.36 (its newest known patch release) or v1.36.2 (default the newest known)
+  KUBERNETES_VERSION  such as 1.36 (its newest patch release) or v1.36.5 (default the newest release)
   DOCKER_IMAGE        where Docker's binaries come from: a tag of docker, or an image (default 29-dind)
   STATIC_IP           the node's address, the same at every start (default 172.99.99.1)
   KIND_SANS           extra names for the API server's certificate, separated by commas
   KIND_IMAGES         the script that pulls the images to bake in (default images.sh next to build.sh)
   KIND_HOOKS          the directory of before-cluster.sh and after-cluster.sh (default hooks next to build.sh)
-Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, CRICTL_URL, CRICTL_VERSION, IMAGE_REGISTRY,
+Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, IMAGE_REGISTRY,
 DEBIAN_IMAGE, DEBIAN_MIRROR, RUST_IMAGE, CRATES_MIRROR, KIND_INIT, KIND_CACHE, KIND_STALL;
 see docs/settings.md.
 TEXT
@@ -30,6 +32,8 @@ TEXT
 
 # shellcheck source=scripts/lib.sh
 . "$here/scripts/lib.sh"
+# shellcheck source=scripts/version.sh
+. "$here/scripts/version.sh"
 # shellcheck source=scripts/download.sh
 . "$here/scripts/download.sh"
 # shellcheck source=scripts/pull.sh
@@ -39,7 +43,7 @@ TEXT
 # shellcheck source=scripts/image.sh
 . "$here/scripts/image.sh"
 
-debian='' bundle='' bundle_only='' run='' names=()
+debian='' bundle='' bundle_only='' print_version='' run='' names=()
 pass=(--env "STATIC_IP=${STATIC_IP:-}" --env "KIND_SANS=${KIND_SANS:-}")
 while [ $# -gt 0 ]; do
   case $1 in
@@ -50,6 +54,7 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --bundle-only) bundle_only=1 ;;
+    --print-version) print_version=1 ;;
     --run) run=1 ;;
     --env)
       [[ ${2:-} =~ ^[A-Za-z_][A-Za-z_0-9]*$ ]] || die "--env needs the name of a variable"
@@ -64,7 +69,12 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ -n "$bundle_only" ]; then
+if [ -n "$print_version" ]; then
+  [ -z "$run$bundle_only${names[*]:-}" ] || die "--print-version builds nothing: leave out everything but --bundle, --debian and --env"
+  choose_version
+  printf '%s\n' "$version"
+  exit
+elif [ -n "$bundle_only" ]; then
   [ -z "$run${names[*]:-}" ] || die "--bundle-only makes no image: leave out --run and ${names[*]:-names}"
 elif [ ${#names[@]} = 0 ]; then
   usage >&2
@@ -74,7 +84,10 @@ cache=${KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kind}
 hooks=${KIND_HOOKS:-$here/hooks} images=${KIND_IMAGES:-$here/images.sh}
 [ -z "${KIND_HOOKS:-}" ] || [ -d "$hooks" ] || die "KIND_HOOKS=$hooks is not a directory"
 [ -z "${KIND_IMAGES:-}" ] || [ -f "$images" ] || die "KIND_IMAGES=$images is not a file"
+[ -z "${CRICTL_URL:-}${CRICTL_VERSION:-}" ] || say "CRICTL_URL and CRICTL_VERSION are no longer needed: nothing here uses crictl"
 [ -z "${MINIKUBE_VERSION:-}" ] || say "MINIKUBE_VERSION is no longer needed: kubeadm alone does what minikube did"
+choose_version
+announce_version
 
 if [ -n "$debian" ]; then
   attend "$here/scripts/debian/engine.sh"
@@ -89,7 +102,6 @@ for name in ${names[@]+"${names[@]}"}; do
   # This fails for a name that is not taken, too: only the message tells the two apart.
   ! { docker image inspect "$name" 2>&1 >/dev/null || true; } | grep -q 'invalid reference' || die "$name is not a valid image name: use lower-case letters, digits and .-_/ and a :tag"
 done
-choose_version
 choose_images
 
 inputs=$work/bundle

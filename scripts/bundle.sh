@@ -14,10 +14,9 @@ seal() {
 # list DIR: prints a bundle's files. Their names come from kubeadm and from us, and have no spaces.
 list() { (cd "$1" && find . -type f ! -name 'SHA256SUMS*' ! -name '.*' | sed 's|^\./||' | LC_ALL=C sort); }
 
-# check_bundle DIR: fails if it is not a bundle, is damaged, or is for another version or architecture.
+# check_bundle DIR: fails if it is damaged or for another architecture.
 check_bundle() {
   local directory=$1 damaged name have
-  [ -f "$directory/bundle.env" ] || die "$directory is not a bundle, because it has no bundle.env: ./build.sh --bundle-only makes one"
   [ -f "$directory/SHA256SUMS" ] || die "$directory has no SHA256SUMS: recreate it, or, if you assembled it yourself: cd $directory && find . -type f ! -name SHA256SUMS | cut -c 3- | xargs sha256sum >SHA256SUMS"
   begin "checking $directory"
   (cd "$directory" && sha256 --check SHA256SUMS) >"$work/checked" 2>/dev/null || true
@@ -31,10 +30,6 @@ check_bundle() {
   done
   have=$(setting "$directory" ARCH)
   [ "$have" = "$arch" ] || die "the bundle $directory is for $have, but the engine runs on $arch: make the bundle on a machine like this one"
-  have=$(setting "$directory" KUBERNETES_VERSION)
-  [ -z "${KUBERNETES_VERSION:-}" ] || [ "$have" = "$version" ] \
-    || die "the bundle $directory holds Kubernetes $have, but KUBERNETES_VERSION asks for $version"
-  version=$have
 }
 
 # refuse_other_directory DIR: only a bundle, or an empty directory, may be replaced by a bundle.

@@ -2,28 +2,15 @@
 # Downloads the programs of a Kubernetes release and verifies their checksums.
 # Sourced by build.sh, never run. Downloads are kept under $cache.
 
-: "${KUBERNETES_URL:=https://dl.k8s.io/release}"
-: "${CNI_URL:=https://github.com/containernetworking/plugins/releases/download}"
-: "${CRICTL_URL:=https://github.com/kubernetes-sigs/cri-tools/releases/download}"
+: "${CNI_URL:=https://github.com/containernetworking/plugins/releases/download}" "${CNI_VERSION:=v1.9.1}"
 # A transfer slower than a kilobyte a second for this many seconds is restarted where it stopped.
 : "${KIND_STALL:=20}"
 tries=4
 
-# choose_version: sets $version from KUBERNETES_VERSION, and the versions that go with it.
-choose_version() {
-  local wanted=${KUBERNETES_VERSION:-} row='' minor
-  [ -n "$wanted" ] || wanted=$(awk '/^v/ { print $1; exit }' "$here/scripts/versions")
-  wanted=${wanted#v}
-  [[ $wanted =~ ^(1\.[0-9]+)(\.[0-9]+)?$ ]] || die "KUBERNETES_VERSION=$KUBERNETES_VERSION is not a version: use one such as 1.36 or v1.36.2"
-  minor=${BASH_REMATCH[1]}
-  row=$(grep "^v${minor//./\\.}\." "$here/scripts/versions") \
-    || die "Kubernetes $wanted is not supported; supported versions: $(sed -n 's/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions" | tr '\n' ' ')"
-  if [ "$wanted" = "$minor" ]; then version=${row% *}; else version=v$wanted; fi
-  : "${CRICTL_VERSION:=${row#* }}" "${CNI_VERSION:=v1.9.0}"
-}
-
 progress=(--silent --show-error)
 [ ! -t 2 ] || progress=(--progress-bar)
+
+need_curl() { command -v curl >/dev/null || die "there is no curl command: install it"; }
 
 # transfer URL FILE: continues where an earlier transfer of FILE stopped.
 transfer() {
@@ -53,18 +40,23 @@ transfer() {
 
 # download URL: downloads and verifies it, and sets $file to its path.
 download() {
-  local url=$1 sum try
+  local url=$1 sum try whose=scripts/checksums
   file=$cache/downloads/${url#*://}
   mkdir -p "${file%/*}"
+  sum=$(listed_checksum "$url")
+  [ -z "$sum" ] || printf '%s\n' "$sum" >"$file.sha256"
   if [ -f "$file" ]; then
     ! is_whole "$file" || return 0
     say "$file is damaged: downloading it again"
     rm -f "$file"
   fi
-  rm -f "$file.sha256"
-  transfer "$url.sha256" "$file.sha256"
-  sum=$(checksum_in "$file.sha256")
-  [[ $sum =~ ^[0-9a-f]{64}$ ]] || die "$url.sha256 does not contain a SHA-256 checksum, but: $(head -c 60 "$file.sha256" | tr -dc '[:print:]')"
+  if [ -z "$sum" ]; then
+    whose=$url.sha256
+    rm -f "$file.sha256"
+    transfer "$url.sha256" "$file.sha256"
+    sum=$(checksum_in "$file.sha256")
+    [[ $sum =~ ^[0-9a-f]{64}$ ]] || die "$url.sha256 does not contain a SHA-256 checksum, but: $(head -c 60 "$file.sha256" | tr -dc '[:print:]')"
+  fi
   for try in 1 2; do
     [ ! -t 2 ] || say "${url##*/}"
     transfer "$url" "$file.part"
@@ -78,7 +70,12 @@ download() {
     [ "$try" = 2 ] || say "${url##*/} has the wrong checksum: downloading it again from the start"
     mv "$file.part" "$work/damaged"
   done
-  die "$url is damaged: its checksum is $(sha256 "$work/damaged" | cut -d ' ' -f 1), but $url.sha256 says $sum"
+  die "$url is damaged: its checksum is $(sha256 "$work/damaged" | cut -d ' ' -f 1), but $whose says $sum"
+}
+
+# listed_checksum URL: prints the checksum that this checkout has for it, if any.
+listed_checksum() {
+  awk -v url="$1" '!/^#/ && substr(url, length(url) - length($2)) == "/" $2 { print $1 }' "$here/scripts/checksums"
 }
 
 checksum_in() { awk 'NR == 1 { print $1 }' "$1"; }
@@ -103,7 +100,7 @@ unlock() { exec 9>&-; }
 # download_programs DIR: puts the programs of $version for $arch where a bundle has them.
 download_programs() {
   local directory=$1 program
-  command -v curl >/dev/null || die "there is no curl command: install it"
+  need_curl
   mkdir -p "$directory"/{bin,cni,images} "$work/unpacked" "$cache"
   lock
   for program in kubeadm kubelet kubectl; do
@@ -112,11 +109,8 @@ download_programs() {
   done
   download "$CNI_URL/$CNI_VERSION/cni-plugins-linux-$arch-$CNI_VERSION.tgz"
   tar -xzf "$file" -C "$work/unpacked"
-  download "$CRICTL_URL/$CRICTL_VERSION/crictl-$CRICTL_VERSION-linux-$arch.tar.gz"
-  tar -xzf "$file" -C "$work/unpacked"
   for program in bridge host-local portmap loopback; do
     mv "$work/unpacked/$program" "$directory/cni/" || die "the CNI plugins $CNI_VERSION do not include $program"
   done
-  mv "$work/unpacked/crictl" "$directory/bin/" || die "the archive of crictl $CRICTL_VERSION does not contain crictl"
   unlock
 }

@@ -33,7 +33,6 @@ fn release(arch: &str) -> Server {
         &format!("/cni/v9.9.9/cni-plugins-linux-{arch}-v9.9.9.tgz"),
         &archive(&["bridge", "host-local", "portmap", "loopback", "vlan"]),
     );
-    server.publish(&format!("/crictl/v1.36.0/crictl-v1.36.0-linux-{arch}.tar.gz"), &archive(&["crictl"]));
     server
 }
 
@@ -50,14 +49,12 @@ fn archive(names: &[&str]) -> Vec<u8> {
 
 fn build(machine: &Machine, server: &Server, settings: &[(&str, &str)]) -> Build {
     let url = |part: &str| format!("http://127.0.0.1:{}/{part}", server.port);
-    let (release, cni, crictl) = (url("release"), url("cni"), url("crictl"));
+    let (release, cni) = (url("release"), url("cni"));
     let ours = [
         ("KUBERNETES_URL", release.as_str()),
         ("KUBERNETES_VERSION", VERSION),
         ("CNI_URL", &cni),
         ("CNI_VERSION", "v9.9.9"),
-        ("CRICTL_URL", &crictl),
-        ("CRICTL_VERSION", "v1.36.0"),
         ("KIND_STALL", "1"),
     ];
     machine.build(&["an-image"], &[&ours, settings].concat())
@@ -78,14 +75,6 @@ fn a_release_is_downloaded_once_and_kept() {
     let before = server.state.lock().unwrap().requests.len();
     build(&machine, &server, &[]).went_on();
     assert_eq!(server.state.lock().unwrap().requests.len(), before, "it downloaded a file again");
-}
-
-#[test]
-fn a_minor_version_means_its_newest_known_patch() {
-    let (server, machine) = (release("amd64"), Machine::new("amd64"));
-    let build = build(&machine, &server, &[("KUBERNETES_VERSION", "1.36")]);
-    build.went_on();
-    assert!(build.said().contains(&format!("downloading Kubernetes {VERSION}")), "{}", build.said());
 }
 
 #[test]
@@ -160,6 +149,39 @@ fn a_wrong_or_malformed_checksum_is_refused() {
 }
 
 #[test]
+fn a_checksum_of_the_checkout_counts_and_not_the_servers() {
+    let (server, machine) = (release("amd64"), Machine::new("amd64"));
+    let path = "/release/v1.31.14/bin/linux/amd64/kubeadm";
+    let listed = include_str!("../scripts/checksums").lines().find(|line| path.ends_with(line.split(' ').nth(1).unwrap()));
+    let listed = listed.expect("scripts/checksums has it").split(' ').next().unwrap();
+    // The server's own checksum agrees with what it sends.
+    server.publish(path, b"not what was released");
+    let settings = [("KUBERNETES_VERSION", "v1.31.14")];
+    build(&machine, &server, &settings).failed_with(&[path, "is damaged", "scripts/checksums says", listed]);
+    assert_eq!(server.requests(&format!("{path}.sha256")).len(), 0, "nobody needs the server's checksum");
+    let cached = machine.home.join(&format!("cache/downloads/127.0.0.1:{}{path}", server.port));
+    assert!(!cached.exists(), "a damaged file is in the cache");
+    // What an earlier build, or somebody else, has put into the cache counts no more.
+    fs::write(&cached, "not what was released").unwrap();
+    fs::write(cached.with_extension("sha256"), sha256(b"not what was released")).unwrap();
+    build(&machine, &server, &settings).failed_with(&[path, "scripts/checksums says", listed]);
+}
+
+#[test]
+fn the_checksums_of_the_checkout_are_for_the_versions_that_it_takes() {
+    let script = include_str!("../scripts/download.sh");
+    let versions = include_str!("../scripts/versions");
+    let lines: Vec<&str> = include_str!("../scripts/checksums").lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(lines.iter().any(|line| line.contains("cni-plugins-linux-arm64")), "{lines:?}");
+    for line in lines {
+        let (sum, name) = line.split_once(' ').unwrap();
+        assert!(sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()), "{line}");
+        let version = name.split('/').next().unwrap();
+        assert!(versions.lines().any(|line| line == version) || script.contains(&format!(":={version}}}")), "{line} is of no version here");
+    }
+}
+
+#[test]
 fn a_file_that_does_not_exist_is_named_at_once() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     build(&machine, &server, &[("KUBERNETES_VERSION", "v1.36.99")]).failed_with(&[
@@ -195,8 +217,8 @@ fn it_gives_up_if_nobody_listens() {
 fn invalid_settings_are_refused_before_anything_is_downloaded() {
     let (server, machine) = (release("amd64"), Machine::new("amd64"));
     for (setting, words) in [
-        (("KUBERNETES_VERSION", "latest"), ["KUBERNETES_VERSION=latest", "1.36 or v1.36.2"]),
-        (("KUBERNETES_VERSION", "1.19"), ["Kubernetes 1.19 is not supported", "1.36 1.35"]),
+        (("KUBERNETES_VERSION", "latest"), ["KUBERNETES_VERSION=latest", "1.36 or v1.36.5"]),
+        (("KUBERNETES_VERSION", "1.19"), ["Kubernetes 1.19 is not supported", "1.37 1.36 1.35"]),
         (("KIND_HOOKS", "/nowhere"), ["KIND_HOOKS=/nowhere", "is not a directory"]),
         (("KIND_IMAGES", "/nowhere"), ["KIND_IMAGES=/nowhere", "is not a file"]),
     ] {
@@ -205,6 +227,10 @@ fn invalid_settings_are_refused_before_anything_is_downloaded() {
     assert_eq!(server.state.lock().unwrap().requests.len(), 0);
     let said = build(&machine, &server, &[("MINIKUBE_VERSION", "v0.28.0")]).said();
     assert!(said.contains("MINIKUBE_VERSION is no longer needed"), "{said}");
+    for setting in [("CRICTL_VERSION", "v1.36.0"), ("CRICTL_URL", "http://mirror.example/crictl")] {
+        let said = build(&machine, &server, &[setting]).said();
+        assert!(said.contains("CRICTL_URL and CRICTL_VERSION are no longer needed"), "{said}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::cluster::objects::{List, Pod, Service};
 use crate::cluster::{pods, BakedPod, Cluster};
 use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
 use crate::daemons::containerd::{self, ctr};
+use crate::daemons::containerd_config::Form;
 use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::KUBELET;
@@ -33,7 +34,7 @@ const END_LIMIT: Duration = Duration::from_secs(15);
 const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 
 /// Records what the next boot needs to find.
-pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, names: Vec<String>) -> Result<Cluster> {
+pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, form: Form, names: Vec<String>) -> Result<Cluster> {
     let list: Vec<Pod> = api.get::<List<Pod>>("/api/v1/pods")?.items;
     let baked = |pod: &Pod| BakedPod { name: pod.metadata.full_name(), is_static: pods::is_static(pod), owner: pods::owner(pod) };
     let dns: Option<Service> = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
@@ -44,6 +45,7 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, name
         kubernetes_version: version.to_string(),
         static_ip,
         pause_image: pause.to_string(),
+        containerd_form: form,
         certificate_names: names,
         dns,
         pods: list.iter().map(baked).collect(),

@@ -28,6 +28,7 @@ use crate::boot;
 use crate::cluster::api::Api;
 use crate::cluster::{kubectl, load_balancer, wait};
 use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
+use crate::daemons::containerd_config::Form;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::{containerd, dockerd, kubelet};
@@ -56,10 +57,11 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let network = boot::prepare_node(&init.config, static_ip)?;
     bundle.install()?;
     dockerd::require_version()?;
+    let form = containerd_form(&bundle.version)?;
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
     let pause = kubeadm.pause_image()?;
 
-    let containerd = boot::start_containerd(init, &pause, &network.iptables)?;
+    let containerd = boot::start_containerd(init, form, &pause, &network.iptables)?;
     let dockerd = init.supervise(dockerd::spec_for_cluster(CommandLine::default(), &init.config, network.clone(), Port::plain()?)?)?;
     if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
         // The daemon's failure has already been logged, with the end of its log.
@@ -103,11 +105,18 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     certificates::extend_all()?;
 
     let names = certificates::names_of_api_server()?;
-    let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, names)?;
+    let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, form, names)?;
     step("cluster stopped", || finish::stop_cluster(init, &api))?;
     step("store packed", pack::pack)?;
     finish::clean_up(init)?;
     finish::write(&cluster)
+}
+
+/// The form of the configuration that this containerd wants, if this Kubernetes runs on it.
+fn containerd_form(kubernetes: &str) -> Result<Form> {
+    let containerd = containerd::Version::find()?;
+    versions::require_containerd(kubernetes, &containerd)?;
+    Ok(containerd.form())
 }
 
 /// Runs one step and logs how long it took.

@@ -18,6 +18,7 @@ use crate::config::{
 };
 use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
+use crate::daemons::containerd_config::Form;
 use crate::daemons::dockerd::{self, DOCKERD};
 use crate::daemons::earlier_start;
 use crate::daemons::foreign_socket;
@@ -110,12 +111,12 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     match volume {
         Volume::Fresh => store::make(&cluster.bake)?,
         Volume::Returned => {
-            let removed = earlier_start::remove_pods(&iptables)?;
+            let removed = earlier_start::remove_pods(cluster.containerd_form, &iptables)?;
             log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
         }
     }
     init.readiness.milestone("store");
-    if !start_containerd(init, &cluster.pause_image, &iptables)? {
+    if !start_containerd(init, cluster.containerd_form, &cluster.pause_image, &iptables)? {
         return Ok(());
     }
     // Before Docker answers, because from then on names can be lost.
@@ -161,8 +162,8 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
 }
 
 /// Returns whether containerd answers. If it does not, the boot fails.
-pub fn start_containerd(init: &Init, pause_image: &str, iptables: &Iptables) -> Result<bool> {
-    let containerd = init.supervise(containerd::spec(pause_image.to_string(), iptables.clone()))?;
+pub fn start_containerd(init: &Init, form: Form, pause_image: &str, iptables: &Iptables) -> Result<bool> {
+    let containerd = init.supervise(containerd::spec(form, pause_image.to_string(), iptables.clone()))?;
     let answers = containerd.wait_until_answers(2 * DAEMON_LIMIT);
     if !answers {
         // If it kept dying, the supervisor has already failed the boot with the end of its log; here it hangs.

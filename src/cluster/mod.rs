@@ -26,6 +26,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::daemons::containerd_config::Form;
 use crate::error::{Error, Result};
 
 /// The cluster in the image, as the bake describes it in `/kind/cluster.json`.
@@ -38,6 +39,9 @@ pub struct Cluster {
     #[serde(rename = "staticIP")]
     pub static_ip: Ipv4Addr,
     pub pause_image: String,
+    /// The form of the configuration that the image's containerd wants. Asking it at each start would take time.
+    #[serde(default)]
+    pub containerd_form: Form,
     /// Every name and address in the API server's baked certificate.
     pub certificate_names: Vec<String>,
     /// The address of the cluster's DNS Service, if it has one.
@@ -89,6 +93,7 @@ pub mod tests {
             kubernetes_version: "v1.36.2".into(),
             static_ip: Ipv4Addr::new(172, 99, 99, 1),
             pause_image: "registry.k8s.io/pause:3.10".into(),
+            containerd_form: Form::V3,
             certificate_names: vec!["localhost".into(), "kind".into()],
             dns: Some(Ipv4Addr::new(10, 96, 0, 10)),
             pods: vec![

@@ -6,9 +6,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
-use crate::config::{
-    CNI_BIN_DIR, CNI_CONF_DIR, CONTAINERD_ROOT, CONTAINERD_SOCKET, CRI_CERTS_DIR, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR,
-};
+use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
+use crate::daemons::containerd_config::{self, Form};
 use crate::daemons::{answers_ok, prepare};
 use crate::error::{Error, Result};
 use crate::node::iptables::Iptables;
@@ -20,9 +19,35 @@ pub const CONTAINERD: &str = "containerd";
 
 /// Selects what the CRI plugin created, as opposed to what dockerd created in the same namespace.
 const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
-const CRI_PLUGIN: &str = "io.containerd.grpc.v1.cri";
 
-pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
+/// The first two numbers of containerd's version.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Version {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl Version {
+    /// Asks the program, which takes a few hundredths of a second.
+    pub fn find() -> Result<Version> {
+        let said = reaper::run(Command::new(CONTAINERD).arg("--version"))?;
+        Version::parse(&said).ok_or_else(|| Error::new(format!("containerd's version cannot be read from what it says: {}", said.trim())))
+    }
+
+    /// Parses a line such as `containerd github.com/containerd/containerd/v2 v2.1.5 fcd43222d6b07379`.
+    fn parse(said: &str) -> Option<Version> {
+        said.split_whitespace().find_map(|word| {
+            let mut numbers = word.trim_start_matches('v').split('.');
+            Some(Version { major: numbers.next()?.parse().ok()?, minor: numbers.next()?.parse().ok()? })
+        })
+    }
+
+    pub fn form(self) -> Form {
+        Form::of(self.major, self.minor)
+    }
+}
+
+pub fn spec(form: Form, pause_image: String, iptables: Iptables) -> Spec {
     let starts = Arc::new(AtomicU32::new(0));
     let count = starts.clone();
     Spec {
@@ -30,7 +55,7 @@ pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
         command: Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let path = Path::new(RUN_DIR).join("containerd.toml");
-            let configuration = configuration(&pause_image, !can_lower_oom_score());
+            let configuration = containerd_config::with_cri(form, &pause_image, !can_lower_oom_score());
             command_with(&path, &configuration, &iptables)
         }),
         // It listens only once every plugin is loaded.
@@ -44,9 +69,9 @@ pub fn spec(pause_image: String, iptables: Iptables) -> Spec {
 }
 
 /// The command for a containerd without the CRI plugin.
-pub fn command_without_cri(iptables: &Iptables) -> Result<Command> {
+pub fn command_without_cri(form: Form, iptables: &Iptables) -> Result<Command> {
     let path = Path::new(RUN_DIR).join("containerd-without-cri.toml");
-    command_with(&path, &base(&[CRI_PLUGIN]), iptables)
+    command_with(&path, &containerd_config::without_cri(form), iptables)
 }
 
 fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result<Command> {
@@ -54,7 +79,7 @@ fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result
     std::fs::write(path, configuration).map_err(|cause| Error::io("write", path, cause))?;
     let mut command = Command::new("containerd");
     prepare(&mut command, iptables);
-    command.arg("--config").arg(path).args(["--log-level", "warn"]);
+    command.arg("--config").arg(path).args(["--address", CONTAINERD_SOCKET, "--log-level", "warn"]);
     Ok(command)
 }
 
@@ -64,44 +89,6 @@ fn dockerd_reaches_it() -> bool {
     let Ok(stream) = UnixStream::connect(DOCKER_SOCKET) else { return true };
     // A request that makes it ask containerd.
     stream.set_read_timeout(Some(REQUEST_LIMIT)).is_ok() && answers_ok(stream, "/images/json")
-}
-
-/// Version 2 of the format, which containerd 1.7 and 2.x both read.
-fn base(disabled_plugins: &[&str]) -> String {
-    format!(
-        r#"version = 2
-root = "{CONTAINERD_ROOT}"
-state = "/run/containerd"
-disabled_plugins = {disabled_plugins:?}
-[grpc]
-  address = "{CONTAINERD_SOCKET}"
-"#
-    )
-}
-
-fn configuration(pause_image: &str, restrict_oom_score_adj: bool) -> String {
-    let base = base(&[]);
-    format!(
-        r#"{base}[plugins."{CRI_PLUGIN}"]
-  sandbox_image = "{pause_image}"
-  # Without CAP_SYS_RESOURCE every pod would fail to start because of its oom_score_adj.
-  restrict_oom_score_adj = {restrict_oom_score_adj}
-  tolerate_missing_hugetlb_controller = true
-  [plugins."{CRI_PLUGIN}".containerd]
-    snapshotter = "overlayfs"
-    default_runtime_name = "runc"
-    [plugins."{CRI_PLUGIN}".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."{CRI_PLUGIN}".containerd.runtimes.runc.options]
-        SystemdCgroup = false
-  [plugins."{CRI_PLUGIN}".cni]
-    bin_dir = "{CNI_BIN_DIR}"
-    conf_dir = "{CNI_CONF_DIR}"
-  # Docker's directory is used for kubelet's pulls too.
-  [plugins."{CRI_PLUGIN}".registry]
-    config_path = "{CRI_CERTS_DIR}"
-"#
-    )
 }
 
 /// Runs containerd's own client in the namespace that pods and Docker share.
@@ -191,5 +178,23 @@ pub fn collect_garbage() -> Result<()> {
     match snapshots.lines().find(|line| line.split_whitespace().last() == Some("Active")) {
         Some(left) => Err(Error::new(format!("containerd keeps the layer of a removed container: {left}"))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read_from_what_every_containerd_says() {
+        for (said, major, minor) in [
+            ("containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6+deb13u1\n", 1, 7),
+            ("containerd github.com/containerd/containerd/v2 2.1.9+unknown \n", 2, 1),
+            ("containerd github.com/containerd/containerd/v2 v2.3.4 fcd43222d6b07379a4be9786bda52438f0dd16a1\n", 2, 3),
+            ("containerd containerd.io 1.7.29 442cb34bda9a6a0fed82a2ca7cade05c5c749582\n", 1, 7),
+        ] {
+            assert_eq!(Version::parse(said), Some(Version { major, minor }), "{said}");
+        }
+        assert_eq!(Version::parse("containerd"), None);
     }
 }

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::{CONTAINERD_SOCKET, DAEMON_LIMIT, LOG_DIR, POLL};
 use crate::daemons::containerd::{self, CONTAINERD};
+use crate::daemons::containerd_config::Form;
 use crate::error::{Error, Result};
 use crate::node::iptables::Iptables;
 use crate::node::mounts;
@@ -23,12 +24,12 @@ const TAIL_LINES: usize = 6;
 
 /// Removes every container and sandbox of the pods. None of them is running: their processes ended with the
 /// start that they belong to. Returns how many there were.
-pub fn remove_pods(iptables: &Iptables) -> Result<usize> {
+pub fn remove_pods(form: Form, iptables: &Iptables) -> Result<usize> {
     let log = Path::new(LOG_DIR).join(LOG);
     mounts::make_dir(LOG_DIR)?;
     let output = File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("write", &log, cause))?;
-    let child = reaper::spawn(containerd::command_without_cri(iptables)?.stdout(output).stderr(errors))?;
+    let child = reaper::spawn(containerd::command_without_cri(form, iptables)?.stdout(output).stderr(errors))?;
     let removed = wait_until_listening(&child).and_then(|()| containerd::remove_pod_containers());
     end(&child);
     removed.map_err(|error| {

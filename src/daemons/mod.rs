@@ -3,6 +3,7 @@
 
 pub mod client_variables;
 pub mod containerd;
+pub mod containerd_config;
 pub mod docker_command;
 pub mod dockerd;
 pub mod earlier_start;

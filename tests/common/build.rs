@@ -52,6 +52,10 @@ impl Build {
         String::from_utf8_lossy(&self.0.stderr).into_owned()
     }
 
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&self.0.stdout).into_owned()
+    }
+
     #[track_caller]
     pub fn went_on(&self) {
         assert!(self.said().contains(WENT_ON), "{}", self.said());

@@ -95,3 +95,22 @@ fn the_image_keeps_neither_the_scripts_nor_any_secret_of_theirs() {
     let leaked: Vec<_> = found.iter().filter(|(what, _)| !KEPT.contains(&what.as_str())).collect();
     assert!(leaked.is_empty(), "the image holds secrets of its bake: {leaked:#?}");
 }
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn containerds_configuration_is_in_the_form_that_it_wants() {
+    let cluster = shared();
+    let wanted = cluster.container.exec(&["containerd", "config", "default"]).ok();
+    let version = |text: &str| text.lines().find(|line| line.starts_with("version = ")).map(str::to_string);
+    let ours = cluster.container.exec(&["cat", "/run/kind/containerd.toml"]).ok();
+    assert_eq!(version(&ours), version(&wanted));
+    let log = cluster.container.exec(&["cat", "/var/log/kind/containerd.log"]).ok();
+    for complaint in ["migrated", "is deprecated, please use", "Ignoring unknown key"] {
+        assert!(!log.contains(complaint), "containerd complains about its configuration: {log}");
+    }
+    // What it has made of it: the pause image and the registries' directory have arrived.
+    let used = cluster.container.exec(&["containerd", "--config", "/run/kind/containerd.toml", "config", "dump"]).ok();
+    for words in ["registry.k8s.io/pause:", "/run/kind/certs.d", "tolerate_missing_hugetlb_controller = true"] {
+        assert!(used.contains(words), "{words} is not in: {used}");
+    }
+}

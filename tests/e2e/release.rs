@@ -42,7 +42,7 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
         with_lab_images(&mut build).args(arguments).current_dir("/").env("KIND_CACHE", dir.join("cache")).env("KIND_INIT", &tools().kind);
         let url = |part| format!("http://127.0.0.1:{}/{part}", server.port);
         build.env("KUBERNETES_VERSION", "1.20").env("KUBERNETES_URL", url("release"));
-        build.env("CNI_URL", url("cni")).env("CNI_VERSION", "v1").env("CRICTL_URL", url("crictl")).env("CRICTL_VERSION", "v1");
+        build.env("CNI_URL", url("cni")).env("CNI_VERSION", "v1");
         run(build.env("IMAGE_REGISTRY", &public.host), LIMIT)
     };
 
@@ -50,6 +50,12 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
     let made = build(&["--bundle-only", "--bundle", &bundle.to_string_lossy()]);
     for words in ["downloading Kubernetes v1.20.2", "pulling the images of Kubernetes v1.20.2", "saved ", &app, "the bundle is"] {
         assert!(made.succeeded() && made.output().contains(words), "{words} is not in: {made}");
+    }
+    let digests = std::fs::read_to_string(bundle.join("images/DIGESTS")).expect("the bundle names its images' digests");
+    assert!(digests.lines().count() >= 6, "{digests}");
+    for line in digests.lines() {
+        let digest = line.split_once("@sha256:").map(|(name, digest)| (name.starts_with("registry.k8s.io/"), digest.len()));
+        assert_eq!(digest, Some((true, 64)), "{line}");
     }
     assert!(secrets::holds(&bundle, &app), "the search does not even find the image's name in the bundle");
     assert_eq!(secrets::found_in(&bundle, USER, &password), Vec::<String>::new(), "the password is in the bundle");
@@ -99,10 +105,8 @@ fn publish(registry: &Registry) -> Server {
         server.publish(&format!("/release/v1.20.2/bin/linux/{arch}/{program}"), &read(&bundle.join("bin").join(program)));
     }
     let plugins = archive(&bundle.join("cni"), &["bridge", "host-local", "loopback", "portmap"]);
+    server.publish("/release/stable-1.20.txt", b"v1.20.2\n");
     server.publish(&format!("/cni/v1/cni-plugins-linux-{arch}-v1.tgz"), &read(&plugins));
-    // Debian has no crictl, and the kubeadm phases that the bake runs do not need it.
-    std::fs::write(session().dir.join("crictl"), "#!/bin/sh\n").expect("the session's directory can be written");
-    server.publish(&format!("/crictl/v1/crictl-v1-linux-{arch}.tar.gz"), &read(&archive(&session().dir, &["crictl"])));
     for entry in std::fs::read_dir(bundle.join("images")).expect("a bundle has images").flatten() {
         // Images that images.sh has pulled are not part of a release.
         if entry.file_name() == "pulled.tar" {
