@@ -18,6 +18,7 @@ The lists are made once each architecture has been pushed: run the same command,
 each. What was pushed already is not baked again, so a release that was interrupted goes on where it stopped.
 
   --architectures LIST   what a list must contain (default amd64,arm64)
+  --insecure             the registry has no TLS; not needed on this machine's loopback
   --bundle DIR, --debian, --env NAME   passed on to build.sh
   --dirty                publish a checkout with changes that are not committed, as COMMIT-dirty
 TEXT
@@ -26,7 +27,7 @@ TEXT
 say() { printf 'release: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-architectures=amd64,arm64 dirty='' build=() positional=()
+architectures=amd64,arm64 dirty='' insecure=() build=() positional=()
 while [ $# -gt 0 ]; do
   case $1 in
     --architectures | --bundle | --env)
@@ -36,6 +37,7 @@ while [ $# -gt 0 ]; do
       ;;
     --debian) build+=("$1") ;;
     --dirty) dirty=1 ;;
+    --insecure) insecure=(--insecure) ;;
     -h | --help) usage; exit 0 ;;
     -*) die "unknown option $1; --help lists the options" ;;
     *) positional+=("$1") ;;
@@ -51,6 +53,8 @@ case $repository in
   */*) ;;
   *) die "$repository names no registry or user: docker.io/you/kind, ghcr.io/you/kind" ;;
 esac
+
+case $repository in localhost:* | 127.*) insecure=(--insecure) ;; esac
 
 known() { sed -n '/^# Debian/,$d; s/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions"; }
 newest=$(known | head -n 1)
@@ -71,10 +75,16 @@ case ",$architectures," in
   *) die "this machine's engine is $arch, which is not one of --architectures $architectures" ;;
 esac
 
+manifest() {
+  local verb=$1
+  shift
+  docker manifest "$verb" ${insecure[@]+"${insecure[@]}"} "$@"
+}
+
 # published NAME: whether the registry has it. Only its own answer that it has not is a no.
 published() {
   local said
-  said=$(docker manifest inspect "$1" 2>&1 >/dev/null) && return
+  said=$(manifest inspect "$1" 2>&1 >/dev/null) && return
   case $said in
     *'no such manifest'* | *'manifest unknown'* | *'not found'*) return 1 ;;
     *) die "$1: the registry says: $said" ;;
@@ -84,7 +94,7 @@ published() {
 # digest_of NAME: prints the digest under which the registry has this image.
 digest_of() {
   local digest
-  digest=$(docker manifest inspect --verbose "$1" | sed -n 's/.*"digest": "\(sha256:[0-9a-f]*\)".*/\1/p' | head -n 1)
+  digest=$(manifest inspect --verbose "$1" | sed -n 's/.*"digest": "\(sha256:[0-9a-f]*\)".*/\1/p' | head -n 1)
   [ -n "$digest" ] || die "the registry does not tell the digest of $1"
   printf '%s' "$digest"
 }
@@ -107,6 +117,8 @@ bake() {
   fi
   say "pushing $name"
   docker push --quiet "$name" >/dev/null || die "$name could not be pushed: run the same command again, and it is not baked again"
+  # Without TLS, docker says of every image that it is not there.
+  published "$name" || die "$name was pushed, but the registry does not show it: if it has no TLS, add --insecure"
   docker image rm "$name" >/dev/null
 }
 
@@ -125,8 +137,8 @@ join() {
   for list in "${lists[@]}"; do
     # What an interrupted run has left on this machine.
     docker manifest rm "$repository:$list" >/dev/null 2>&1 || true
-    docker manifest create "$repository:$list" "${images[@]}" >/dev/null
-    docker manifest push --purge "$repository:$list" >/dev/null
+    manifest create "$repository:$list" "${images[@]}" >/dev/null
+    manifest push --purge "$repository:$list" >/dev/null
   done
   say "published: $(printf "$repository:%s " "${lists[@]}")"
 }
