@@ -10,7 +10,7 @@ from kubernetes import client, config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import HttpWaitStrategy
 
-IMAGE = os.environ.get("KIND_IMAGE", "registry.example.com/kind:1.36")
+IMAGE = os.environ.get("KIND_IMAGE", "registry.example.com/kind:1.37")
 
 
 @pytest.fixture(scope="session")
