@@ -22,6 +22,10 @@ Environment variables:
   DOCKER_IMAGE        where Docker's binaries come from: a tag of docker, or an image (default 29-dind)
   STATIC_IP           the node's address, the same at every start (default 172.99.99.1)
   KIND_SANS           extra names for the API server's certificate, separated by commas
+  KIND_KUBEADM        a file in kubeadm's configuration language, merged into the cluster's own
+  KIND_CNI            none: no network for pods, for one that hooks/after-cluster.sh installs (default bridge)
+  KIND_NODE_LABELS    the node's labels, such as tier=ci,disk=ssd
+  KIND_NODE_TAINTS    the node's taints, such as dedicated=ci:NoSchedule
   KIND_IMAGES         the script that pulls the images to bake in (default images.sh next to build.sh)
   KIND_HOOKS          the directory of before-cluster.sh and after-cluster.sh (default hooks next to build.sh)
 Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, IMAGE_REGISTRY,
@@ -44,7 +48,8 @@ TEXT
 . "$here/scripts/image.sh"
 
 debian='' bundle='' bundle_only='' print_version='' run='' names=()
-pass=(--env "STATIC_IP=${STATIC_IP:-}" --env "KIND_SANS=${KIND_SANS:-}")
+pass=()
+for name in STATIC_IP KIND_SANS KIND_NODE_LABELS KIND_NODE_TAINTS KIND_CNI; do pass+=(--env "$name=${!name:-}"); done
 while [ $# -gt 0 ]; do
   case $1 in
     --debian) debian=1 ;;
@@ -85,6 +90,8 @@ hooks=${KIND_HOOKS:-$here/hooks} images=${KIND_IMAGES:-$here/images.sh}
 [ -z "${KIND_HOOKS:-}" ] || [ -d "$hooks" ] || die "KIND_HOOKS=$hooks is not a directory"
 [ -z "${KIND_IMAGES:-}" ] || [ -f "$images" ] || die "KIND_IMAGES=$images is not a file"
 [ -z "${CRICTL_URL:-}${CRICTL_VERSION:-}" ] || say "CRICTL_URL and CRICTL_VERSION are no longer needed: nothing here uses crictl"
+[ -z "${KIND_KUBEADM:-}" ] || [ -f "$KIND_KUBEADM" ] || die "KIND_KUBEADM=$KIND_KUBEADM is not a file"
+case ${KIND_CNI:-} in '' | bridge | none) ;; *) die "KIND_CNI=$KIND_CNI is neither bridge nor none; with none, hooks/after-cluster.sh installs another network" ;; esac
 [ -z "${MINIKUBE_VERSION:-}" ] || say "MINIKUBE_VERSION is no longer needed: kubeadm alone does what minikube did"
 choose_version
 announce_version

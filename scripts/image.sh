@@ -118,6 +118,7 @@ bake() {
     [ -n "${KIND_HOOKS:-}" ] || [ ! -f "$here/$hook" ] || docker cp "$here/$hook" "$container:/hooks/root-$hook" >/dev/null
   done
   [ ! -f "$images" ] || docker cp "$images" "$container:/images.sh" >/dev/null
+  [ -z "${KIND_KUBEADM:-}" ] || docker cp "$KIND_KUBEADM" "$container:/hooks/kubeadm.yaml" >/dev/null
   begin "copying the bundle into it"
   # Copied onto the volume, which the commit leaves out.
   for part in bundle.env bin cni images manifests; do

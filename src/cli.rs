@@ -22,8 +22,8 @@ soon as each is true. failed says why a boot gave up, timeline how long its step
 waiting which pods are not ready and why. With ?wait=SECONDS an answer waits
 for its file.
 
-Before it serves kubernetes-ready, kind applies /kind/manifests/*.yaml, waits until they are
-ready, and runs /kubernetes-ready.sh and /kubernetes-ready.d/*.sh.
+Before it serves kubernetes-ready, kind loads /kind/images/*.tar, applies /kind/manifests/*.yaml,
+waits until they are ready, and runs /kubernetes-ready.sh and /kubernetes-ready.d/*.sh.
 
 Environment:
   STATIC_IP      the node's address, fixed when the image is baked (default 172.99.99.1)

@@ -13,11 +13,13 @@ use crate::listen;
 pub const CLUSTER_FILE: &str = "/kind/cluster.json";
 pub const STORE_DIR: &str = "/kind/store";
 /// The names of the baked images, as containerd lists them.
-pub const BAKED_IMAGES: &str = "/kind/images";
+pub const BAKED_IMAGES: &str = "/kind/image-names";
 pub const SEED_DIR: &str = "/kind/seed";
 pub const CREDENTIALS_DIR: &str = "/kind/credentials";
 
-// The user's paths, processed once the cluster is ready and before kubernetes-ready is served.
+// The user's paths, processed before kubernetes-ready is served: images once Docker answers, the rest once the
+// cluster is up.
+pub const IMAGES_DIR: &str = "/kind/images";
 pub const MANIFESTS_DIR: &str = "/kind/manifests";
 pub const READY_SCRIPT: &str = "/kubernetes-ready.sh";
 pub const READY_SCRIPTS_DIR: &str = "/kubernetes-ready.d";
@@ -56,12 +58,10 @@ pub const DEFAULT_STATIC_IP: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
 pub const NODE_NAME: &str = "kind";
 /// The CRI plugin's containerd namespace, which dockerd shares so that pods can run what it builds.
 pub const NAMESPACE: &str = "k8s.io";
-/// kubeadm's default subnet for Services.
+/// kubeadm's default subnet for Services, and ours for pods. A bake may choose others (`node::cluster_network`).
 pub const SERVICE_SUBNET: &str = "10.96.0.0/12";
-/// The first address of that subnet, which belongs to the API server.
-pub const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 pub const POD_SUBNET: &str = "10.244.0.0/16";
-/// Alternatives for when the container itself is in one of these subnets, for example as a pod of a cluster
+/// Alternatives to the default for when the container itself is in one of these subnets, for example as a pod of a cluster
 /// that uses the same default.
 pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16", "10.247.0.0/16"];
 

@@ -88,6 +88,9 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let line = line.after(init.config.dockerd_arguments.clone());
     let settings = boot::Settings { line, registries, clients: ClientVariables::take() };
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
+    if let Some(cluster) = &cluster {
+        cluster.network.set();
+    }
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let certificate = cluster.as_ref().map(|cluster| certificates::follow(&init, cluster)).transpose()?;

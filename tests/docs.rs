@@ -7,8 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Names that the documentation uses as examples, or that belong to wait-for-kind.sh.
-const OTHERS: [&str; 6] = ["KIND_IMAGE", "KIND_BUNDLE", "KIND_HOST", "KIND_PORT", "KIND_TIMEOUT", "KIND_TEST_SECRET"];
+/// Names that the documentation uses as examples, or that belong to wait-for-kind.sh or to kubernetes-sigs/kind.
+const OTHERS: [&str; 7] =
+    ["KIND_IMAGE", "KIND_BUNDLE", "KIND_HOST", "KIND_PORT", "KIND_TIMEOUT", "KIND_TEST_SECRET", "KIND_EXPERIMENTAL_DOCKER_NETWORK"];
 /// For tests alone.
 const INTERNAL: [&str; 1] = ["KIND_ROOT"];
 const PAGES: [&str; 2] = ["docs", "scripts/debian"];

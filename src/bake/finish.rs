@@ -21,7 +21,7 @@ use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
-use crate::node::{cgroup, scratch};
+use crate::node::{cgroup, cluster_network, scratch};
 use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 use crate::supervisor::Init;
 use crate::supervisor::{reaper, stop};
@@ -46,6 +46,7 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, form
         static_ip,
         pause_image: pause.to_string(),
         containerd_form: form,
+        network: cluster_network::current().clone(),
         certificate_names: names,
         dns,
         pods: list.iter().map(baked).collect(),

@@ -5,14 +5,16 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::json;
+
+use crate::bake::kubeadm_settings::KubeadmSettings;
 use crate::bake::manifest;
 use crate::bake::versions::{dialect, Dialect};
 use crate::cluster::kubectl;
-use crate::config::{
-    ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, POD_SUBNET, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET,
-};
+use crate::config::{ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, RESOLV_CONF, RUN_DIR};
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
+use crate::node::cluster_network::{self, ClusterNetwork};
 use crate::supervisor::reaper;
 
 const IMAGE_REPOSITORY: &str = "registry.k8s.io";
@@ -25,12 +27,20 @@ pub struct Kubeadm {
     images: Vec<String>,
 }
 
+/// What the cluster has beside its control plane.
+pub struct Addons {
+    pub dns: bool,
+    pub proxy: bool,
+    /// The DNS must run whatever taints the node has, as kube-proxy does.
+    pub tolerant: bool,
+}
+
 impl Kubeadm {
     /// Writes kubeadm's configuration.
-    pub fn new(version: &str, static_ip: Ipv4Addr, names: &[String]) -> Result<Kubeadm> {
+    pub fn new(version: &str, static_ip: Ipv4Addr, names: &[String], settings: &KubeadmSettings) -> Result<Kubeadm> {
         let dialect = dialect(version)?;
         let configuration = Path::new(RUN_DIR).join("kubeadm.yaml");
-        write(&configuration, &render(dialect, version, static_ip, names))?;
+        write(&configuration, &settings.merge_into(&render(dialect, version, static_ip, names))?)?;
         let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
         let images = reaper::run(Command::new("kubeadm").args(arguments))?;
         Ok(Kubeadm {
@@ -71,15 +81,22 @@ impl Kubeadm {
     }
 
     /// Creates the API objects of a kubeadm cluster.
-    pub fn set_up_cluster(&self, has_dns: bool) -> Result<()> {
+    pub fn set_up_cluster(&self, addons: &Addons) -> Result<()> {
         self.phase(&["upload-config", "all"])?;
         self.phase(&["mark-control-plane"])?;
-        self.phase(&["addon", "kube-proxy"])?;
-        if has_dns {
+        if addons.proxy {
+            self.phase(&["addon", "kube-proxy"])?;
+        }
+        if addons.dns {
             self.phase(&["addon", "coredns"])?;
             // One replica is enough, and a probe every second, instead of kubeadm's 10 s, shows it Ready without delay.
-            let patch = r#"{"spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "coredns", "readinessProbe": {"initialDelaySeconds": 0, "periodSeconds": 1}}]}}}}"#;
-            kubectl::run(&["--namespace", "kube-system", "patch", "deployment", "coredns", "--patch", patch], kubectl::APPLY_LIMIT)?;
+            let containers = json!([{"name": "coredns", "readinessProbe": {"initialDelaySeconds": 0, "periodSeconds": 1}}]);
+            let mut pod = json!({"containers": containers});
+            if addons.tolerant {
+                pod["tolerations"] = json!([{"operator": "Exists"}]);
+            }
+            let patch = json!({"spec": {"replicas": 1, "template": {"spec": pod}}}).to_string();
+            kubectl::run(&["--namespace", "kube-system", "patch", "deployment", "coredns", "--patch", &patch], kubectl::APPLY_LIMIT)?;
         }
         Ok(())
     }
@@ -113,6 +130,7 @@ fn disable_certificate_rotation(path: &Path) -> Result<()> {
 fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String]) -> String {
     let Dialect { api, ecdsa, .. } = dialect;
     let fail_cgroup_v1 = if dialect.fail_cgroup_v1 { "failCgroupV1: false\n" } else { "" };
+    let ClusterNetwork { pod_subnet, service_subnet, .. } = cluster_network::current();
     let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
     format!(
         "apiVersion: {api}
@@ -131,8 +149,8 @@ kubernetesVersion: {version}
 imageRepository: {IMAGE_REPOSITORY}
 {ecdsa}
 networking:
-  podSubnet: {POD_SUBNET}
-  serviceSubnet: {SERVICE_SUBNET}
+  podSubnet: {pod_subnet}
+  serviceSubnet: {service_subnet}
 apiServer:
   certSANs:
 {names}---
@@ -168,6 +186,12 @@ fn change_static_pods() -> Result<()> {
             flags.iter().for_each(|(flag, value)| pod.set_flag(flag, value));
             if name == CONTROLLER_MANAGER {
                 pod.mount("hostpath", HOSTPATH_DIR);
+                // On our bridge, CNI assigns the pods' addresses. The controller that allocates node CIDRs delays the
+                // other controllers by 10 s (in 1.20), and with them the endpoints of a DNS pod whose address has
+                // changed. Other networks need it.
+                if cluster_network::current().has_bridge {
+                    pod.set_flag("allocate-node-cidrs", "false");
+                }
             }
             pod.probe_readiness_every_second();
             Ok(())
@@ -182,9 +206,7 @@ const STATIC_PODS: [(&str, &[(&str, &str)]); 4] = [
     // Every start discards the data, so waiting for the disk has no use.
     ("etcd", &[("unsafe-no-fsync", "true")]),
     ("kube-apiserver", &[]),
-    // CNI assigns the pods' addresses. The controller that allocates node CIDRs delays the other controllers by
-    // 10 s (in 1.20), and with them the endpoints of a DNS pod whose address has changed.
-    (CONTROLLER_MANAGER, &[("leader-elect", "false"), ("enable-hostpath-provisioner", "true"), ("allocate-node-cidrs", "false")]),
+    (CONTROLLER_MANAGER, &[("leader-elect", "false"), ("enable-hostpath-provisioner", "true")]),
     ("kube-scheduler", &[("leader-elect", "false")]),
 ];
 

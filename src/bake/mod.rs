@@ -11,7 +11,9 @@ mod home;
 mod hooks;
 mod images;
 mod kubeadm;
+mod kubeadm_settings;
 mod manifest;
+mod node_settings;
 mod pack;
 mod versions;
 
@@ -23,17 +25,21 @@ use std::time::Instant;
 
 use crate::bake::bundle::Bundle;
 use crate::bake::hooks::Hooks;
-use crate::bake::kubeadm::Kubeadm;
+use crate::bake::kubeadm::{Addons, Kubeadm};
+use crate::bake::kubeadm_settings::KubeadmSettings;
+use crate::bake::node_settings::NodeSettings;
 use crate::boot;
 use crate::cluster::api::Api;
-use crate::cluster::{kubectl, load_balancer, wait};
-use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP};
+use crate::cluster::{kubectl, load_balancer, postmortem, wait};
+use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, KUBERNETES_DIR, LOG_DIR, POD_LOG_DIR};
 use crate::daemons::containerd_config::Form;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::daemons::{containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
+use crate::node::cluster_network::{ClusterNetwork, CNI};
 use crate::node::kubelet_view::KubeletView;
+use crate::node::mounts;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
@@ -52,13 +58,19 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let bundle = Bundle::open(&wanted.bundle)?;
     let static_ip = init.config.static_ip.unwrap_or(DEFAULT_STATIC_IP);
     let names = certificate_names(&static_ip.to_string(), &std::env::var("KIND_SANS").unwrap_or_default())?;
+    let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let node_settings = NodeSettings::from_env(get)?;
+    let settings = KubeadmSettings::read(Path::new(kubeadm_settings::PATH))?;
+    let (pods, services) = (settings.cluster_text("networking.podSubnet"), settings.cluster_text("networking.serviceSubnet"));
+    let cluster_network = ClusterNetwork::new(pods, services, static_ip, get(CNI))?;
+    cluster_network.set();
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
     let home = home::set_apart()?;
     let network = boot::prepare_node(&init.config, static_ip)?;
     bundle.install()?;
     dockerd::require_version()?;
     let form = containerd_form(&bundle.version)?;
-    let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
+    let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names, &settings)?;
     let pause = kubeadm.pause_image()?;
 
     let containerd = boot::start_containerd(init, form, &pause, &network.iptables)?;
@@ -70,8 +82,12 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     // Before the first script, which may pull an image that is already there.
     let loaded = step("images loaded", || bundle.load_images())?;
     let has_dns = kubeadm.check_images(&loaded)?;
+    let addons =
+        Addons { dns: has_dns && !settings.disables("dns"), proxy: !settings.disables("proxy"), tolerant: node_settings.has_taints() };
     let images = containerd::images()?;
     let hooks = Hooks::prepare(static_ip, bundle.complete)?;
+    // Where a hook may put files of the control plane's settings, such as an audit policy.
+    mounts::make_dir(KUBERNETES_DIR)?;
     hooks.run(hooks::BEFORE_CLUSTER)?;
 
     step("certificates and manifests written", || {
@@ -81,18 +97,24 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     })?;
     let kubelet = init.supervise(kubelet::spec(static_ip, KubeletView::default(), network.iptables.clone(), vec![]))?;
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), static_ip)?);
-    step("API server up", || wait::for_api_server(init, &api))?;
+    step("API server up", || wait::for_api_server(init, &api)).inspect_err(|_| {
+        postmortem::log_tails(Path::new(POD_LOG_DIR), Path::new(LOG_DIR));
+    })?;
     // A hook may wait for what it has installed, such as an ingress controller's Service.
     init.readiness.update(|state| state.api_server = true);
     load_balancer::start(init, api.clone(), static_ip)?;
     // It found no API server to register its static pods with, and would retry only after a minute or more.
     kubelet.restart();
     step("cluster set up", || {
-        kubeadm.set_up_cluster(has_dns)?;
+        kubeadm.set_up_cluster(&addons)?;
         apply_text(ADDITIONS)?;
         bundle.manifests()?.iter().try_for_each(|path| apply(path))
     })?;
-    step("every pod Ready", || wait::for_everything(init, &api))?;
+    // Without a network, pods become Ready only when a hook has installed one.
+    if cluster_network.has_bridge {
+        step("every pod Ready", || wait::for_everything(init, &api))?;
+    }
+    node_settings.apply()?;
     hooks.run(&[hooks::IMAGES])?;
     hooks.run(hooks::AFTER_CLUSTER)?;
     home.tell_what_stays_out();

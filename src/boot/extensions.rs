@@ -1,5 +1,5 @@
-//! What the user adds to the cluster before `kubernetes-ready`: manifests in `/kind/manifests`, then
-//! `/kubernetes-ready.sh`, then the scripts in `/kubernetes-ready.d`.
+//! What the user adds to the cluster before `kubernetes-ready`: images in `/kind/images`, manifests in
+//! `/kind/manifests`, then `/kubernetes-ready.sh`, then the scripts in `/kubernetes-ready.d`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::boot::scripts;
+use crate::boot::{image_archives, scripts};
 use crate::clock::Deadline;
 use crate::cluster::api::Api;
 use crate::cluster::Cluster;
 use crate::cluster::{kubectl, wait};
-use crate::config::{EXTENSIONS_LIMIT, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
+use crate::config::{EXTENSIONS_LIMIT, IMAGES_DIR, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
 use crate::error::{Error, Result};
 use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
@@ -22,14 +22,16 @@ use crate::supervisor::Init;
 pub const CLUSTER_UP: &str = "cluster";
 const WAIT_POLL: Duration = Duration::from_millis(250);
 
-/// The manifests and scripts, in order.
+/// The images, manifests and scripts, in order.
 #[derive(Debug, Default, PartialEq)]
 struct Work {
+    images: Vec<PathBuf>,
     manifests: Vec<PathBuf>,
     scripts: Vec<PathBuf>,
 }
 
-/// Applies the manifests and runs the scripts once the cluster is up. Starts no thread if there are none.
+/// Loads the images once Docker answers; applies the manifests and runs the scripts once the cluster is up. Starts no
+/// thread if there are none.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
     let work = Work::find(Path::new("/"))?;
     if work == Work::default() {
@@ -37,19 +39,14 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
         return Ok(());
     }
     let (init, cluster) = (init.clone(), cluster.clone());
-    let body = move || {
-        if !init.readiness.wait_until(State::cluster_up) {
-            return;
-        }
-        init.readiness.milestone(CLUSTER_UP);
-        match work.run(&init, &api, &cluster) {
-            Ok(()) => init.readiness.update(|state| state.extensions = Extensions::Done),
-            Err(_) if init.shutdown.stopping() => {}
-            Err(error) => init.fail(&error),
-        }
+    let body = move || match work.run(&init, &api, &cluster) {
+        Ok(true) => init.readiness.update(|state| state.extensions = Extensions::Done),
+        Ok(false) => {}
+        Err(_) if init.shutdown.stopping() => {}
+        Err(error) => init.fail(&error),
     };
     let started = thread::Builder::new().name("extensions".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for manifests and scripts: {cause}")))
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for images, manifests and scripts: {cause}")))
 }
 
 impl Work {
@@ -57,10 +54,35 @@ impl Work {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
         let mut scripts: Vec<PathBuf> = Some(below(READY_SCRIPT)).into_iter().filter(|path| path.is_file()).collect();
         scripts.extend(files(&below(READY_SCRIPTS_DIR), &["sh"])?);
-        Ok(Work { manifests: files(&below(MANIFESTS_DIR), &["yaml", "yml", "json"])?, scripts })
+        Ok(Work {
+            images: files(&below(IMAGES_DIR), &image_archives::EXTENSIONS)?,
+            manifests: files(&below(MANIFESTS_DIR), &["yaml", "yml", "json"])?,
+            scripts,
+        })
     }
 
-    fn run(&self, init: &Init, api: &Api, cluster: &Cluster) -> Result<()> {
+    /// Returns whether all of it is done; if not, the container is stopping.
+    fn run(&self, init: &Init, api: &Api, cluster: &Cluster) -> Result<bool> {
+        if !self.images.is_empty() {
+            // Not earlier, so that clients who wait only for Docker do not wait longer.
+            if !init.readiness.wait_until(State::docker_ready) {
+                return Ok(false);
+            }
+            for path in &self.images {
+                let waiting = vec![format!("{}: being loaded", path.display())];
+                init.readiness.update(|state| state.extensions = Extensions::Waiting(waiting));
+                image_archives::load(path)?;
+            }
+            init.readiness.milestone("images");
+            init.readiness.update(|state| state.extensions = Extensions::default());
+        }
+        if !init.readiness.wait_until(State::cluster_up) {
+            return Ok(false);
+        }
+        if self.manifests.is_empty() && self.scripts.is_empty() {
+            return Ok(true);
+        }
+        init.readiness.milestone(CLUSTER_UP);
         let deadline = Deadline::after(EXTENSIONS_LIMIT);
         let left = || deadline.left();
         if !self.manifests.is_empty() {
@@ -76,7 +98,7 @@ impl Work {
             self.scripts.iter().try_for_each(|path| scripts::run(path, &environment, left()))?;
             init.readiness.milestone("scripts");
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -136,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn manifests_and_scripts_are_found_in_order() {
+    fn images_manifests_and_scripts_are_found_in_order() {
         let root = std::env::temp_dir().join(format!("kind-extensions-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         assert_eq!(Work::find(&root).unwrap(), Work::default());
@@ -146,6 +168,8 @@ mod tests {
             fs::write(path, "").unwrap();
         };
         let ours = [
+            "kind/images/b.tar",
+            "kind/images/a.tar.gz",
             "kind/manifests/b.yml",
             "kind/manifests/a.yaml",
             "kubernetes-ready.d/20.sh",
@@ -154,12 +178,15 @@ mod tests {
         ];
         ours.iter().for_each(|name| file(name));
         // The directory that a ConfigMap's links point to, and files that are neither manifests nor scripts.
-        ["kind/manifests/..data/c.yaml", "kind/manifests/notes.txt", "kubernetes-ready.d/readme"].iter().for_each(|name| file(name));
+        ["kind/images/SHA256SUMS", "kind/manifests/..data/c.yaml", "kind/manifests/notes.txt", "kubernetes-ready.d/readme"]
+            .iter()
+            .for_each(|name| file(name));
         std::os::unix::fs::symlink(root.join("kind/manifests/..data/c.yaml"), root.join("kind/manifests/c.yaml")).unwrap();
         let found = Work::find(&root).unwrap();
         let names = |paths: &[PathBuf]| {
             paths.iter().map(|path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
         };
+        assert_eq!(names(&found.images), ["kind/images/a.tar.gz", "kind/images/b.tar"]);
         assert_eq!(names(&found.manifests), ["kind/manifests/a.yaml", "kind/manifests/b.yml", "kind/manifests/c.yaml"]);
         assert_eq!(names(&found.scripts), ["kubernetes-ready.sh", "kubernetes-ready.d/10.sh", "kubernetes-ready.d/20.sh"]);
         fs::remove_dir_all(&root).unwrap();

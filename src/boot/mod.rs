@@ -2,6 +2,7 @@
 //! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
 
 pub mod extensions;
+mod image_archives;
 pub mod scripts;
 
 use std::net::Ipv4Addr;
@@ -32,7 +33,7 @@ use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans, scratch};
+use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
@@ -99,6 +100,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(&cluster.bake)?;
+    leavings::tell(&volume);
     let network = prepare_node(&init.config, cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
     clients.warn();
@@ -116,6 +118,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         }
     }
     init.readiness.milestone("store");
+    leavings::mark();
     if !start_containerd(init, cluster.containerd_form, &cluster.pause_image, &iptables)? {
         return Ok(());
     }
@@ -157,7 +160,11 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
     scratch::mount_all()?;
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
-    cni::write(mtu, network::pod_subnet()?)?;
+    if cluster_network::current().has_bridge {
+        cni::write(mtu, network::pod_subnet()?)?;
+    } else {
+        cni::forget_addresses()?;
+    }
     Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip)?, iptables })
 }
 

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemons::containerd_config::Form;
 use crate::error::{Error, Result};
+use crate::node::cluster_network::ClusterNetwork;
 
 /// The cluster in the image, as the bake describes it in `/kind/cluster.json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -42,6 +43,7 @@ pub struct Cluster {
     /// The form of the configuration that the image's containerd wants. Asking it at each start would take time.
     #[serde(default)]
     pub containerd_form: Form,
+    pub network: ClusterNetwork,
     /// Every name and address in the API server's baked certificate.
     pub certificate_names: Vec<String>,
     /// The address of the cluster's DNS Service, if it has one.
@@ -94,6 +96,7 @@ pub mod tests {
             static_ip: Ipv4Addr::new(172, 99, 99, 1),
             pause_image: "registry.k8s.io/pause:3.10".into(),
             containerd_form: Form::V3,
+            network: ClusterNetwork::default(),
             certificate_names: vec!["localhost".into(), "kind".into()],
             dns: Some(Ipv4Addr::new(10, 96, 0, 10)),
             pods: vec![

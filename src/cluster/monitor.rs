@@ -19,7 +19,9 @@ const POLL: Duration = Duration::from_millis(50);
 
 pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     load_balancer::start(init, api.clone(), cluster.static_ip)?;
-    network_policies::start(init, api.clone())?;
+    if cluster.network.has_bridge {
+        network_policies::start(init, api.clone())?;
+    }
     if let Some(server) = cluster.dns {
         dns::follow(&init.readiness, server)?;
     }

@@ -24,6 +24,12 @@ pub fn log_tails(pod_logs: &Path, daemon_logs: &Path) {
     show("containerd", &read("containerd.log"));
 }
 
+/// How often a system pod's container was started again: the number of its newest log.
+pub fn restarts(pod_logs: &Path, container: &str) -> u32 {
+    let newest = newest_logs(pod_logs).into_iter().find(|(name, _)| name == container);
+    newest.and_then(|(_, path)| path.file_stem()?.to_str()?.parse().ok()).unwrap_or(0)
+}
+
 /// The last error lines, each message only once, because kubelet repeats itself.
 fn last_errors(log: &str) -> String {
     // klog starts a line with its severity; time, thread and source location, which differ, end with `]`.
@@ -82,6 +88,7 @@ mod tests {
         }
         assert_eq!(newest_logs(&root), [("etcd".to_string(), root.join("kube-system_etcd-kind_1/etcd/10.log"))]);
         assert!(newest_logs(&root.join("missing")).is_empty());
+        assert_eq!((restarts(&root, "etcd"), restarts(&root, "kube-apiserver")), (10, 0));
         fs::remove_dir_all(&root).unwrap();
     }
 

@@ -2,40 +2,60 @@
 //! for `kind status`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Node, Pod, Workload};
-use crate::cluster::pods;
-use crate::config::CLUSTER_LIMIT;
+use crate::cluster::{pods, postmortem};
+use crate::config::{CLUSTER_LIMIT, POD_LOG_DIR};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
 const POLL: Duration = Duration::from_millis(250);
 
+/// An API server ends by itself, and is started again, if etcd is slow to come up; with settings that it does not take it
+/// does so for ever.
+const MOST_RESTARTS: u32 = 3;
+
+/// # Errors
+/// It is not ready in time, or ends again and again.
 pub fn for_api_server(init: &Init, api: &Api) -> Result<()> {
-    until(init, || if api.is_ready() { vec![] } else { vec!["the API server".to_string()] })
+    until(init, || {
+        let restarts = postmortem::restarts(Path::new(POD_LOG_DIR), "kube-apiserver");
+        match api.is_ready() {
+            true => Ok(vec![]),
+            false if restarts > MOST_RESTARTS => {
+                Err(Error::new(format!("the API server does not stay up: it was started again {restarts} times")))
+            }
+            false => Ok(vec!["the API server".to_string()]),
+        }
+    })
 }
 
 /// Waits until the node, every workload and every pod is Ready.
 pub fn for_everything(init: &Init, api: &Api) -> Result<()> {
-    until(init, || unready(api, &BTreeSet::new()).unwrap_or_else(|error| vec![error.to_string()]))
+    until(init, || Ok(unready(api, &BTreeSet::new()).unwrap_or_else(|error| vec![error.to_string()])))
 }
 
-fn until(init: &Init, mut unready: impl FnMut() -> Vec<String>) -> Result<()> {
+fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Result<()> {
     let mut last = vec![];
     let ready = reaper::poll(POLL, CLUSTER_LIMIT, || {
         // A failure ends the wait. It was logged when it happened.
         if init.shutdown.stopping() || init.readiness.state().failure.is_some() {
-            return Some(false);
+            return Some(Ok(false));
         }
-        last = unready();
-        last.is_empty().then_some(true)
+        match unready() {
+            Ok(now) => last = now,
+            Err(error) => return Some(Err(error)),
+        }
+        last.is_empty().then_some(Ok(true))
     });
     match ready {
-        Some(true) => Ok(()),
-        Some(false) => Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping")),
+        Some(Ok(true)) => Ok(()),
+        Some(Err(error)) => Err(error),
+        Some(Ok(false)) => Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping")),
         None => Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), last.join(", ")))),
     }
 }

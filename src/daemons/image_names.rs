@@ -30,7 +30,8 @@ const PATIENCE: u32 = 10;
 const STEP: Duration = Duration::from_millis(100);
 /// Prefix, before the digest, of the name that dockerd gives to an image that would be left without one.
 const DANGLING: &str = "moby-dangling@";
-const ID: &str = "sha256:";
+/// Prefix of the names that the CRI plugin gives.
+pub const ID: &str = "sha256:";
 
 /// Follows containerd in a thread of its own, which sleeps until something happens to an image.
 pub fn keep(init: &Arc<Init>) -> Result<()> {

@@ -12,6 +12,21 @@ use crate::node::mounts;
 /// The pods' bridge.
 pub const BRIDGE: &str = "cni0";
 
+/// Where the host-local plugin keeps allocations unless its configuration says otherwise, and where containerd's client
+/// of the plugins keeps results.
+const ALLOCATIONS: [&str; 2] = ["/var/lib/cni/networks", "/var/lib/cni/results"];
+
+/// Removes the allocations of pods that are gone, of another network than ours: at a start there are no pods.
+pub fn forget_addresses() -> Result<()> {
+    for path in ALLOCATIONS {
+        match fs::remove_dir_all(path) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("clear", path, cause)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Writes the plugin list. Address allocations are in /run, which is cleared at a restart, as are the pods.
 pub fn write(mtu: u32, subnet: &str) -> Result<()> {
     mounts::make_dir(CNI_CONF_DIR)?;

@@ -23,10 +23,10 @@ use std::time::Duration;
 use nix::sys::socket::{connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, SockaddrIn};
 use nix::sys::time::TimeVal;
 
-use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR, SERVICE_SUBNET};
+use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::hosts::{self, Question};
-use crate::node::mounts;
+use crate::node::{cluster_network, mounts};
 use crate::supervisor::reaper;
 
 const PORT: u16 = 53;
@@ -86,7 +86,7 @@ fn servers(resolv_conf: &str) -> Vec<IpAddr> {
 }
 
 fn is_shadowed(server: &IpAddr) -> bool {
-    matches!(server, IpAddr::V4(server) if subnets_overlap(SERVICE_SUBNET, *server, u32::MAX))
+    matches!(server, IpAddr::V4(server) if subnets_overlap(&cluster_network::current().service_subnet, *server, u32::MAX))
 }
 
 /// Whether a pod can reach a server.

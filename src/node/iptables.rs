@@ -7,9 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::config::{Config, API_PORT, API_SERVICE_IP, RUN_DIR};
+use crate::config::{Config, API_PORT, RUN_DIR};
 use crate::error::{Error, Result};
-use crate::node::mounts;
+use crate::node::{cluster_network, mounts};
 use crate::supervisor::reaper;
 
 /// Not empty: legacy. Empty: the image's default, which is nft. Not set: the one that works.
@@ -66,7 +66,7 @@ impl Iptables {
 /// that, as CoreDNS does, loses its first packet, and TCP retransmits only after a second.
 pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()> {
     let to = format!("{static_ip}:{API_PORT}");
-    let service = API_SERVICE_IP.to_string();
+    let service = cluster_network::current().api_service_ip().to_string();
     for chain in ["PREROUTING", "OUTPUT"] {
         let rule = [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
         let run = |verb: &str| {

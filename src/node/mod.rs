@@ -2,6 +2,7 @@
 
 pub mod capacity;
 pub mod cgroup;
+pub mod cluster_network;
 pub mod cni;
 pub mod dns_forwarder;
 pub mod hostpath;
@@ -9,6 +10,7 @@ pub mod hosts;
 pub mod insecure_registry;
 pub mod iptables;
 pub mod kubelet_view;
+pub mod leavings;
 pub mod limits;
 pub mod mounts;
 pub mod names;

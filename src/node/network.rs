@@ -11,8 +11,9 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use crate::config::{same_subnet, subnets_overlap, POD_SUBNET, POD_SUBNETS, POLL, SERVICE_SUBNET};
+use crate::config::{same_subnet, subnets_overlap, POD_SUBNET, POD_SUBNETS, POLL};
 use crate::error::{Error, Result};
+use crate::node::cluster_network;
 use crate::node::cni::BRIDGE;
 use crate::node::iptables::Iptables;
 use crate::supervisor::reaper;
@@ -84,11 +85,16 @@ pub fn route_services(interface: &str) -> Result<()> {
         return Ok(());
     }
     log::info!(target: "network", "no route leads out of this container: nothing can be pulled");
-    reaper::run(Command::new("ip").args(["route", "replace", SERVICE_SUBNET, "dev", interface])).map(drop)
+    reaper::run(Command::new("ip").args(["route", "replace", &cluster_network::current().service_subnet, "dev", interface])).map(drop)
 }
 
-/// The subnet for pods: the first one that does not overlap with a network of the container.
+/// The subnet for pods: the one that was baked, unless it is the default; then the first one that does not overlap with
+/// a network of the container.
 pub fn pod_subnet() -> Result<&'static str> {
+    let network = cluster_network::current();
+    if network.pod_subnet != POD_SUBNET || !network.has_bridge {
+        return Ok(&network.pod_subnet);
+    }
     let addresses = addresses()?;
     let (subnet, taken) = choose_pod_subnet(&addresses);
     if let Some(by) = taken {

@@ -49,7 +49,7 @@ pub enum Pods {
     Ready,
 }
 
-/// The user's own manifests and scripts.
+/// The user's own images, manifests and scripts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Extensions {
     /// They are not done yet; this is what is not Ready of them.
@@ -107,7 +107,9 @@ impl State {
         }
         if waiting.is_empty() {
             match &self.extensions {
-                Extensions::Waiting(what) if what.is_empty() => waiting.push("the manifests and scripts of this image or job".into()),
+                Extensions::Waiting(what) if what.is_empty() => {
+                    waiting.push("the images, manifests and scripts of this image or job".into())
+                }
                 Extensions::Waiting(what) => waiting.extend(what.iter().cloned()),
                 Extensions::Done => {}
             }

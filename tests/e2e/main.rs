@@ -29,9 +29,11 @@ mod engine;
 mod extensions;
 mod failures;
 mod following;
+mod host_files;
 mod image;
 mod image_names;
 mod interrupt;
+mod keeping;
 mod load_balancer;
 mod nested;
 mod networks;
@@ -48,6 +50,8 @@ mod secrets;
 #[allow(dead_code, reason = "only the tests of downloads use its faults")]
 #[path = "../common/server.rs"]
 mod server;
+mod settings;
+mod storage;
 mod store;
 mod volumes;
 mod watch;
