@@ -120,7 +120,7 @@ bake() {
   [ ! -f "$images" ] || docker cp "$images" "$container:/images.sh" >/dev/null
   begin "copying the bundle into it"
   # Copied onto the volume, which the commit leaves out.
-  for part in bundle.env bin cni images manifests; do
+  for part in bundle.env bin cni images manifests criu; do
     [ ! -e "$directory/$part" ] || attend docker cp "$directory/$part" "$container:/var/lib/docker/bundle/" >/dev/null
   done
   begin "baking Kubernetes $version"

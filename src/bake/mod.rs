@@ -5,6 +5,7 @@
 mod bolt;
 mod bundle;
 mod certificates;
+mod criu;
 mod etcd;
 mod finish;
 mod home;
@@ -13,6 +14,8 @@ mod images;
 mod kubeadm;
 mod manifest;
 mod pack;
+mod save;
+mod stand_ins;
 mod versions;
 
 use std::fs;
@@ -55,6 +58,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let home = home::set_apart()?;
     let network = boot::prepare_node(&init.config, static_ip)?;
     bundle.install()?;
+    let saves = criu::install(&bundle)?;
     dockerd::require_version()?;
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names)?;
     let pause = kubeadm.pause_image()?;
@@ -75,6 +79,9 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     step("certificates and manifests written", || {
         certificates::create_cas()?;
         kubeadm.write_node()?;
+        if saves {
+            stand_ins::put()?;
+        }
         certificates::make_ours(static_ip)
     })?;
     let kubelet = init.supervise(kubelet::spec(static_ip, KubeletView::default(), network.iptables.clone(), vec![]))?;
@@ -104,8 +111,12 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
 
     let names = certificates::names_of_api_server()?;
     let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, names)?;
+    let running = save::look();
     step("cluster stopped", || finish::stop_cluster(init, &api))?;
     step("store packed", pack::pack)?;
+    if saves {
+        save::control_plane(running, static_ip);
+    }
     finish::clean_up(init)?;
     finish::write(&cluster)
 }

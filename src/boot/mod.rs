@@ -33,6 +33,7 @@ use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cni, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
+use crate::restore::start as restore;
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
@@ -103,6 +104,11 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     clients.warn();
     clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(Path::new("/")));
+    // Beside everything up to kubelet, which is to find its API server when it first looks.
+    if let Err(error) = control_plane::show_late_manifests(Path::new(STATIC_POD_DIR)) {
+        log::warn!(target: "boot", "{error}");
+    }
+    let restore = restore::begin(init, cluster.static_ip)?;
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
@@ -120,9 +126,11 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
-    if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
-        // For example because the user has mounted a manifest.
-        log::warn!(target: "boot", "the whole control plane starts at once: {error}");
+    if !restore.is_done() {
+        if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
+            // For example because the user has mounted a manifest.
+            log::warn!(target: "boot", "the whole control plane starts at once: {error}");
+        }
     }
     init.supervise(kubelet::spec(
         cluster.static_ip,
