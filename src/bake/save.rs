@@ -34,8 +34,9 @@ const HEALTH_PORTS: [u16; 2] = [10257, 10259];
 /// How long the programs have after their last answer to finish what it began, such as closing the connection.
 const SETTLING: Duration = Duration::from_secs(2);
 /// The capabilities of a container's processes (docs.docker.com, "Runtime privilege and Linux capabilities"): the
-/// programs have no others as pods, and a machine may withhold others.
-const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
+/// programs have no others as pods, and a machine may withhold others. CRIU needs one more, because it asks each process
+/// for a /proc of its own PID namespace, which only CAP_SYS_ADMIN may mount.
+const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap,+sys_admin";
 /// Go 1.24 and later listen with MPTCP, which CRIU cannot save; Go 1.25 and later keep a file of the cgroup open, whose
 /// path another container may not have.
 const GODEBUG: &str = "multipathtcp=0,containermaxprocs=0";
@@ -205,7 +206,7 @@ fn run_and_dump(running: &[Running], root: i32, machine: Machine, static_ip: Ipv
     let ports = ports_of(root)?;
     reaper::run(&mut criu::dump(root, Path::new(RESTORED_DIR))).map_err(|error| {
         let log = fs::read_to_string(Path::new(RESTORED_DIR).join(criu::LOG)).unwrap_or_default();
-        Error::new(criu::last_error(&log).map_or_else(|| error.to_string(), |error| format!("CRIU: {error}")))
+        Error::new(criu::error_in(&log).map_or_else(|| error.to_string(), |error| format!("CRIU: {error}")))
     })?;
     Saved::describe(machine, programs, ports)
 }

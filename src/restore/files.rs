@@ -1,9 +1,9 @@
 //! Files that the programs had open when they were saved. CRIU opens them again, and refuses one of another size; so
 //! every start gets them as they were, and what an earlier start of the same container has written is gone.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,41 @@ pub struct SavedFile {
     /// The length of the file itself, in which zeros follow.
     size: u64,
     mode: u32,
+}
+
+/// A directory that the programs had open, or in which they had files.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SavedDirectory {
+    path: PathBuf,
+    mode: u32,
+}
+
+/// Every directory below one.
+pub fn directories_below(directory: &Path) -> Result<Vec<SavedDirectory>> {
+    let mut found = vec![];
+    collect_directories(directory, &mut found).map_err(|cause| Error::io("list", directory, cause))?;
+    Ok(found)
+}
+
+fn collect_directories(directory: &Path, found: &mut Vec<SavedDirectory>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(SavedDirectory { path: entry.path(), mode: entry.metadata()?.mode() & 0o7777 });
+            collect_directories(&entry.path(), found)?;
+        }
+    }
+    Ok(())
+}
+
+impl SavedDirectory {
+    pub fn put(&self) -> Result<()> {
+        let put = || {
+            fs::create_dir(&self.path)?;
+            fs::set_permissions(&self.path, Permissions::from_mode(self.mode))
+        };
+        put().map_err(|cause| Error::io("create the directory", &self.path, cause))
+    }
 }
 
 /// Copies files into the image.
@@ -55,10 +90,11 @@ impl SavedFile {
     /// Writes the file as it was saved.
     pub fn put(&self) -> Result<()> {
         let put = || {
-            fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
             let mut bytes = Vec::new();
             File::open(self.copy())?.read_to_end(&mut bytes)?;
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(self.mode).open(&self.path)?;
+            // The process's own mask may have taken some of it.
+            file.set_permissions(Permissions::from_mode(self.mode))?;
             file.write_all(&bytes)?;
             file.set_len(self.size)
         };

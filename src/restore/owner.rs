@@ -51,8 +51,12 @@ pub enum Answer {
     /// Become the program.
     Plain,
     /// Stand for it; its log is new from this offset on.
-    Restored { log_from: u64 },
-    Ended { status: i32 },
+    Restored {
+        log_from: u64,
+    },
+    Ended {
+        status: i32,
+    },
 }
 
 pub fn socket() -> PathBuf {

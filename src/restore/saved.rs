@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ETCD_DIR, KUBERNETES_DIR, PKI_DIR, RESTORED_DIR, RESTORE_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
-use crate::restore::files::{self, SavedFile};
+use crate::node::mounts;
+use crate::restore::files::{self, SavedDirectory, SavedFile};
 use crate::restore::machine::Machine;
 use crate::restore::PROGRAMS;
 
@@ -31,6 +32,7 @@ pub struct Saved {
     pub images: BTreeMap<String, u64>,
     /// The files that the programs had open for writing, etcd's data among them.
     pub files: Vec<SavedFile>,
+    pub directories: Vec<SavedDirectory>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -70,7 +72,8 @@ impl Saved {
         let logs = PROGRAMS.map(log_of);
         let mut open = logs.to_vec();
         open.extend(files::below(Path::new(ETCD_DIR))?);
-        Ok(Saved { machine, programs, ports, inputs: inputs()?, images: sizes(&images_dir())?, files: files::save(&open)? })
+        let directories = files::directories_below(Path::new(ETCD_DIR))?;
+        Ok(Saved { machine, programs, ports, inputs: inputs()?, images: sizes(&images_dir())?, files: files::save(&open)?, directories })
     }
 
     /// Writes the description, which makes the state count: without it, an image has none.
@@ -96,6 +99,8 @@ impl Saved {
     /// Puts the files where the programs have them open, as they were.
     pub fn put_files(&self) -> Result<()> {
         clear(Path::new(ETCD_DIR))?;
+        mounts::make_dir(RESTORED_DIR)?;
+        self.directories.iter().try_for_each(SavedDirectory::put)?;
         self.files.iter().try_for_each(SavedFile::put)
     }
 }

@@ -119,7 +119,7 @@ fn bring_back(saved: &Saved, waited: &mut Stopwatch) -> Result<i32> {
         root => {
             root.into_iter().for_each(tree::kill);
             let log = fs::read_to_string(work.join(criu::LOG)).unwrap_or_default();
-            let error = criu::last_error(&log).unwrap_or("its log has no error");
+            let error = criu::error_in(&log).unwrap_or("its log has no error");
             let kernels = format!("saved on Linux {}", saved.machine.kernel);
             Err(Error::new(format!("CRIU {}: {error} ({kernels})", reaper::describe(status))))
         }
