@@ -15,7 +15,6 @@ mod kubeadm;
 mod manifest;
 mod pack;
 mod save;
-mod stand_ins;
 mod versions;
 
 use std::fs;
@@ -80,7 +79,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         certificates::create_cas()?;
         kubeadm.write_node()?;
         if saves {
-            stand_ins::put()?;
+            save::put_stand_ins()?;
         }
         certificates::make_ours(static_ip)
     })?;

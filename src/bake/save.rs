@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::bake::manifest;
 use crate::cluster::api::Api;
-use crate::config::{CREDENTIALS_DIR, ETCD_DIR, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STORE_DIR};
+use crate::config::{CREDENTIALS_DIR, ETCD_DIR, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::node::mounts;
@@ -26,6 +27,8 @@ use crate::supervisor::reaper;
 
 /// The label that kubelet puts on its containers.
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+/// The path of this program, in the image and in the containers.
+const INIT: &str = "/usr/local/bin/kind";
 /// How long each of the programs may take to answer. A machine that needs more would save a cluster that has lost its
 /// node: the controller-manager gives up kubelet, which does not run now, after 40 s.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -76,6 +79,19 @@ pub struct Running {
     modified: i64,
 }
 
+/// Makes the control plane's containers run `kind stand-in`, which stands for the restored program or becomes it.
+pub fn put_stand_ins() -> Result<()> {
+    let put = |name: &&str| {
+        manifest::edit(name, |pod| {
+            pod.run_through(&[INIT, STAND_IN, name]);
+            pod.mount_file("kind", INIT);
+            pod.mount("restored", RESTORED_DIR);
+            Ok(())
+        })
+    };
+    PROGRAMS.iter().try_for_each(put)
+}
+
 /// Looks at the running control plane. Called before it is stopped.
 pub fn look() -> Result<Vec<Running>> {
     let tasks = ctr(&["tasks", "ls"])?;
@@ -83,6 +99,11 @@ pub fn look() -> Result<Vec<Running>> {
 }
 
 fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
+    let pod = manifest::read(name)?;
+    if let Some(path) = pod.path_of_its_own() {
+        return Err(Error::new(format!("the static pod {name} has a {path} of its own, which the node has not")));
+    }
+    let own_variables = pod.variables();
     let ids = containerd::pod_containers(Some((CONTAINER_NAME, name)))?;
     let pid = |line: &str| {
         let mut fields = line.split_whitespace();
@@ -97,7 +118,8 @@ fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
         text.split_terminator('\0').map(str::to_string).collect()
     };
     let variables = strings(read("environ")?);
-    let kept = variables.iter().filter_map(|variable| variable.split_once('=')).filter(|(name, _)| KEPT_VARIABLES.contains(name));
+    let kept = variables.iter().filter_map(|variable| variable.split_once('='));
+    let kept = kept.filter(|(name, _)| KEPT_VARIABLES.contains(name) || own_variables.contains(name));
     let mut environment = vec![("PATH".to_string(), PATH.to_string()), ("GODEBUG".to_string(), GODEBUG.to_string())];
     environment.extend(kept.map(|(name, value)| (name.to_string(), value.to_string())));
     let executable = proc.join("exe");

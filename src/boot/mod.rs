@@ -126,7 +126,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
-    if !restore.is_done() {
+    if !restore.finish() {
         if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
             // For example because the user has mounted a manifest.
             log::warn!(target: "boot", "the whole control plane starts at once: {error}");

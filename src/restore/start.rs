@@ -27,7 +27,7 @@ pub struct Restore(JoinHandle<bool>);
 
 impl Restore {
     /// Whether the control plane runs restored. Returns soon in any case.
-    pub fn is_done(self) -> bool {
+    pub fn finish(self) -> bool {
         self.0.join().unwrap_or(false)
     }
 }
