@@ -1,6 +1,7 @@
 //! Restores beside the rest of the boot, and falls back to a plain start whenever anything is not as it should be.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -11,6 +12,7 @@ use crate::cluster::api::Api;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
 use crate::node::scratch;
+use crate::readiness::files::CONTROL_PLANE;
 use crate::restore::machine::{self, Machine};
 use crate::restore::saved::{self, Saved};
 use crate::restore::{criu, owner, tree};
@@ -26,70 +28,73 @@ pub const RESTORED: &str = "restored";
 pub struct Restore(JoinHandle<bool>);
 
 impl Restore {
-    /// Whether the control plane runs restored. Returns soon in any case.
+    /// Waits until it is done or given up, which takes 5 s at most. Returns whether the control plane runs restored.
     pub fn finish(self) -> bool {
         self.0.join().unwrap_or(false)
     }
 }
 
-/// Begins to restore, if there is a reason to. The node must be prepared: its address is there, and /etc/kubernetes
-/// and etcd's directory are.
-pub fn begin(init: &Arc<Init>, static_ip: std::net::Ipv4Addr) -> Result<Restore> {
+/// Begins to restore the control plane. `None` if there is a reason not to. The node must be prepared: its address is
+/// there, and so are /etc/kubernetes and etcd's directory.
+pub fn begin(init: &Arc<Init>, static_ip: Ipv4Addr) -> Result<Option<Restore>> {
+    let began = Instant::now();
+    let saved = match saved_for(init) {
+        Ok(saved) => saved,
+        Err(error) => {
+            report_plain(init, &error.to_string(), began);
+            return Ok(None);
+        }
+    };
     let ours = init.clone();
-    let body = move || {
-        let began = Instant::now();
-        let why = match restore(&ours, static_ip) {
-            Ok(Outcome::Restored) => {
-                let seconds = began.elapsed().as_secs_f64();
-                log::info!(target: "restore", "etcd, the API server, the controller-manager and the scheduler restored in {seconds:.2} s");
-                return true;
-            }
-            Ok(Outcome::Refused(why)) => why,
-            Err(error) => error.to_string(),
-        };
-        log::info!(target: "restore", "the control plane is started, not restored: {why} ({:.2} s)", began.elapsed().as_secs_f64());
-        false
+    let body = move || match restore(&ours, &saved, static_ip) {
+        Ok(()) => {
+            let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
+            log::info!(target: "restore", "the control plane is {what}");
+            ours.readiness.milestone(RESTORED);
+            ours.readiness.publish(CONTROL_PLANE, what.as_bytes());
+            true
+        }
+        Err(error) => {
+            report_plain(&ours, &error.to_string(), began);
+            false
+        }
     };
     let started = thread::Builder::new().name("restore".into()).spawn(body);
-    started.map(Restore).map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
+    started.map(|thread| Some(Restore(thread))).map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
 }
 
-enum Outcome {
-    Restored,
-    Refused(String),
+fn report_plain(init: &Init, why: &str, began: Instant) {
+    log::info!(target: "restore", "the control plane is started, not restored, after {:.2} s: {why}", began.elapsed().as_secs_f64());
+    init.readiness.publish(CONTROL_PLANE, format!("started, not restored: {why}").as_bytes());
 }
 
-fn restore(init: &Arc<Init>, static_ip: std::net::Ipv4Addr) -> Result<Outcome> {
+/// The saved state, if it can be restored here and now.
+///
+/// # Errors
+/// It cannot, and the error is the reason.
+fn saved_for(init: &Init) -> Result<Saved> {
     if !init.config.restore {
-        return Ok(Outcome::Refused("KIND_RESTORE=0".into()));
+        return Err(Error::new("KIND_RESTORE=0"));
     }
-    let Some(saved) = Saved::load()? else { return Ok(Outcome::Refused("this image was baked without a saved state".into())) };
-    if let Some(why) = refusal(&saved, &Machine::here()) {
-        return Ok(Outcome::Refused(why));
+    let saved = Saved::load()?.ok_or_else(|| Error::new("the image was baked without a saved state"))?;
+    match refusal(&saved, &Machine::here()) {
+        Some(why) => Err(Error::new(why)),
+        None => Ok(saved),
     }
+}
+
+fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr) -> Result<()> {
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     let mut waited = Stopwatch::start();
-    let restored = saved.put_files().and_then(|()| bring_back(&saved, &mut waited));
-    let restored = restored.and_then(|root| match take_over(init, &saved, root, &api, &mut waited) {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            tree::kill(root);
-            Err(error)
-        }
-    });
-    match restored {
-        Ok(()) => {
-            init.readiness.milestone(RESTORED);
-            Ok(Outcome::Restored)
-        }
-        Err(error) => {
-            // Nothing of it may be left: the plain start begins with the data that the bake has left.
-            let _ = fs::remove_file(owner::socket());
-            saved::clear(Path::new(ETCD_DIR))?;
-            scratch::seed(ETCD_DIR)?;
-            Err(error)
-        }
+    let root = saved.put_files().and_then(|()| bring_back(saved, &mut waited));
+    let restored = root.and_then(|root| take_over(init, saved, root, &api, &mut waited).inspect_err(|_| tree::kill(root)));
+    if restored.is_err() {
+        // Nothing of it may be left: the plain start begins with the data that the bake has left.
+        let _ = fs::remove_file(owner::socket());
+        saved::clear(Path::new(ETCD_DIR))?;
+        scratch::seed(ETCD_DIR)?;
     }
+    restored
 }
 
 /// Why the saved state must not be restored here, if so.
