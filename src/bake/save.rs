@@ -2,9 +2,9 @@
 //! leaves an image whose control plane is started the plain way.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -125,6 +125,11 @@ fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
     let executable = proc.join("exe");
     let path = fs::read_link(&executable).map_err(|cause| Error::io("read", &executable, cause))?;
     let metadata = fs::metadata(&executable).map_err(|cause| Error::io("read", &executable, cause))?;
+    let user = fs::metadata(&proc).map_err(|cause| Error::io("read", &proc, cause))?.uid();
+    if user != 0 {
+        // Its stand-in could not reach the owner.
+        return Err(Error::new(format!("{name} runs as user {user}, and only root's programs are saved")));
+    }
     Ok(Running { name, argv: strings(read("cmdline")?), environment, path, size: metadata.len(), modified: metadata.mtime() })
 }
 
@@ -175,6 +180,10 @@ fn save(running: &[Running], static_ip: Ipv4Addr) -> Result<u64> {
     if let Some(why) = machine.lacks() {
         return Err(Error::new(why));
     }
+    // The memory that is saved has the cluster's keys in it.
+    mounts::make_dir(RESTORE_DIR)?;
+    let private = fs::set_permissions(RESTORE_DIR, Permissions::from_mode(0o700));
+    private.map_err(|cause| Error::io("make private", RESTORE_DIR, cause))?;
     mounts::make_dir(saved::images_dir())?;
     mounts::make_dir(RESTORED_DIR)?;
     let root = start_parent(running)?;

@@ -1,7 +1,8 @@
 //! What the bake has saved: `/kind/restore/saved.json`, and the files that it describes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,9 @@ impl Saved {
     pub fn put_files(&self) -> Result<()> {
         clear(Path::new(ETCD_DIR))?;
         mounts::make_dir(RESTORED_DIR)?;
+        // As for the logs of pods, and for whoever may claim a program.
+        let private = fs::set_permissions(RESTORED_DIR, Permissions::from_mode(0o700));
+        private.map_err(|cause| Error::io("make private", RESTORED_DIR, cause))?;
         self.directories.iter().try_for_each(SavedDirectory::put)?;
         self.files.iter().try_for_each(SavedFile::put)
     }

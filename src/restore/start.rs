@@ -21,6 +21,8 @@ use crate::supervisor::Init;
 
 /// An API server that does not answer this long after the restore began is given up.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Each question whether it answers.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// The milestone at which the restored API server answers.
 pub const RESTORED: &str = "restored";
 
@@ -136,7 +138,8 @@ fn take_over(init: &Arc<Init>, saved: &Saved, root: i32, api: &Api, waited: &mut
     reaper::adopt(root);
     let processes = tree::find(root, saved)?;
     let left = LIMIT.saturating_sub(waited.elapsed());
-    reaper::poll(POLL, left, || (init.shutdown.stopping() || api.is_ready()).then_some(()))
+    let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
+    reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
     owner::start(init, saved, processes)
 }

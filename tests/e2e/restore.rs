@@ -192,7 +192,10 @@ fn a_second_start_restores_again_from_fresh_files() {
     assert_eq!(cluster.container.logs().matches(RESTORED).count(), 3);
 }
 
-/// What is made different about a container before it starts, the reason that it gives, and how long it may take to.
+/// A container's arguments, what is made different about it before it starts, the reason that it gives, and how many
+/// seconds it may take to.
+type Case<'a> = (&'a [&'a str], &'a dyn Fn(&Cluster), &'a str, f64);
+
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
@@ -208,7 +211,7 @@ fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
         std::fs::set_permissions(&file, permissions).expect("it is ours");
         cluster.container.copy_to(&file, path);
     };
-    let cases: [(&[&str], &dyn Fn(&Cluster), &str, f64); 6] = [
+    let cases: [Case; 6] = [
         (&["--env", "KIND_RESTORE=0"], &nothing, "KIND_RESTORE=0", REFUSAL_LIMIT),
         (
             &[],
