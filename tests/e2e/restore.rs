@@ -26,8 +26,14 @@ fn is_saved() -> bool {
     saved
 }
 
+/// What the kernel keeps of a program's name (proc_pid_comm(5)).
+fn comm(program: &str) -> &str {
+    &program[..program.len().min(15)]
+}
+
 /// The process of a program that runs outside of every container: its own PID namespace has the saved parent as PID 1.
 fn restored(cluster: &Cluster, program: &str) -> Option<String> {
+    let program = comm(program);
     let script =
         format!("for pid in $(pgrep -x {program}); do grep -q parent /proc/$(cut -d ' ' -f 4 /proc/$pid/stat)/comm && echo $pid; done");
     let found = cluster.container.exec(&["sh", "-c", &script]).stdout.trim().to_string();
@@ -42,7 +48,7 @@ fn restarts(cluster: &Cluster, program: &str) -> String {
 /// Waits until a program has been started the plain way, and the cluster is ready with it.
 fn wait_until_plain(cluster: &Cluster, program: &str) {
     wait_for(&format!("a {program} that is not restored"), LIMIT, || {
-        let runs = cluster.container.exec(&["pgrep", "-x", "-c", program]).stdout.trim() == "1";
+        let runs = cluster.container.exec(&["pgrep", "-x", "-c", comm(program)]).stdout.trim() == "1";
         (runs && restored(cluster, program).is_none()).then_some(())
     });
     wait_for(&format!("readiness after {program}"), LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
