@@ -28,8 +28,8 @@ Environment variables:
   KIND_NODE_TAINTS    the node's taints, such as dedicated=ci:NoSchedule
   KIND_IMAGES         the script that pulls the images to bake in (default images.sh next to build.sh)
   KIND_HOOKS          the directory of before-cluster.sh and after-cluster.sh (default hooks next to build.sh)
-Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, IMAGE_REGISTRY,
-DEBIAN_IMAGE, DEBIAN_MIRROR, RUST_IMAGE, CRATES_MIRROR, KIND_INIT, KIND_CACHE, KIND_STALL;
+Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, IMAGE_REGISTRY, DEBIAN_IMAGE, DEBIAN_MIRROR, CRIU_URL,
+CRIU_ARCHIVE_URL, RUST_IMAGE, CRATES_MIRROR, KIND_INIT, KIND_CACHE, KIND_STALL;
 see docs/settings.md.
 TEXT
 }
@@ -42,6 +42,8 @@ TEXT
 . "$here/scripts/download.sh"
 # shellcheck source=scripts/pull.sh
 . "$here/scripts/pull.sh"
+# shellcheck source=scripts/criu.sh
+. "$here/scripts/criu.sh"
 # shellcheck source=scripts/bundle.sh
 . "$here/scripts/bundle.sh"
 # shellcheck source=scripts/image.sh
@@ -136,6 +138,7 @@ elif [ ! -f "$inputs/bundle.env" ]; then
   begin "pulling the images of Kubernetes $version from $IMAGE_REGISTRY"
   pull_images "$inputs" "$node"
 fi
+[ -f "$inputs/SHA256SUMS" ] || add_criu "$inputs"
 if [ -n "$bundle_only" ]; then
   complete_bundle "$inputs" "$node" "$init" "$bundle"
   exit

@@ -121,7 +121,7 @@ bake() {
   [ -z "${KIND_KUBEADM:-}" ] || docker cp "$KIND_KUBEADM" "$container:/hooks/kubeadm.yaml" >/dev/null
   begin "copying the bundle into it"
   # Copied onto the volume, which the commit leaves out.
-  for part in bundle.env bin cni images manifests; do
+  for part in bundle.env bin cni images manifests criu; do
     [ ! -e "$directory/$part" ] || attend docker cp "$directory/$part" "$container:/var/lib/docker/bundle/" >/dev/null
   done
   begin "baking Kubernetes $version"

@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::bake::Bake;
-use crate::config::{EXEC_WITH_SOCKET, EXEC_WITH_VIEW};
+use crate::config::{EXEC_WITH_SOCKET, EXEC_WITH_VIEW, PARENT, STAND_IN};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 
@@ -36,6 +36,7 @@ Environment:
                  more arguments for the daemons, separated by spaces
   KIND_ENFORCE_CAPACITY  1: the node is as large as the container's own limits
   KIND_SYSCTLS   0: leave the machine's kernel settings alone
+  KIND_RESTORE   0: start the control plane instead of restoring it
   KIND_REGISTRY, KIND_REGISTRY_USER, KIND_REGISTRY_PASSWORD or KIND_REGISTRY_PASSWORD_FILE
                  a registry to be logged in to, for docker in here and for pods
   KIND_REGISTRY_CA, KIND_REGISTRY_MIRROR
@@ -50,6 +51,10 @@ pub enum Invocation {
     Healthcheck,
     ExecWithSocket(Vec<String>),
     ExecWithView(Vec<String>),
+    /// The program's name and arguments.
+    StandIn(String, Vec<String>),
+    /// What to start, in JSON.
+    Parent(String),
     Help,
     Version,
 }
@@ -79,6 +84,8 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["healthcheck"] => Ok(Invocation::Healthcheck),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
         [EXEC_WITH_VIEW, ..] => Ok(Invocation::ExecWithView(arguments[1..].to_vec())),
+        [STAND_IN, name, ..] => Ok(Invocation::StandIn(name.to_string(), arguments[2..].to_vec())),
+        [PARENT, programs] => Ok(Invocation::Parent(programs.to_string())),
         [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
         [word, ..] => Err(usage(format!("unknown subcommand {word}"))),
     }

@@ -16,6 +16,9 @@ pub const STORE_DIR: &str = "/kind/store";
 pub const BAKED_IMAGES: &str = "/kind/image-names";
 pub const SEED_DIR: &str = "/kind/seed";
 pub const CREDENTIALS_DIR: &str = "/kind/credentials";
+/// The saved control plane (`restore`), and the CRIU that restores it.
+pub const RESTORE_DIR: &str = "/kind/restore";
+pub const CRIU_DIR: &str = "/kind/criu";
 
 // The user's paths, processed before kubernetes-ready is served: images once Docker answers, the rest once the
 // cluster is up.
@@ -32,6 +35,8 @@ pub const RUN_DIR: &str = "/run/kind";
 pub const CRI_CERTS_DIR: &str = "/run/kind/certs.d";
 /// Where kubelet reads the pods' name servers.
 pub const RESOLV_CONF: &str = "/run/kind/resolv.conf";
+/// The logs of the restored control plane, and the socket of its owner.
+pub const RESTORED_DIR: &str = "/run/kind/restored";
 /// dockerd's data root; a volume, as in docker:dind.
 pub const DOCKER_DIR: &str = "/var/lib/docker";
 /// Our part of that volume: containerd's root and the directories that are written to often.
@@ -70,6 +75,12 @@ pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16"
 pub const EXEC_WITH_SOCKET: &str = "exec-with-socket";
 /// Shows kubelet the container's limits and copies of kernel settings.
 pub const EXEC_WITH_VIEW: &str = "exec-with-view";
+
+// More of them, for the restored control plane.
+/// The command of its containers.
+pub const STAND_IN: &str = "stand-in";
+/// The process above its programs.
+pub const PARENT: &str = "restored-parent";
 
 // Ports.
 pub const API_PORT: u16 = 8443;
@@ -110,13 +121,14 @@ pub const KUBELET_ARGS: &str = "KIND_KUBELET_ARGS";
 pub const DOCKERD_ARGS: &str = "KIND_DOCKERD_ARGS";
 pub const ENFORCE_CAPACITY: &str = "KIND_ENFORCE_CAPACITY";
 pub const SYSCTLS: &str = "KIND_SYSCTLS";
+pub const RESTORE: &str = "KIND_RESTORE";
 pub const REGISTRY: &str = "KIND_REGISTRY";
 pub const REGISTRY_USER: &str = "KIND_REGISTRY_USER";
 pub const REGISTRY_PASSWORD: &str = "KIND_REGISTRY_PASSWORD";
 pub const REGISTRY_PASSWORD_FILE: &str = "KIND_REGISTRY_PASSWORD_FILE";
 pub const REGISTRY_CA: &str = "KIND_REGISTRY_CA";
 pub const REGISTRY_MIRROR: &str = "KIND_REGISTRY_MIRROR";
-const SETTINGS: [&str; 14] = [
+const SETTINGS: [&str; 15] = [
     LISTEN,
     LOG,
     READY_TIMEOUT,
@@ -125,6 +137,7 @@ const SETTINGS: [&str; 14] = [
     DOCKERD_ARGS,
     ENFORCE_CAPACITY,
     SYSCTLS,
+    RESTORE,
     REGISTRY,
     REGISTRY_USER,
     REGISTRY_PASSWORD,
@@ -182,6 +195,8 @@ pub struct Config {
     pub enforce_capacity: bool,
     /// Whether kernel settings of the machine may be changed (`KIND_SYSCTLS`).
     pub sysctls: bool,
+    /// Whether a saved control plane is restored (`KIND_RESTORE`).
+    pub restore: bool,
     /// For the log: settings that have no effect.
     pub warnings: Vec<String>,
 }
@@ -218,6 +233,7 @@ impl Config {
             dockerd_arguments: words(get(DOCKERD_ARGS)),
             enforce_capacity,
             sysctls: get(SYSCTLS).map_or(Ok(true), |text| parse_switch(SYSCTLS, &text))?,
+            restore: get(RESTORE).map_or(Ok(true), |text| parse_switch(RESTORE, &text))?,
             warnings,
         })
     }

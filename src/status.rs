@@ -5,7 +5,7 @@ use crate::cluster::wait;
 use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, CREDENTIALS_DIR, STATE_DIR};
 use crate::error::Result;
-use crate::readiness::files::{DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
+use crate::readiness::files::{CONTROL_PLANE, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,9 @@ pub fn text() -> Result<String> {
     let states = States::read()?;
     let yes_no = |name| if states.exists(name) { "yes" } else { "no" };
     let mut text = format!("docker-ready      {}\nkubernetes-ready  {}\n", yes_no(DOCKER_READY), yes_no(KUBERNETES_READY));
+    if let Some(how) = states.text(CONTROL_PLANE) {
+        text.push_str(&format!("control plane     {how}\n"));
+    }
     if let Some(why) = states.text(FAILED) {
         text.push_str(&format!("failed            {}\n", why.trim_end()));
     }

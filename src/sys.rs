@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
@@ -210,4 +210,21 @@ pub fn trim_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Opens a descriptor that stands for a process (pidfd_open(2), Linux 5.3).
+pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers; the descriptor that it returns is new and nobody else's.
+    unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, pid, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as RawFd)),
+        }
+    }
+}
+
+/// Sends a signal to the process that a descriptor stands for, if it has not ended (pidfd_send_signal(2)).
+pub fn signal_descriptor(process: &OwnedFd, signal: i32) {
+    // SAFETY: the descriptor is open, and no memory is passed.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0) };
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "error",
     "sys",
     "listen",
@@ -19,6 +19,7 @@ const ORDER: [&str; 16] = [
     "node",
     "daemons",
     "cluster",
+    "restore",
     "boot",
     "bake",
     "status",

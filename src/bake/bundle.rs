@@ -1,6 +1,6 @@
 //! The bundle: a directory with everything that a bake needs from outside.
 //!
-//! `bundle.env` (version, architecture), `bin/`, `cni/`, `images/*.tar`, and `manifests/*.yaml`. build.sh
+//! `bundle.env` (version, architecture), `bin/`, `cni/`, `images/*.tar`, `manifests/*.yaml`, and `criu/*.deb`. build.sh
 //! creates it, and checks it before anything is copied.
 
 use std::fs;
@@ -76,6 +76,11 @@ impl Bundle {
     /// What to apply once the API server is up.
     pub fn manifests(&self) -> Result<Vec<PathBuf>> {
         self.files("manifests", "yaml")
+    }
+
+    /// Debian's packages of CRIU and everything that it needs, if the bundle has them.
+    pub fn criu(&self) -> Result<Vec<PathBuf>> {
+        self.files("criu", "deb")
     }
 
     /// The files in a subdirectory, which may be missing, sorted by name.

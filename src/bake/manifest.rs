@@ -87,6 +87,34 @@ impl StaticPod {
         push(spec, "volumes", json!({"name": name, "hostPath": {"path": directory, "type": "DirectoryOrCreate"}}));
     }
 
+    /// Mounts a file of the node into the container, at the same path.
+    pub fn mount_file(&mut self, name: &str, file: &str) {
+        push(self.container(), "volumeMounts", json!({"name": name, "mountPath": file, "readOnly": true}));
+        let spec = self.pod["spec"].as_object_mut().expect("parse() has found containers in it");
+        push(spec, "volumes", json!({"name": name, "hostPath": {"path": file, "type": "File"}}));
+    }
+
+    /// Puts words in front of the container's command.
+    pub fn run_through(&mut self, words: &[&str]) {
+        let command: Vec<Value> = words.iter().map(|word| json!(word)).chain(self.command().iter().cloned()).collect();
+        self.container().insert("command".into(), command.into());
+    }
+
+    /// The names of the variables that the container is given.
+    pub fn variables(&self) -> Vec<&str> {
+        let variables = self.pod["spec"]["containers"][self.container]["env"].as_array();
+        variables.into_iter().flatten().filter_map(|variable| variable["name"].as_str()).collect()
+    }
+
+    /// The first path in the container that is another one on the node, or is not the node's.
+    pub fn path_of_its_own(&self) -> Option<&str> {
+        let volumes = self.pod["spec"]["volumes"].as_array();
+        let on_node = |name: &Value| volumes?.iter().find(|volume| &volume["name"] == name)?["hostPath"]["path"].as_str();
+        let mounts = self.pod["spec"]["containers"][self.container]["volumeMounts"].as_array();
+        let differs = |mount: &&Value| mount.get("subPath").is_some() || on_node(&mount["name"]) != mount["mountPath"].as_str();
+        mounts.into_iter().flatten().find(differs).map(|mount| mount["mountPath"].as_str().unwrap_or("?"))
+    }
+
     /// Makes the pod Ready as soon as it is, with a probe every second. kubeadm has a startup probe every 10 s, and in
     /// some pods a readiness probe that waits for it. The startup probe takes the place of a readiness probe that is
     /// missing; the liveness probe waits for as long as the startup probe was allowed to fail.
@@ -184,6 +212,37 @@ mod tests {
         };
         each(|_, name, pod| mount(pod, name));
         mount(StaticPod::parse(Path::new("a.yaml"), "a", "spec: {containers: [{name: a, command: [a]}]}").unwrap(), "a");
+    }
+
+    #[test]
+    fn a_command_runs_through_another_one_and_flags_are_still_found() {
+        each(|version, name, mut pod| {
+            let before = pod.command().len();
+            pod.run_through(&["/usr/local/bin/kind", "stand-in", name]);
+            pod.mount_file("init", "/usr/local/bin/kind");
+            let pod = again(&pod, name);
+            assert_eq!(pod.command()[..4], ["/usr/local/bin/kind", "stand-in", name, name], "{version} {name}");
+            assert_eq!(pod.command().len(), before + 3);
+            assert_eq!(pod.flag("data-dir"), (name == "etcd").then_some("/var/lib/etcd"));
+            assert_eq!(pod.path_of_its_own(), None, "{version} {name}");
+        });
+    }
+
+    #[test]
+    fn a_path_that_only_the_container_has_is_found() {
+        let pod = |mount: &str, volume: &str| {
+            let text = format!("spec: {{containers: [{{name: a, command: [a], env: [{{name: X, value: x}}], volumeMounts: [{{name: v, {mount}}}]}}], volumes: [{{name: v, {volume}}}]}}");
+            StaticPod::parse(Path::new("a.yaml"), "a", &text).unwrap()
+        };
+        for (mount, volume, own) in [
+            ("mountPath: /etc/audit", "hostPath: {path: /etc/audit}", None),
+            ("mountPath: /etc/audit", "hostPath: {path: /srv/audit}", Some("/etc/audit")),
+            ("mountPath: /etc/audit", "emptyDir: {}", Some("/etc/audit")),
+            ("mountPath: /etc/audit, subPath: x", "hostPath: {path: /etc/audit}", Some("/etc/audit")),
+        ] {
+            assert_eq!(pod(mount, volume).path_of_its_own(), own, "{mount} {volume}");
+            assert_eq!(pod(mount, volume).variables(), ["X"]);
+        }
     }
 
     #[test]

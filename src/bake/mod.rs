@@ -5,6 +5,7 @@
 mod bolt;
 mod bundle;
 mod certificates;
+mod criu;
 mod etcd;
 mod finish;
 mod home;
@@ -15,6 +16,7 @@ mod kubeadm_settings;
 mod manifest;
 mod node_settings;
 mod pack;
+mod save;
 mod versions;
 
 use std::fs;
@@ -68,6 +70,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let home = home::set_apart()?;
     let network = boot::prepare_node(&init.config, static_ip)?;
     bundle.install()?;
+    let saves = criu::install(&bundle)?;
     dockerd::require_version()?;
     let form = containerd_form(&bundle.version)?;
     let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names, &settings)?;
@@ -93,6 +96,9 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     step("certificates and manifests written", || {
         certificates::create_cas()?;
         kubeadm.write_node()?;
+        if saves {
+            save::put_stand_ins()?;
+        }
         certificates::make_ours(static_ip)
     })?;
     let kubelet = init.supervise(kubelet::spec(static_ip, KubeletView::default(), network.iptables.clone(), vec![]))?;
@@ -128,8 +134,12 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
 
     let names = certificates::names_of_api_server()?;
     let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, form, names)?;
+    let running = save::look();
     step("cluster stopped", || finish::stop_cluster(init, &api))?;
     step("store packed", pack::pack)?;
+    if saves {
+        save::control_plane(running, static_ip);
+    }
     finish::clean_up(init)?;
     finish::write(&cluster)
 }

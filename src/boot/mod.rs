@@ -35,6 +35,7 @@ use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
+use crate::restore::start as restore;
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
@@ -106,6 +107,11 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     clients.warn();
     clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(Path::new("/")));
+    // Beside everything up to kubelet, which is to find its API server when it first looks.
+    if let Err(error) = control_plane::show_late_manifests(Path::new(STATIC_POD_DIR)) {
+        log::warn!(target: "boot", "{error}");
+    }
+    let restore = restore::begin(init, cluster.static_ip)?;
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
@@ -124,27 +130,44 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
-    if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
-        // For example because the user has mounted a manifest.
-        log::warn!(target: "boot", "the whole control plane starts at once: {error}");
+    let kubelet =
+        kubelet::spec(cluster.static_ip, KubeletView::prepare(&init.config)?, iptables.clone(), init.config.kubelet_arguments.clone());
+    let start_docker = || {
+        if let Some(certificates) = certificates {
+            certificates.finish()?;
+            init.readiness.milestone("certificates");
+        }
+        init.supervise(dockerd).map(drop)
+    };
+    match restore {
+        // kubelet finds its API server when it first looks; otherwise it would wait before it looks again.
+        Some(restore) => {
+            start_docker()?;
+            if !restore.finish() {
+                hide_late_manifests();
+            }
+            init.supervise(kubelet)?;
+        }
+        // The API server takes longest, so it is started first.
+        None => {
+            hide_late_manifests();
+            init.supervise(kubelet)?;
+            start_docker()?;
+        }
     }
-    init.supervise(kubelet::spec(
-        cluster.static_ip,
-        KubeletView::prepare(&init.config)?,
-        iptables.clone(),
-        init.config.kubelet_arguments.clone(),
-    ))?;
-    if let Some(certificates) = certificates {
-        certificates.finish()?;
-        init.readiness.milestone("certificates");
-    }
-    init.supervise(dockerd)?;
     if let Err(error) = iptables::redirect_api_service(&iptables, cluster.static_ip) {
         log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
     }
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
     extensions::start(init, api.clone(), cluster)?;
     monitor::run(init, &api, cluster)
+}
+
+fn hide_late_manifests() {
+    if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
+        // For example because the user has mounted a manifest.
+        log::warn!(target: "boot", "the whole control plane starts at once: {error}");
+    }
 }
 
 /// The steps before any daemon starts, shared by bake and run.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -57,7 +58,12 @@ impl Api {
 
     /// The HTTP status of `/readyz`, if the server answers.
     pub fn readiness(&self) -> Option<u16> {
-        let answer = self.agent.get(format!("{}/readyz", self.base)).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
+        self.readiness_within(REQUEST_LIMIT)
+    }
+
+    /// As `readiness`, for a server that may hang.
+    pub fn readiness_within(&self, limit: Duration) -> Option<u16> {
+        let answer = self.agent.get(format!("{}/readyz", self.base)).config().timeout_global(Some(limit)).build().call();
         answer.ok().map(|answer| answer.status().as_u16())
     }
 

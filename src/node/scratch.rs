@@ -47,10 +47,20 @@ pub fn mount_all() -> Result<()> {
                 mounts::bind(&source, scratch.target)?;
             }
         }
-        let archive = seed_archive(scratch);
-        if archive.exists() {
-            reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(archive).args(["-C", scratch.target]))?;
-        }
+        unpack(scratch)?;
+    }
+    Ok(())
+}
+
+/// Puts what the bake has saved into one of the directories again, which must be empty.
+pub fn seed(target: &str) -> Result<()> {
+    ALL.iter().filter(|scratch| scratch.target == target).try_for_each(unpack)
+}
+
+fn unpack(scratch: &Scratch) -> Result<()> {
+    let archive = seed_archive(scratch);
+    if archive.exists() {
+        reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(archive).args(["-C", scratch.target]))?;
     }
     Ok(())
 }

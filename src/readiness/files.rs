@@ -22,6 +22,9 @@ pub const TIMELINE: &str = "timeline";
 /// One line for each thing that is not ready, with the reason.
 pub const WAITING: &str = "waiting";
 
+/// Whether the control plane was restored or started, and why: for `kind status` alone.
+pub const CONTROL_PLANE: &str = "control-plane";
+
 /// The script with which a job waits, for jobs whose image does not have it.
 pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
 pub const WAIT_SCRIPT_TEXT: &[u8] = include_bytes!("../../wait-for-kind.sh");
@@ -46,7 +49,7 @@ impl Directory {
     /// Removes the files of an earlier start of this container, and creates the directory.
     pub fn clear(&self) -> Result<()> {
         fs::create_dir_all(&self.0).map_err(|cause| Error::io("create the directory", &self.0, cause))?;
-        FILES.iter().try_for_each(|name| self.remove(name))
+        FILES.iter().chain([&CONTROL_PLANE]).try_for_each(|name| self.remove(name))
     }
 
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {

@@ -72,6 +72,10 @@ pub struct Child {
 pub struct Handle(i32);
 
 impl Handle {
+    pub fn pid(self) -> i32 {
+        self.0
+    }
+
     /// Signals the process if its pid is still registered: a reaped pid may belong to another process.
     pub fn signal(self, signal: Signal) {
         self.signal_number(signal as i32);
@@ -116,6 +120,18 @@ impl Child {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+}
+
+/// Registers a child that another process has left to us, so that its end is not taken for an orphan's. Does nothing if
+/// it has ended already.
+pub fn adopt(pid: i32) {
+    let mut children = table();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // proc_pid_stat(5): after the name in parentheses, the state and the parent.
+    let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
+    if parent == Some(std::process::id()) {
+        children.insert(pid, channel().0);
     }
 }
 

@@ -8,7 +8,8 @@
 //! Each start is measured `KIND_BENCH_RUNS` times (default 5), in turns with the alternatives, so that other load on
 //! the machine affects all of them. `KIND_BUNDLE` is the bundle whose kubeadm creates a cluster at start, and from
 //! which `KIND_BENCH_SIZES` bakes larger images. The boot with the median time is drawn to `target/boot.svg`, or to
-//! the file that `KIND_BENCH_SVG` names.
+//! the file that `KIND_BENCH_SVG` names. `KIND_BENCH_ARGUMENTS` are more arguments of `docker run` for the image's own
+//! starts, such as `--cpus 1`.
 #![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
 #[allow(dead_code, reason = "only the tests use all of it")]
@@ -34,19 +35,31 @@ fn main() {
     let runs: usize = setting("KIND_BENCH_RUNS").map_or(5, |text| text.parse().expect("KIND_BENCH_RUNS is a number"));
     let bundle = setting("KIND_BUNDLE").map(|bundle| Path::new(env!("CARGO_MANIFEST_DIR")).join(bundle));
     println!("{} on {} CPUs, Docker {}", engine::image(), cpus(), engine::docker(&["version", "--format", "{{.Server.Version}}"]).ok());
+    let more = setting("KIND_BENCH_ARGUMENTS").unwrap_or_default();
+    let more: Vec<&str> = more.split_whitespace().collect();
+    let plain_arguments = [&more[..], &["--env", "KIND_RESTORE=0"]].concat();
     // The first start reads the image from disk. Measure with a warm page cache.
-    Start::measure();
-    let (mut starts, mut kubeadm, mut unpacked) = (vec![], vec![], vec![]);
+    let is_restored = Start::measure(&more).timeline.iter().any(|(_, what)| what == "restored");
+    println!("the control plane is {}", if is_restored { "restored" } else { "started: nothing is saved, or it cannot be restored here" });
+    let (mut starts, mut plain, mut kubeadm, mut unpacked) = (vec![], vec![], vec![], vec![]);
     for run in 1..=runs {
         eprintln!("run {run} of {runs}");
-        starts.push(Start::measure());
+        starts.push(Start::measure(&more));
+        if is_restored {
+            plain.push(Start::measure(&plain_arguments));
+        }
         if let Some(bundle) = &bundle {
             kubeadm.push(rivals::kubeadm_init(bundle));
         }
         unpacked.extend(rivals::unpack(engine::image()));
     }
+    let of_plain = |value: fn(&Start) -> f64| plain.iter().map(value).collect::<Vec<_>>();
+    let plain_ready =
+        Series::new("rival: KIND_RESTORE=0, docker run → kubernetes-ready", "s", "", of_plain(|start| start.kubernetes_ready));
+    let plain_cpu = Series::new("rival: KIND_RESTORE=0, CPU until kubernetes-ready", "s", "", of_plain(|start| start.cpu));
     let of = |value: fn(&Start) -> f64| starts.iter().map(value).collect::<Vec<_>>();
     let ready = Series::new("docker run → kubernetes-ready", "s", "≤ 6", of(|start| start.kubernetes_ready));
+    let cpu = Series::new("CPU until kubernetes-ready, whole container", "s", "", of(|start| start.cpu));
     let store = Series::new("the store, from the init's start", "s", "≤ 0.3", of(|start| start.milestone("store")));
     let kubeadm = Series::new("rival: `kubeadm init` at start, same store", "s", "", kubeadm);
     let unpacked = Series::new("rival: the store unpacked from an lz4 tarball", "s", "", unpacked);
@@ -57,11 +70,14 @@ fn main() {
         Series::new("the init's start → docker-ready", "s", "≤ 0.6", of(|start| start.milestone("docker-ready"))),
         store.clone(),
         Series::new("a built image → its pod Running", "s", "≤ 1.5", of(|start| start.pod_running)),
-        Series::new("CPU until kubernetes-ready, whole container", "s", "", of(|start| start.cpu)),
+        cpu.clone(),
         Series::new("docker stop", "s", "≤ 3", of(|start| start.stop)),
         Series::new("the init: resident memory", "MB", "≤ 6", vec![idle.memory]),
         Series::new("the init: binary", "MB", "≤ 4", vec![idle.binary]),
         Series::new("the init: wakeups while idle", "/s", "≤ 0.2", vec![idle.wakeups]),
+        plain_ready.clone(),
+        Series::new("rival: KIND_RESTORE=0, docker run → docker-ready", "s", "", of_plain(|start| start.docker_ready)),
+        plain_cpu.clone(),
         kubeadm.clone(),
         unpacked.clone(),
     ];
@@ -73,6 +89,8 @@ fn main() {
     }
     println!("\n{}", table::render(&table));
     println!("kubeadm init at start / baked: {}", ratio(&kubeadm, &ready));
+    println!("started / restored:            {}", ratio(&plain_ready, &ready));
+    println!("the CPU for it:                {}", ratio(&plain_cpu, &cpu));
     println!("unpacked / linked store:       {}", ratio(&unpacked, &store));
     let path = setting("KIND_BENCH_SVG").unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/target/boot.svg").into());
     starts.sort_by(|a, b| a.kubernetes_ready.total_cmp(&b.kubernetes_ready));

@@ -21,9 +21,10 @@ pub struct Start {
 }
 
 impl Start {
-    pub fn measure() -> Start {
+    /// `arguments` are more of `docker run`.
+    pub fn measure(arguments: &[&str]) -> Start {
         let began = Instant::now();
-        let cluster = Cluster::start(&[]);
+        let cluster = Cluster::start(arguments);
         wait_for("Docker is ready", BOOT_LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
         let docker_ready = began.elapsed().as_secs_f64();
         cluster.wait_until_ready();

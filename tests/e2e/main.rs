@@ -46,6 +46,7 @@ mod refusals;
 mod registry;
 mod release;
 mod restart;
+mod restore;
 mod secrets;
 #[allow(dead_code, reason = "only the tests of downloads use its faults")]
 #[path = "../common/server.rs"]

@@ -1,0 +1,141 @@
+//! Files that the programs had open when they were saved. CRIU opens them again, and refuses one of another size; so
+//! every start gets them as they were, and what an earlier start of the same container has written is gone.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::RESTORE_DIR;
+use crate::error::{Error, Result};
+
+const COPIES: &str = "files";
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SavedFile {
+    path: PathBuf,
+    /// The copy's name. It ends with the last byte that is not 0: an image's layers cannot have sparse files, and etcd's
+    /// log is 64 MB of which 1 MB is used.
+    copy: String,
+    length: u64,
+    digest: u64,
+    /// The length of the file itself, in which zeros follow.
+    size: u64,
+    mode: u32,
+}
+
+/// A directory that the programs had open, or in which they had files.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SavedDirectory {
+    path: PathBuf,
+    mode: u32,
+}
+
+/// Every directory below one.
+pub fn directories_below(directory: &Path) -> Result<Vec<SavedDirectory>> {
+    let mut found = vec![];
+    collect_directories(directory, &mut found).map_err(|cause| Error::io("list", directory, cause))?;
+    Ok(found)
+}
+
+fn collect_directories(directory: &Path, found: &mut Vec<SavedDirectory>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(SavedDirectory { path: entry.path(), mode: entry.metadata()?.mode() & 0o7777 });
+            collect_directories(&entry.path(), found)?;
+        }
+    }
+    Ok(())
+}
+
+impl SavedDirectory {
+    pub fn put(&self) -> Result<()> {
+        let put = || {
+            fs::create_dir(&self.path)?;
+            fs::set_permissions(&self.path, Permissions::from_mode(self.mode))
+        };
+        put().map_err(|cause| Error::io("create the directory", &self.path, cause))
+    }
+}
+
+/// Copies files into the image.
+pub fn save(paths: &[PathBuf]) -> Result<Vec<SavedFile>> {
+    let directory = Path::new(RESTORE_DIR).join(COPIES);
+    fs::create_dir_all(&directory).map_err(|cause| Error::io("create the directory", &directory, cause))?;
+    let save = |(number, path): (usize, &PathBuf)| {
+        let (mut bytes, metadata) =
+            fs::read(path).and_then(|bytes| Ok((bytes, fs::metadata(path)?))).map_err(|cause| Error::io("read", path, cause))?;
+        let size = bytes.len() as u64;
+        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        let copy = number.to_string();
+        fs::write(directory.join(&copy), &bytes).map_err(|cause| Error::io("write", directory.join(&copy), cause))?;
+        let mode = metadata.mode() & 0o7777;
+        Ok(SavedFile { path: path.clone(), copy, length: bytes.len() as u64, digest: digest(&bytes), size, mode })
+    };
+    paths.iter().enumerate().map(save).collect()
+}
+
+impl SavedFile {
+    fn copy(&self) -> PathBuf {
+        Path::new(RESTORE_DIR).join(COPIES).join(&self.copy)
+    }
+
+    pub fn is_whole(&self) -> bool {
+        fs::read(self.copy()).is_ok_and(|bytes| bytes.len() as u64 == self.length && digest(&bytes) == self.digest)
+    }
+
+    /// Writes the file as it was saved.
+    pub fn put(&self) -> Result<()> {
+        let put = || {
+            let mut bytes = Vec::new();
+            File::open(self.copy())?.read_to_end(&mut bytes)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(self.mode).open(&self.path)?;
+            // The process's own mask may have taken some of it.
+            file.set_permissions(Permissions::from_mode(self.mode))?;
+            file.write_all(&bytes)?;
+            file.set_len(self.size)
+        };
+        put().map_err(|cause: io::Error| Error::io("write", &self.path, cause))
+    }
+}
+
+/// Every regular file below a directory.
+pub fn below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    collect(directory, &mut files).map_err(|cause| Error::io("list", directory, cause))?;
+    files.sort();
+    Ok(files)
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => collect(&entry.path(), files)?,
+            kind if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// FNV-1a, 64 bits wide: against accidents, not against people.
+pub fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_the_published_one() {
+        // draft-eastlake-fnv, appendix C.
+        for (text, expected) in [("", 0xcbf29ce484222325), ("a", 0xaf63dc4c8601ec8c), ("foobar", 0x85944171f73967e8)] {
+            assert_eq!(digest(text.as_bytes()), expected, "{text}");
+        }
+    }
+}

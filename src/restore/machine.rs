@@ -1,0 +1,212 @@
+//! What a machine must have in common with the one that saved, or must be able to do, so that restoring is safe. CRIU
+//! itself refuses much of the rest.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+/// The features of the CPU that programs look at when they start, and rely on from then on: those of Go's runtime and
+/// its libraries (internal/cpu, golang.org/x/sys/cpu, klauspost/cpuid), as /proc/cpuinfo names them.
+const FEATURES: [&str; 32] = [
+    "adx",
+    "aes",
+    "avx",
+    "avx2",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512f",
+    "avx512ifma",
+    "avx512vbmi",
+    "avx512vl",
+    "avx512_bitalg",
+    "avx512_vbmi2",
+    "avx512_vnni",
+    "avx512_vpopcntdq",
+    "bmi1",
+    "bmi2",
+    "cx16",
+    "erms",
+    "fma",
+    "fsrm",
+    "gfni",
+    "pclmulqdq",
+    "popcnt",
+    "rdrand",
+    "rdtscp",
+    "sha_ni",
+    "sse4_1",
+    "sse4_2",
+    "ssse3",
+    "vaes",
+    "vpclmulqdq",
+];
+
+/// linux/capability.h: what CRIU cannot restore without. The programs themselves are saved with a container's few.
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_PTRACE: u32 = 19;
+const CAP_SYS_ADMIN: u32 = 21;
+const NEEDED: [(u32, &str); 3] = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_PTRACE, "CAP_SYS_PTRACE"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")];
+
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Machine {
+    pub architecture: String,
+    /// For the log only: CRIU decides whether it can restore on another kernel.
+    pub kernel: String,
+    pub features: BTreeSet<String>,
+    /// The label of the security module (AppArmor, SELinux), empty if there is none.
+    pub label: String,
+    pub ipv6: bool,
+    /// Whether the kernel has time namespaces. Without them CRIU restores with a clock that jumps, and says nothing.
+    pub time_namespaces: bool,
+    #[serde(skip)]
+    pub capabilities: u64,
+}
+
+impl Machine {
+    /// Looks at the machine that we run on.
+    pub fn here() -> Machine {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Machine {
+            architecture: std::env::consts::ARCH.into(),
+            kernel: read("/proc/sys/kernel/osrelease").trim().into(),
+            features: features(&read("/proc/cpuinfo")),
+            label: read("/proc/self/attr/current").trim_matches(['\0', '\n']).into(),
+            ipv6: fs::exists("/proc/net/if_inet6").unwrap_or_default(),
+            time_namespaces: fs::exists("/proc/self/ns/time").unwrap_or_default(),
+            capabilities: capabilities(&read("/proc/self/status")),
+        }
+    }
+
+    /// Why this machine cannot save or restore at all, if so.
+    pub fn lacks(&self) -> Option<String> {
+        if !self.time_namespaces {
+            return Some("this kernel has no time namespaces (Linux 5.6, CONFIG_TIME_NS)".into());
+        }
+        let missing = NEEDED.iter().find(|(bit, _)| self.capabilities & (1 << bit) == 0);
+        missing.map(|(_, name)| format!("this container lacks {name}"))
+    }
+
+    /// Why what was saved on `before` must not be restored here, if so.
+    pub fn differs_from(&self, before: &Machine) -> Option<String> {
+        if self.architecture != before.architecture {
+            return Some(format!("this machine is {}, and the image was baked on {}", self.architecture, before.architecture));
+        }
+        let missing: Vec<&str> = before.features.difference(&self.features).map(String::as_str).collect();
+        if !missing.is_empty() {
+            return Some(format!("this CPU lacks {}, which that of the bake has", missing.join(", ")));
+        }
+        if self.label != before.label {
+            return Some(format!("the security label is \"{}\" here and was \"{}\" in the bake", self.label, before.label));
+        }
+        if before.ipv6 && !self.ipv6 {
+            return Some("this kernel has no IPv6, and that of the bake had it".into());
+        }
+        None
+    }
+}
+
+/// The relevant features in /proc/cpuinfo: `flags` on x86, `Features` on ARM, where all count.
+fn features(cpuinfo: &str) -> BTreeSet<String> {
+    let list = |name: &str| cpuinfo.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
+    match (list("flags"), list("Features")) {
+        (Some(flags), _) => flags.split_whitespace().filter(|flag| FEATURES.contains(flag)).map(str::to_string).collect(),
+        (None, Some(features)) => features.split_whitespace().map(str::to_string).collect(),
+        (None, None) => BTreeSet::new(),
+    }
+}
+
+/// The `CapEff` line of proc_pid_status(5).
+fn capabilities(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// A TCP socket of this network namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Socket {
+    /// The local port.
+    pub port: u16,
+    pub inode: u64,
+}
+
+/// Every TCP socket of this network namespace.
+pub fn sockets() -> impl Iterator<Item = Socket> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
+    tables.map(|table| sockets_in(&table)).into_iter().flatten()
+}
+
+/// The sockets in /proc/net/tcp or tcp6 (proc_net_tcp(5)). One that only waits for late packets has the inode 0, and
+/// keeps nobody from using its port.
+fn sockets_in(table: &str) -> Vec<Socket> {
+    let socket = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let port = u16::from_str_radix(fields.nth(1)?.rsplit_once(':')?.1, 16).ok()?;
+        Some(Socket { port, inode: fields.nth(7)?.parse().ok()? })
+    };
+    table.lines().skip(1).filter_map(socket).filter(|socket| socket.inode != 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            architecture: "x86_64".into(),
+            kernel: "6.18.0".into(),
+            features: features("processor\t: 0\nflags\t\t: fpu sse4_2 avx2 popcnt\n"),
+            label: "unconfined".into(),
+            ipv6: true,
+            time_namespaces: true,
+            capabilities: u64::MAX,
+        }
+    }
+
+    #[test]
+    fn a_machine_that_cannot_restore_says_why() {
+        assert_eq!(machine().lacks(), None);
+        for (machine, why) in [
+            (Machine { time_namespaces: false, ..machine() }, "time namespaces"),
+            (Machine { capabilities: !(1 << 19), ..machine() }, "lacks CAP_SYS_PTRACE"),
+        ] {
+            assert!(machine.lacks().unwrap().contains(why), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_lesser_machine_is_refused_and_a_greater_one_is_not() {
+        let more = |flags: &str| Machine { features: features(&format!("flags : {flags}")), ..machine() };
+        assert_eq!(machine().differs_from(&machine()), None);
+        assert_eq!(more("sse4_2 avx2 popcnt avx512f").differs_from(&machine()), None);
+        assert_eq!(Machine { kernel: "5.10.0".into(), ..machine() }.differs_from(&machine()), None);
+        assert_eq!(machine().differs_from(&Machine { ipv6: false, ..machine() }), None);
+        for (here, why) in [
+            (more("sse4_2 popcnt"), "this CPU lacks avx2"),
+            (more(""), "this CPU lacks avx2, popcnt, sse4_2"),
+            (Machine { architecture: "aarch64".into(), ..machine() }, "this machine is aarch64"),
+            (Machine { label: "docker-default (enforce)".into(), ..machine() }, "docker-default"),
+            (Machine { ipv6: false, ..machine() }, "no IPv6"),
+        ] {
+            assert!(here.differs_from(&machine()).unwrap().contains(why), "{why}");
+        }
+    }
+
+    #[test]
+    fn only_what_programs_rely_on_counts() {
+        assert_eq!(machine().features, ["avx2", "popcnt", "sse4_2"].map(String::from).into());
+        assert_eq!(features("processor : 0\nFeatures\t: fp asimd aes\n"), ["fp", "asimd", "aes"].map(String::from).into());
+    }
+
+    #[test]
+    fn sockets_are_read_from_the_kernels_tables() {
+        let tcp = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:0947 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0
+   1: 0100007F:B2F8 0100007F:094B 06 00000000:00000000 03:00001234 00000000     0        0 0 3 0\n";
+        let tcp6 = "  sl  local_address remote_address st tx_queue rx_queue tr tm->when retrnsmt uid timeout inode
+   0: 00000000000000000000000000000000:20FB 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0 0 10 0\n";
+        let found = [sockets_in(tcp), sockets_in(tcp6)].concat();
+        assert_eq!(found, [Socket { port: 2375, inode: 4711 }, Socket { port: 8443, inode: 4712 }]);
+    }
+}

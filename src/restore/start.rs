@@ -1,0 +1,145 @@
+//! Restores beside the rest of the boot, and falls back to a plain start whenever anything is not as it should be.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::clock::Stopwatch;
+use crate::cluster::api::Api;
+use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
+use crate::error::{Error, Result};
+use crate::node::scratch;
+use crate::readiness::files::CONTROL_PLANE;
+use crate::restore::machine::{self, Machine};
+use crate::restore::saved::{self, Saved};
+use crate::restore::{criu, owner, tree};
+use crate::supervisor::reaper;
+use crate::supervisor::Init;
+
+/// An API server that does not answer this long after the restore began is given up.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Each question whether it answers.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// The milestone at which the restored API server answers.
+pub const RESTORED: &str = "restored";
+
+/// A restore that goes on beside the boot.
+pub struct Restore(JoinHandle<bool>);
+
+impl Restore {
+    /// Waits until it is done or given up, which takes 5 s at most. Returns whether the control plane runs restored.
+    pub fn finish(self) -> bool {
+        self.0.join().unwrap_or(false)
+    }
+}
+
+/// Begins to restore the control plane. `None` if there is a reason not to. The node must be prepared: its address is
+/// there, and so are /etc/kubernetes and etcd's directory.
+pub fn begin(init: &Arc<Init>, static_ip: Ipv4Addr) -> Result<Option<Restore>> {
+    let began = Instant::now();
+    let saved = match saved_for(init) {
+        Ok(saved) => saved,
+        Err(error) => {
+            report_plain(init, &error.to_string(), began);
+            return Ok(None);
+        }
+    };
+    let ours = init.clone();
+    let body = move || match restore(&ours, &saved, static_ip) {
+        Ok(()) => {
+            let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
+            log::info!(target: "restore", "the control plane is {what}");
+            ours.readiness.milestone(RESTORED);
+            ours.readiness.publish(CONTROL_PLANE, what.as_bytes());
+            true
+        }
+        Err(error) => {
+            report_plain(&ours, &error.to_string(), began);
+            false
+        }
+    };
+    let started = thread::Builder::new().name("restore".into()).spawn(body);
+    started.map(|thread| Some(Restore(thread))).map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
+}
+
+fn report_plain(init: &Init, why: &str, began: Instant) {
+    log::info!(target: "restore", "the control plane is started, not restored, after {:.2} s: {why}", began.elapsed().as_secs_f64());
+    init.readiness.publish(CONTROL_PLANE, format!("started, not restored: {why}").as_bytes());
+}
+
+/// The saved state, if it can be restored here and now.
+///
+/// # Errors
+/// It cannot, and the error is the reason.
+fn saved_for(init: &Init) -> Result<Saved> {
+    if !init.config.restore {
+        return Err(Error::new("KIND_RESTORE=0"));
+    }
+    let saved = Saved::load()?.ok_or_else(|| Error::new("the image was baked without a saved state"))?;
+    match refusal(&saved, &Machine::here()) {
+        Some(why) => Err(Error::new(why)),
+        None => Ok(saved),
+    }
+}
+
+fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr) -> Result<()> {
+    let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
+    let mut waited = Stopwatch::start();
+    let root = saved.put_files().and_then(|()| bring_back(saved, &mut waited));
+    let restored = root.and_then(|root| take_over(init, saved, root, &api, &mut waited).inspect_err(|_| tree::kill(root)));
+    if restored.is_err() {
+        // Nothing of it may be left: the plain start begins with the data that the bake has left.
+        let _ = fs::remove_file(owner::socket());
+        saved::clear(Path::new(ETCD_DIR))?;
+        scratch::seed(ETCD_DIR)?;
+    }
+    restored
+}
+
+/// Why the saved state must not be restored here, if so.
+fn refusal(saved: &Saved, here: &Machine) -> Option<String> {
+    if !criu::exists() {
+        return Some("the image has no CRIU".into());
+    }
+    let taken = || {
+        let socket = machine::sockets().find(|socket| saved.ports.contains(&socket.port));
+        socket.map(|socket| format!("port {}, which the saved programs use, is in use", socket.port))
+    };
+    here.lacks().or_else(|| here.differs_from(&saved.machine)).or_else(taken).or_else(|| saved.changed())
+}
+
+/// Runs CRIU. Returns the process id of the programs' parent.
+fn bring_back(saved: &Saved, waited: &mut Stopwatch) -> Result<i32> {
+    let work = Path::new(RESTORED_DIR);
+    let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
+    let status = child.wait_timeout(LIMIT.saturating_sub(waited.elapsed()));
+    let Some(status) = status else {
+        tree::kill(child.handle().pid());
+        return Err(Error::new(format!("CRIU has not finished after {} s", LIMIT.as_secs())));
+    };
+    let root = fs::read_to_string(work.join(criu::PID)).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    match root {
+        Some(root) if status.success() => Ok(root),
+        root => {
+            root.into_iter().for_each(tree::kill);
+            let log = fs::read_to_string(work.join(criu::LOG)).unwrap_or_default();
+            let error = criu::error_in(&log).unwrap_or("its log has no error");
+            let kernels = format!("saved on Linux {}", saved.machine.kernel);
+            Err(Error::new(format!("CRIU {}: {error} ({kernels})", reaper::describe(status))))
+        }
+    }
+}
+
+/// Waits until the API server answers, and begins to look after the programs.
+fn take_over(init: &Arc<Init>, saved: &Saved, root: i32, api: &Api, waited: &mut Stopwatch) -> Result<()> {
+    reaper::adopt(root);
+    let processes = tree::find(root, saved)?;
+    let left = LIMIT.saturating_sub(waited.elapsed());
+    let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
+    reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
+        .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
+    owner::start(init, saved, processes)
+}

@@ -1,0 +1,261 @@
+//! The control plane that is restored instead of started: that it is, that nobody can tell but by what docs/limits.md
+//! lists, and that every start can still be made the plain way. An image whose bake could not save has nothing of this.
+
+use std::time::{Duration, Instant};
+
+use crate::api::Api;
+use crate::cluster::{shared, Cluster, KUBERNETES_READY, LIMIT, TIMELINE};
+use crate::engine::{docker, image, session, Container};
+use crate::process::wait_for;
+
+const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+const RESTORED: &str = "the control plane is restored in";
+const STARTED: &str = "the control plane is started, not restored";
+/// Beyond what a plain start takes: a refusal, and a hang.
+const REFUSAL_LIMIT: f64 = 0.5;
+const HANG_LIMIT: f64 = 7.0;
+
+/// Whether the image has a saved state. If not, the tests have nothing to test, and say so.
+fn is_saved() -> bool {
+    let container = Container::create(&[image()]);
+    let file = session().dir.join("saved.json");
+    let saved = docker(&["cp", &format!("{}:/kind/restore/saved.json", container.id), &file.to_string_lossy()]).succeeded();
+    if !saved {
+        println!("skipped: this image was baked without a saved control plane");
+    }
+    saved
+}
+
+/// What the kernel keeps of a program's name (proc_pid_comm(5)).
+fn comm(program: &str) -> &str {
+    &program[..program.len().min(15)]
+}
+
+/// The process of a program that runs outside of every container: its own PID namespace has the saved parent as PID 1.
+fn restored(cluster: &Cluster, program: &str) -> Option<String> {
+    let program = comm(program);
+    let script =
+        format!("for pid in $(pgrep -x {program}); do grep -q parent /proc/$(cut -d ' ' -f 4 /proc/$pid/stat)/comm && echo $pid; done");
+    let found = cluster.container.exec(&["sh", "-c", &script]).stdout.trim().to_string();
+    (!found.is_empty()).then_some(found)
+}
+
+fn restarts(cluster: &Cluster, program: &str) -> String {
+    let path = "{.status.containerStatuses[0].restartCount}";
+    cluster.kubectl(&["-n", "kube-system", "get", "pod", &format!("{program}-kind"), &format!("--output=jsonpath={path}")]).stdout
+}
+
+/// Waits until a program has been started the plain way, and the cluster is ready with it.
+fn wait_until_plain(cluster: &Cluster, program: &str) {
+    wait_for(&format!("a {program} that is not restored"), LIMIT, || {
+        let runs = cluster.container.exec(&["pgrep", "-x", "-c", comm(program)]).stdout.trim() == "1";
+        (runs && restored(cluster, program).is_none()).then_some(())
+    });
+    wait_for(&format!("readiness after {program}"), LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_start_restores_the_control_plane_and_says_so() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = shared();
+    assert_eq!(cluster.container.logs().matches(RESTORED).count(), 1, "{}", cluster.container.logs());
+    let status = cluster.container.exec(&["kind", "status"]).ok();
+    assert!(status.contains("control plane     restored in ") && status.contains("  restored\n"), "{status}");
+    assert!(cluster.file(TIMELINE).is_some_and(|timeline| timeline.contains(" restored\n")));
+    for program in PROGRAMS {
+        assert!(restored(&cluster, program).is_some(), "{program} is not restored");
+        assert_eq!(restarts(&cluster, program), "0", "{program}");
+    }
+    // What the programs say from now on is in their pods' logs.
+    cluster.kubectl(&["create", "configmap", "restored"]).ok();
+    let log = |program: &str| cluster.kubectl(&["-n", "kube-system", "logs", &format!("{program}-kind")]).stdout;
+    wait_for("the API server's log", LIMIT, || (!log("kube-apiserver").is_empty()).then_some(()));
+    // Its clock goes on, with the time of today.
+    let ages = cluster.kubectl(&["get", "configmap", "restored", "--output=jsonpath={.metadata.creationTimestamp}"]).ok();
+    let today = cluster.container.exec(&["date", "--utc", "+%Y-%m-%dT%H"]).ok();
+    assert!(ages.starts_with(&today[..11]), "{ages}, now is {today}");
+}
+
+/// Everything that a client can see of the static pods, and what is running, is what it is after a plain start.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_restored_cluster_looks_like_a_started_one_and_shares_no_identity_with_another() {
+    if !is_saved() {
+        return;
+    }
+    let look = |arguments: &[&str]| {
+        let cluster = Cluster::ready(arguments);
+        let get = |arguments: &[&str]| cluster.kubectl(arguments).ok();
+        let pods = get(&["get", "pods", "-n", "kube-system", "-l", "tier=control-plane", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.labels} {.spec} {.status.phase} {.status.containerStatuses[*].ready}{.status.containerStatuses[*].restartCount}{\"\\n\"}{end}"]);
+        let objects = get(&["get", "nodes,services,deployments,daemonsets,storageclasses", "-A", "--output=name"]);
+        get(&["create", "namespace", "identity"]);
+        let uid = get(&["get", "namespace", "identity", "--output=jsonpath={.metadata.uid}"]);
+        let token = wait_for("a token", LIMIT, || {
+            let made = cluster.kubectl(&["-n", "identity", "create", "token", "default"]);
+            // An old API server has them as Secrets.
+            let secret = || cluster.kubectl(&["-n", "identity", "get", "secrets", "--output=jsonpath={.items[*].data.token}"]).stdout;
+            Some(if made.succeeded() { made.ok() } else { secret() }).filter(|token| !token.trim().is_empty())
+        });
+        let sleeper = "--image=kind-lab/busybox:1";
+        get(&["create", "deployment", "named", sleeper, "--", "sleep", "3600"]);
+        let name = wait_for("a pod", LIMIT, || {
+            let names = get(&["get", "pods", "-l", "app=named", "--output=name"]);
+            (!names.is_empty()).then_some(names)
+        });
+        assert_eq!(cluster.container.logs().contains(RESTORED), arguments.is_empty(), "{}", cluster.container.logs());
+        (pods, objects, [uid, token], name)
+    };
+    let (first, second, plain) = (look(&[]), look(&[]), look(&["--env", "KIND_RESTORE=0"]));
+    assert_eq!((&first.0, &first.1), (&plain.0, &plain.1));
+    for index in 0..2 {
+        assert_ne!(first.2[index], second.2[index], "two containers share an identity");
+    }
+    // Documented: names may be the same, because their generator is seeded when a program starts.
+    println!("names of pods: {}, {}, plain: {}", first.3, second.3, plain.3);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn each_restored_program_that_is_killed_is_started_the_plain_way() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::ready(&[]);
+    for program in ["kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"] {
+        let pid = restored(&cluster, program).unwrap_or_else(|| panic!("{program} is not restored"));
+        cluster.container.exec(&["kill", "-KILL", &pid]).ok();
+        wait_until_plain(&cluster, program);
+        wait_for(&format!("{program}'s restart is counted"), LIMIT, || (restarts(&cluster, program) == "1").then_some(()));
+        let reason = "--output=jsonpath={.status.containerStatuses[0].lastState.terminated.exitCode}";
+        assert_eq!(cluster.kubectl(&["-n", "kube-system", "get", "pod", &format!("{program}-kind"), reason]).ok(), "137");
+        assert!(cluster.container.logs().contains(&format!("{program} has ended with status 137")));
+    }
+    cluster.kubectl(&["run", "afterwards", "--image=kind-lab/busybox:1", "--command", "--", "sleep", "3600"]).ok();
+    cluster.wait_for_pod(&["afterwards"]);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::ready(&[]);
+    // The API server has a record of the pod, which is made again; the program goes on.
+    let before = restored(&cluster, "kube-scheduler");
+    cluster.kubectl(&["-n", "kube-system", "delete", "pod", "kube-scheduler-kind"]).ok();
+    wait_for("the pod's record", LIMIT, || (restarts(&cluster, "kube-scheduler") == "0").then_some(()));
+    assert_eq!(restored(&cluster, "kube-scheduler"), before);
+    // A manifest that is edited starts the program with what it says now.
+    cluster
+        .container
+        .exec(&["sed", "-i", "s/^    - --bind-address=127.0.0.1$/&\\n    - --v=1/", "/etc/kubernetes/manifests/kube-scheduler.yaml"])
+        .ok();
+    wait_for("a scheduler with the new flag", LIMIT, || {
+        let arguments = cluster.container.exec(&["pgrep", "-x", "-a", "kube-scheduler"]).stdout;
+        (arguments.contains(" --v=1") && arguments.lines().count() == 1).then_some(())
+    });
+    assert!(restored(&cluster, "kube-scheduler").is_none());
+    // The container of a program is killed, and the program with it: the next one finds its port free.
+    let pid = restored(&cluster, "kube-controller-manager").expect("it is restored");
+    cluster.container.exec(&["pkill", "-KILL", "-f", "^/usr/local/bin/kind stand-in kube-controller-manager"]).ok();
+    wait_for("the end of the restored program", LIMIT, || {
+        (!cluster.container.exec(&["test", "-d", &format!("/proc/{pid}")]).succeeded()).then_some(())
+    });
+    wait_until_plain(&cluster, "kube-controller-manager");
+    // The parent of all is killed.
+    cluster.container.exec(&["pkill", "-KILL", "-x", "parent"]).ok();
+    for program in ["etcd", "kube-apiserver"] {
+        wait_until_plain(&cluster, program);
+    }
+    // The second start of this container restores too, though the manifest is another one: not any more.
+    docker(&["restart", &cluster.container.id]).ok();
+    wait_for("the second start", LIMIT, || cluster.container.logs().contains("kube-scheduler.yaml is not what it was").then_some(()));
+    cluster.wait_until_ready();
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_second_start_restores_again_from_fresh_files() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::ready(&[]);
+    cluster.kubectl(&["create", "configmap", "of-the-first-start"]).ok();
+    for stop in ["restart", "kill"] {
+        docker(&[stop, &cluster.container.id]).ok();
+        if stop == "kill" {
+            cluster.container.start();
+        }
+        wait_for("the next start", LIMIT, || cluster.status(KUBERNETES_READY).filter(|status| *status == 404));
+        cluster.wait_until_ready();
+        assert!(!cluster.kubectl(&["get", "configmap", "of-the-first-start"]).succeeded());
+        assert!(restored(&cluster, "etcd").is_some(), "{}", cluster.container.logs());
+    }
+    assert_eq!(cluster.container.logs().matches(RESTORED).count(), 3);
+}
+
+/// A container's arguments, what is made different about it before it starts, the reason that it gives, and how many
+/// seconds it may take to.
+type Case<'a> = (&'a [&'a str], &'a dyn Fn(&Cluster), &'a str, f64);
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
+    if !is_saved() {
+        return;
+    }
+    let nothing: fn(&Cluster) = |_| {};
+    let put = |cluster: &Cluster, path: &str, text: &str| {
+        let file = session().dir.join("put");
+        std::fs::write(&file, text).expect("the session's directory can be written");
+        let mut permissions = std::fs::metadata(&file).expect("it was just written").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+        std::fs::set_permissions(&file, permissions).expect("it is ours");
+        cluster.container.copy_to(&file, path);
+    };
+    let cases: [Case; 6] = [
+        (&["--env", "KIND_RESTORE=0"], &nothing, "KIND_RESTORE=0", REFUSAL_LIMIT),
+        (
+            &[],
+            &|cluster| put(cluster, "/kind/restore/images/files.img", "cut"),
+            "the saved state in /kind/restore is damaged",
+            REFUSAL_LIMIT,
+        ),
+        (&[], &|cluster| put(cluster, "/kind/restore/saved.json", "{}"), "saved.json is not valid", REFUSAL_LIMIT),
+        (
+            &[],
+            &|cluster| put(cluster, "/etc/kubernetes/pki/sa.pub", "another"),
+            "/etc/kubernetes/pki/sa.pub is not what it was",
+            REFUSAL_LIMIT,
+        ),
+        (&[], &|cluster| put(cluster, "/kind/criu/ld.so", "#!/bin/sh\nexit 3\n"), "CRIU ended with status 3", 2.0),
+        (&[], &|cluster| put(cluster, "/kind/criu/ld.so", "#!/bin/sh\nsleep 60\n"), "CRIU has not finished after 5 s", HANG_LIMIT),
+    ];
+    for (arguments, change, why, limit) in cases {
+        let cluster = Cluster::create(arguments);
+        change(&cluster);
+        let began = Instant::now();
+        cluster.container.start();
+        let line = wait_for(why, LIMIT, || {
+            let log = cluster.container.logs();
+            log.lines().find(|line| line.contains(STARTED)).map(str::to_string)
+        });
+        assert!(line.contains(why), "{line}");
+        let after = line.split(" after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+        println!("{line}");
+        assert!(after.is_some_and(|seconds| seconds < limit), "{line}");
+        if why.contains("sa.pub") {
+            // The other key is of no use to the cluster either.
+            continue;
+        }
+        cluster.wait_until_ready();
+        assert!(PROGRAMS.iter().all(|program| restored(&cluster, program).is_none()));
+        assert!(Api::new(&cluster).is_ready() && began.elapsed() < Duration::from_secs(180));
+        let status = cluster.container.exec(&["kind", "status"]).ok();
+        assert!(status.contains("control plane     started, not restored"), "{status}");
+    }
+}
