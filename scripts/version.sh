@@ -20,6 +20,7 @@ choose_version() {
   if [ -n "$bundle" ] && [ -z "$bundle_only" ]; then
     [ -f "$bundle/bundle.env" ] || die "$bundle is not a bundle, because it has no bundle.env: ./build.sh --bundle-only makes one"
     version=$(setting "$bundle" KUBERNETES_VERSION) whose="the bundle $bundle holds"
+    [[ $version =~ ^v1\.[0-9]+\. ]] || die "$bundle/bundle.env names no KUBERNETES_VERSION such as v1.36.5: copy the bundle again, or recreate it"
   elif [ -n "$debian" ]; then
     version=$(known 1.20) whose="Debian has"
   elif [ "$wanted" != "$minor" ]; then

@@ -145,6 +145,8 @@ fn a_bundle_and_debian_have_versions_of_their_own_and_ask_nobody() {
     for wanted in ["1.37", "v1.36.8"] {
         print(&["--bundle", &bundle], wanted).failed_with(&[&bundle, "holds Kubernetes v1.36.3", &format!("asks for {wanted}")]);
     }
+    machine.home.write("bundle/bundle.env", "ARCH=amd64\n");
+    print(&["--bundle", &bundle], "").failed_with(&[&bundle, "names no KUBERNETES_VERSION"]);
     assert_eq!(print(&["--debian"], "").printed(), "v1.20.2\n");
     assert_eq!(print(&["--debian"], "1.20").printed(), "v1.20.2\n");
     print(&["--debian"], "1.36").failed_with(&["Debian has Kubernetes v1.20.2", "asks for 1.36"]);
