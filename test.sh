@@ -84,7 +84,7 @@ lint_scripts() {
 find_rust
 step "lint"
 ! can "lint of the shell scripts" shellcheck:shellcheck || lint_scripts
-! can "the documentation's links" python3:python3 || scripts/check-links.py *.md docs/*.md scripts/*/*.md tests/*/*.md
+! can "the documentation's links" python3:python3 || scripts/check-links.py ./*.md docs/*.md scripts/*/*.md tests/*/*.md
 ! can "the source's format" cargo-fmt:rustfmt || cargo fmt --all --check
 # Each version of clippy has lints of its own, so only CI's is a judge.
 strict=()
