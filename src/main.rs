@@ -153,7 +153,11 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
             Err(error) => error,
         };
         init.fail(&error);
-        let status = stop::everything(&init, &boot::STOP_ORDER);
+        // A bake stops the cluster itself: after that, the stop knows of no failure.
+        let status = match stop::everything(&init, &boot::STOP_ORDER) {
+            0 => error.status(),
+            status => status,
+        };
         std::process::exit(status.into());
     };
     let started = thread::Builder::new().name("boot".into()).spawn(boot);

@@ -40,8 +40,10 @@ pub fn flatten() -> Result<()> {
         return Ok(());
     }
     let mut flat = BTreeMap::new();
-    for image in containerd::images()? {
-        flatten_image(&image, &hiding, &mut flat)?;
+    for (number, image) in containerd::images()?.iter().enumerate() {
+        // containerd 2.2 and later remember where an image was mounted, and refuse that place to another one.
+        let target = Path::new(RUN_DIR).join(format!("flatten-{number}"));
+        flatten_image(image, &target, &hiding, &mut flat)?;
     }
     replace(&flat)?;
     log::info!(target: "store", "{} images with layers that delete files of the layers below are one layer each now", flat.len());
@@ -50,9 +52,8 @@ pub fn flatten() -> Result<()> {
 
 /// If an image's layers hide something, copies its visible files into a snapshot without a parent.
 /// Adds the name of the image's own snapshot and that of its replacement to `flat`.
-fn flatten_image(image: &str, hiding: &BTreeSet<String>, flat: &mut BTreeMap<String, String>) -> Result<()> {
-    let target = Path::new(RUN_DIR).join("flatten");
-    mounts::make_dir(&target)?;
+fn flatten_image(image: &str, target: &Path, hiding: &BTreeSet<String>, flat: &mut BTreeMap<String, String>) -> Result<()> {
+    mounts::make_dir(target)?;
     let (target, view) = (target.to_string_lossy(), target.to_string_lossy());
     ctr(&["images", "mount", image, &target])?;
     let chain = parse(&ctr(&["snapshots", "info", &view])?)?["Parent"].as_str().unwrap_or_default().to_string();

@@ -97,11 +97,12 @@ impl Readiness {
     /// Fails the boot. Clients see the first failure only, since later ones usually follow from it; those are logged.
     pub fn fail(&self, failure: Failure) {
         let known = self.known();
-        if known.state.ending || known.state.failure.is_some() {
-            return log::error!(target: "boot", "further failure: {}", failure.why);
-        }
+        let (ending, is_further) = (known.state.ending, known.state.failure.is_some());
         drop(known);
-        log::error!(target: "boot", "failed: {}", failure.why);
+        log::error!(target: "boot", "{}: {}", if is_further { "further failure" } else { "failed" }, failure.why);
+        if ending || is_further {
+            return;
+        }
         self.update(|state| state.failure = Some(failure));
     }
 

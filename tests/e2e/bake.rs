@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::engine::{docker, session};
+use crate::engine::{docker, session, tools};
 use crate::process::run;
 
 /// Up to the first hook, with the node's image there or built.
@@ -45,6 +45,34 @@ fn a_hook_that_fails_fails_the_build_and_leaves_nothing() {
         let id = log.lines().find_map(|line| line.strip_prefix(&format!("{kind}="))).unwrap_or_else(|| panic!("no {kind} in {outcome}"));
         assert!(!docker(&[kind, "inspect", id]).succeeded(), "the bake's {kind} is still there: {id}");
     }
+}
+
+/// Makes the last steps of a bake fail, when the cluster has been stopped.
+const LATE_HOOK: &str = r#"mv /usr/local/bin/ctr /usr/local/bin/real-ctr
+cat >/usr/local/bin/ctr <<'CTR'
+#!/bin/sh
+case "$*" in *"content label"*) echo "ctr: the disk is full" >&2; exit 1 ;; esac
+exec real-ctr "$@"
+CTR
+chmod +x /usr/local/bin/ctr
+"#;
+
+#[test]
+#[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_bake_that_fails_after_the_cluster_was_stopped_leaves_no_image() {
+    let (hooks, images) = (session().dir.join("late-hooks"), session().dir.join("no-images.sh"));
+    write(&hooks.join("after-cluster.sh"), LATE_HOOK);
+    write(&images, "");
+    let target = format!("kind-e2e-{}:late", std::process::id());
+    let mut build = Command::new(build_sh());
+    with_lab_images(&mut build).arg("--bundle").arg(bundle()).arg(&target).env("KIND_HOOKS", &hooks).env("KIND_IMAGES", &images);
+    let outcome = run(build.env("KIND_INIT", &tools().kind), 3 * LIMIT);
+    assert!(!outcome.succeeded(), "{outcome}");
+    let log = outcome.output();
+    for words in ["failed: ctr ", "the disk is full", "build: error: the bake failed"] {
+        assert!(log.contains(words), "{words} is not in: {outcome}");
+    }
+    assert!(!docker(&["image", "inspect", &target]).succeeded(), "there is an image all the same");
 }
 
 /// The bundle that `./build.sh --bundle-only` made.
