@@ -24,6 +24,7 @@ Environment variables:
   KIND_SANS           extra names for the API server's certificate, separated by commas
   KIND_KUBEADM        a file in kubeadm's configuration language, merged into the cluster's own
   KIND_CNI            none: no network for pods, for one that hooks/after-cluster.sh installs (default bridge)
+  KIND_NETWORK_POLICY 1: NetworkPolicies are enforced, by kube-router's firewall; or an image of it
   KIND_NODE_LABELS    the node's labels, such as tier=ci,disk=ssd
   KIND_NODE_TAINTS    the node's taints, such as dedicated=ci:NoSchedule
   KIND_IMAGES         the script that pulls the images to bake in (default images.sh next to build.sh)
@@ -51,7 +52,7 @@ TEXT
 
 debian='' bundle='' bundle_only='' print_version='' run='' names=()
 pass=()
-for name in STATIC_IP KIND_SANS KIND_NODE_LABELS KIND_NODE_TAINTS KIND_CNI; do pass+=(--env "$name=${!name:-}"); done
+for name in STATIC_IP KIND_SANS KIND_NODE_LABELS KIND_NODE_TAINTS KIND_CNI KIND_NETWORK_POLICY; do pass+=(--env "$name=${!name:-}"); done
 while [ $# -gt 0 ]; do
   case $1 in
     --debian) debian=1 ;;

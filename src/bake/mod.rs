@@ -14,6 +14,7 @@ mod images;
 mod kubeadm;
 mod kubeadm_settings;
 mod manifest;
+mod network_policy;
 mod node_settings;
 mod pack;
 mod save;
@@ -65,6 +66,8 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let settings = KubeadmSettings::read(Path::new(kubeadm_settings::PATH))?;
     let (pods, services) = (settings.cluster_text("networking.podSubnet"), settings.cluster_text("networking.serviceSubnet"));
     let cluster_network = ClusterNetwork::new(pods, services, static_ip, get(CNI))?;
+    let network_policy = network_policy::manifest(get(network_policy::VARIABLE).as_deref(), &cluster_network)?;
+    let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
     cluster_network.set();
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
     let home = home::set_apart()?;
@@ -114,6 +117,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     step("cluster set up", || {
         kubeadm.set_up_cluster(&addons)?;
         apply_text(ADDITIONS)?;
+        network_policy.iter().try_for_each(|manifest| apply_text(manifest))?;
         bundle.manifests()?.iter().try_for_each(|path| apply(path))
     })?;
     // Without a network, pods become Ready only when a hook has installed one.

@@ -24,11 +24,13 @@ pub struct ClusterNetwork {
     pub service_subnet: String,
     /// Whether pods are on our own bridge, or on a network that a hook has installed.
     pub has_bridge: bool,
+    /// Whether something that the bake has installed on our bridge enforces NetworkPolicies.
+    pub enforces_policies: bool,
 }
 
 impl Default for ClusterNetwork {
     fn default() -> ClusterNetwork {
-        ClusterNetwork { pod_subnet: POD_SUBNET.into(), service_subnet: SERVICE_SUBNET.into(), has_bridge: true }
+        ClusterNetwork { pod_subnet: POD_SUBNET.into(), service_subnet: SERVICE_SUBNET.into(), has_bridge: true, enforces_policies: false }
     }
 }
 
@@ -51,6 +53,7 @@ impl ClusterNetwork {
             pod_subnet: pods.unwrap_or(default.pod_subnet),
             service_subnet: services.unwrap_or(default.service_subnet),
             has_bridge,
+            enforces_policies: false,
         };
         let pods = check("podSubnet", &network.pod_subnet, static_ip)?;
         check("serviceSubnet", &network.service_subnet, static_ip)?;

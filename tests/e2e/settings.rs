@@ -163,6 +163,35 @@ fn a_network_that_a_hook_installs_is_the_only_one() {
     assert!(!cluster.container.logs().contains("does not enforce NetworkPolicies"));
 }
 
+/// Stands in for kube-router, which is not at hand where there is no network: it only says that it is healthy.
+const STAND_IN: &str = r#"docker build --quiet --tag stand-in/kube-router:1 - <<'DOCKERFILE'
+FROM kind-lab/busybox:1
+RUN mkdir /www && echo ok >/www/healthz
+ENTRYPOINT ["sh", "-c", "exec httpd -f -p 20244 -h /www"]
+DOCKERFILE
+"#;
+
+/// docs/cluster.md says with which kube-router policies were seen to be enforced.
+#[test]
+#[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_firewall_that_was_asked_for_is_baked_and_policies_are_not_said_to_be_ignored() {
+    let (image, outcome) = build("policies", &[("before-cluster.sh", STAND_IN)], &[("KIND_NETWORK_POLICY", "stand-in/kube-router:1")]);
+    outcome.ok();
+    let cluster = Cluster::ready_of(&image.0);
+    let field = |path: &str| {
+        cluster.kubectl(&["-n", "kube-system", "get", "daemonset", "kube-router", "--output", &format!("jsonpath={path}")]).ok()
+    };
+    assert_eq!(field("{.status.numberReady} {.spec.template.spec.containers[0].image}"), "1 stand-in/kube-router:1");
+    let arguments = field("{.spec.template.spec.containers[0].args}");
+    assert!(arguments.contains("--run-firewall=true") && arguments.contains("--run-service-proxy=false"), "{arguments}");
+    cluster.apply("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: all}, spec: {podSelector: {}}}");
+    // What comes after it in the log or in the list of Events would come after its own.
+    cluster.kubectl(&["run", "later", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
+    cluster.wait_for_pod(&["later"]);
+    assert!(!cluster.container.logs().contains("does not enforce NetworkPolicies"));
+    assert!(!cluster.kubectl(&["get", "events"]).ok().contains("NotEnforced"));
+}
+
 #[test]
 #[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_setting_that_cannot_be_is_refused_by_name() {
@@ -179,6 +208,7 @@ fn a_setting_that_cannot_be_is_refused_by_name() {
         ("KIND_KUBEADM", overlapping.to_str(), "networking.podSubnet 10.100.0.0/16 and networking.serviceSubnet 10.96.0.0/12 overlap"),
         ("KIND_NODE_LABELS", Some("tier"), "KIND_NODE_LABELS: tier has no value"),
         ("KIND_NODE_TAINTS", Some("dedicated:Never"), "KIND_NODE_TAINTS: dedicated:Never has none of the effects NoSchedule"),
+        ("KIND_NETWORK_POLICY", Some("calico"), "KIND_NETWORK_POLICY=calico is neither 1 nor an image with a tag or digest"),
         ("KIND_CNI", Some("calico"), "KIND_CNI=calico is neither bridge nor none"),
     ] {
         let (image, outcome) = build("refused", &[], &[(name, value.expect("the path is text"))]);
