@@ -126,6 +126,12 @@ spec:
     assert_eq!(cluster.field("pod/choosy", "{.status.phase}"), "Pending");
 }
 
+const POLICY: &str = "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: all}
+spec: {podSelector: {}}
+";
+
 /// Fails unless there is no network yet, and installs one, as the manifests of Flannel and others do.
 const NETWORK: &str = r#"set -eu
 [ -z "$(ls /etc/cni/net.d 2>/dev/null)" ] || { echo "there is a network already"; exit 1; }
@@ -157,7 +163,7 @@ fn a_network_that_a_hook_installs_is_the_only_one() {
     let allocated = cluster.container.exec(&["sh", "-c", "ls /var/lib/cni/networks/mine | grep -c '^[0-9]'"]).ok();
     assert_eq!(allocated, "2");
     // Whoever installs a network knows whether it enforces policies: we do not.
-    cluster.apply("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: none}, spec: {podSelector: {}}}");
+    cluster.apply(POLICY);
     cluster.kubectl(&["run", "later", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
     cluster.wait_for_pod(&["later"]);
     assert!(!cluster.container.logs().contains("does not enforce NetworkPolicies"));
@@ -184,7 +190,7 @@ fn the_firewall_that_was_asked_for_is_baked_and_policies_are_not_said_to_be_igno
     assert_eq!(field("{.status.numberReady} {.spec.template.spec.containers[0].image}"), "1 stand-in/kube-router:1");
     let arguments = field("{.spec.template.spec.containers[0].args}");
     assert!(arguments.contains("--run-firewall=true") && arguments.contains("--run-service-proxy=false"), "{arguments}");
-    cluster.apply("{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: all}, spec: {podSelector: {}}}");
+    cluster.apply(POLICY);
     // What comes after it in the log or in the list of Events would come after its own.
     cluster.kubectl(&["run", "later", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
     cluster.wait_for_pod(&["later"]);
