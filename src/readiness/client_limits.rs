@@ -80,8 +80,9 @@ fn inner_socket(dir: &Path) -> io::Result<(UnixListener, File)> {
         fs::remove_file(&path)?;
         Ok((listener, inode?))
     };
-    // The second for when the disk is full: whoever waits is told so.
-    bind(dir).or_else(|cause: io::Error| bind(Path::new(SHARED_MEMORY)).map_err(|_| cause))
+    // Not on a disk that may be full; nor can a file system be made read-only (`mount -o remount,ro`) as long as
+    // something on it is open and removed.
+    bind(Path::new(SHARED_MEMORY)).or_else(|_| bind(dir))
 }
 
 /// What the clients' threads share.
