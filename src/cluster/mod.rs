@@ -14,6 +14,7 @@ pub mod kubectl;
 pub mod load_balancer;
 pub mod monitor;
 pub mod network_policies;
+pub mod node;
 pub mod objects;
 pub mod pods;
 pub mod postmortem;

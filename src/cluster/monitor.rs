@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Pod};
-use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, pods, Cluster};
+use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, node, pods, Cluster};
 use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
@@ -22,6 +22,7 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     if cluster.network.has_bridge && !cluster.network.enforces_policies {
         network_policies::start(init, api.clone())?;
     }
+    node::start(init, api.clone())?;
     if let Some(server) = cluster.dns {
         dns::follow(&init.readiness, server)?;
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Node, Pod, Workload};
-use crate::cluster::{pods, postmortem};
+use crate::cluster::{node, pods, postmortem};
 use crate::config::{CLUSTER_LIMIT, POD_LOG_DIR};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
@@ -64,7 +64,7 @@ fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Resul
 pub fn unready(api: &Api, baked: &BTreeSet<String>) -> Result<Vec<String>> {
     let mut unready = vec![];
     for node in api.get::<List<Node>>("/api/v1/nodes")?.items {
-        if !node.status.conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True") {
+        if !node::is_ready(&node) {
             unready.push("the node".to_string());
         }
     }

@@ -26,6 +26,8 @@ pub struct State {
     pub etcd: bool,
     pub api_server: bool,
     pub pods: Pods,
+    /// Whether the API server calls the node Ready, without which no new pod is scheduled.
+    pub node: bool,
     pub dns: bool,
     /// Whether Services of type LoadBalancer have the address of this start.
     pub services: bool,
@@ -70,7 +72,8 @@ impl State {
 
     /// Whether Docker and the baked cluster work. The user's manifests and scripts start then.
     pub fn cluster_up(&self) -> bool {
-        self.docker_ready() && self.kubelet && self.etcd && self.api_server && self.pods == Pods::Ready && self.dns && self.services
+        let daemons = self.docker_ready() && self.kubelet && self.etcd && self.api_server;
+        daemons && self.pods == Pods::Ready && self.node && self.dns && self.services
     }
 
     /// Implies `docker_ready`.
@@ -99,8 +102,10 @@ impl State {
         match &self.pods {
             Pods::Unknown => waiting.push("the list of pods".into()),
             Pods::Waiting(pods) => waiting.extend(pods.iter().cloned()),
-            Pods::Ready if !self.dns => waiting.push(no_answer("the DNS")),
-            Pods::Ready => {}
+            Pods::Ready => {
+                let (node, dns) = ((self.node, "the node: not Ready yet".to_string()), (self.dns, no_answer("the DNS")));
+                waiting.extend([node, dns].into_iter().filter(|(is_ready, _)| !is_ready).map(|(_, line)| line));
+            }
         }
         if !self.services {
             waiting.push("Services of type LoadBalancer: no address yet".into());
@@ -129,8 +134,8 @@ impl State {
             self.pods = Pods::Unknown;
         }
         if self.pods != Pods::Ready {
-            // CoreDNS is one of the pods, so it has to be queried again.
-            self.dns = false;
+            // CoreDNS is one of the pods, so it has to be queried again; and the node may be why they are not ready.
+            (self.node, self.dns) = (false, false);
             self.outages += u32::from(before.pods == Pods::Ready);
         }
         // A cluster that failed because it was late, and is up now, has not failed.
@@ -157,6 +162,7 @@ pub mod tests {
             etcd: true,
             api_server: true,
             pods: Pods::Ready,
+            node: true,
             dns: true,
             services: true,
             extensions: Extensions::Done,
@@ -169,7 +175,7 @@ pub mod tests {
     type Break = fn(&mut State);
 
     /// Everything that can be missing, and the line for it in `waiting`.
-    const MISSING: [(Break, &str); 10] = [
+    const MISSING: [(Break, &str); 11] = [
         (|state| state.containerd = false, "containerd: no answer yet"),
         (|state| state.docker = false, "dockerd: no answer yet"),
         (|state| state.kubelet = false, "kubelet: no answer yet"),
@@ -177,6 +183,7 @@ pub mod tests {
         (|state| state.api_server = false, "the API server: no answer yet"),
         (|state| state.pods = Pods::Unknown, "the list of pods"),
         (|state| state.pods = Pods::Waiting(vec!["kube-system/etcd-kind: does not exist".into()]), "kube-system/etcd-kind: does not exist"),
+        (|state| state.node = false, "the node: not Ready yet"),
         (|state| state.dns = false, "the DNS: no answer yet"),
         (|state| state.services = false, "Services of type LoadBalancer: no address yet"),
         (|state| state.extensions = Extensions::Waiting(vec!["default/app: not started".into()]), "default/app: not started"),
