@@ -195,8 +195,8 @@ pub struct Config {
     pub enforce_capacity: bool,
     /// Whether kernel settings of the machine may be changed (`KIND_SYSCTLS`).
     pub sysctls: bool,
-    /// Whether a saved control plane is restored (`KIND_RESTORE`).
-    pub restore: bool,
+    /// Whether a saved control plane is restored (`KIND_RESTORE`), if that was said.
+    pub restore: Option<bool>,
     /// For the log: settings that have no effect.
     pub warnings: Vec<String>,
 }
@@ -233,7 +233,7 @@ impl Config {
             dockerd_arguments: words(get(DOCKERD_ARGS)),
             enforce_capacity,
             sysctls: get(SYSCTLS).map_or(Ok(true), |text| parse_switch(SYSCTLS, &text))?,
-            restore: get(RESTORE).map_or(Ok(true), |text| parse_switch(RESTORE, &text))?,
+            restore: get(RESTORE).map(|text| parse_switch(RESTORE, &text)).transpose()?,
             warnings,
         })
     }

@@ -111,7 +111,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     if let Err(error) = control_plane::show_late_manifests(Path::new(STATIC_POD_DIR)) {
         log::warn!(target: "boot", "{error}");
     }
-    let restore = restore::begin(init, cluster.static_ip)?;
+    let restore = restore::begin(init, cluster)?;
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;

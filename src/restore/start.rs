@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Stopwatch;
 use crate::cluster::api::Api;
+use crate::cluster::Cluster;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
 use crate::node::scratch;
@@ -23,6 +24,9 @@ use crate::supervisor::Init;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// The first minor version whose API server notices at once that its certificate has changed. A start signs it for the
+/// names of this container, and a restored API server runs by then.
+const NOTICES_CERTIFICATES: u32 = 23;
 /// The milestone at which the restored API server answers.
 pub const RESTORED: &str = "restored";
 
@@ -38,9 +42,10 @@ impl Restore {
 
 /// Begins to restore the control plane. `None` if there is a reason not to. The node must be prepared: its address is
 /// there, and so are /etc/kubernetes and etcd's directory.
-pub fn begin(init: &Arc<Init>, static_ip: Ipv4Addr) -> Result<Option<Restore>> {
+pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
     let began = Instant::now();
-    let saved = match saved_for(init) {
+    let static_ip = cluster.static_ip;
+    let saved = match saved_for(init, cluster) {
         Ok(saved) => saved,
         Err(error) => {
             report_plain(init, &error.to_string(), began);
@@ -74,9 +79,17 @@ fn report_plain(init: &Init, why: &str, began: Instant) {
 ///
 /// # Errors
 /// It cannot, and the error is the reason.
-fn saved_for(init: &Init) -> Result<Saved> {
-    if !init.config.restore {
-        return Err(Error::new("KIND_RESTORE=0"));
+fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
+    match init.config.restore {
+        Some(false) => return Err(Error::new("KIND_RESTORE=0")),
+        None if minor(&cluster.kubernetes_version) < NOTICES_CERTIFICATES => {
+            return Err(Error::new(format!(
+                "a running API server of Kubernetes {} sees a new certificate once a minute only",
+                cluster.kubernetes_version
+            ))
+            .advise("KIND_RESTORE=1 restores it all the same"));
+        }
+        Some(true) | None => {}
     }
     let saved = Saved::load()?.ok_or_else(|| Error::new("the image was baked without a saved state"))?;
     match refusal(&saved, &Machine::here()) {
@@ -97,6 +110,11 @@ fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr) -> Result<()> {
         scratch::seed(ETCD_DIR)?;
     }
     restored
+}
+
+/// The minor version of 1.x; 0 if it cannot be read.
+fn minor(version: &str) -> u32 {
+    version.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(0)
 }
 
 /// Why the saved state must not be restored here, if so.
@@ -142,4 +160,16 @@ fn take_over(init: &Arc<Init>, saved: &Saved, root: i32, api: &Api, waited: &mut
     reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
     owner::start(init, saved, processes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_minor_version_is_read() {
+        for (version, expected) in [("v1.20.2", 20), ("v1.36.3", 36), ("v1.40.0-rc.1", 40), ("unknown", 0)] {
+            assert_eq!(minor(version), expected, "{version}");
+        }
+    }
 }
