@@ -83,7 +83,7 @@ fn a_port_that_is_taken_is_named() {
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_build_without_an_engine_says_so() {
     let mut build = Command::new(crate::bake::build_sh());
-    build.args(["--bundle", "/nowhere", "kind-e2e:none"]).env("DOCKER_HOST", "unix:///nonexistent");
+    build.arg("--bundle").arg(crate::bake::bundle()).arg("kind-e2e:none").env("DOCKER_HOST", "unix:///nonexistent");
     let outcome = run(&mut build, LIMIT);
     assert!(!outcome.succeeded() && outcome.took < LIMIT, "{outcome}");
     assert_eq!(outcome.output().lines().count(), 1, "not exactly one line says why: {outcome}");
