@@ -56,10 +56,11 @@ esac
 
 case $repository in localhost:* | 127.*) insecure=(--insecure) ;; esac
 
-known() { sed -n '/^# Debian/,$d; s/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions"; }
-newest=$(known | head -n 1)
+# The supported minors, newest first, without Debian's, which is too old to publish.
+supported() { sed -n '/^# Debian/,$d; s/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions"; }
+newest=$(supported | head -n 1)
 if [ $# = 0 ]; then
-  mapfile -t minors < <(known)
+  mapfile -t minors < <(supported)
 else
   minors=("$@")
 fi

@@ -82,16 +82,18 @@ impl StaticPod {
 
     /// Mounts a directory of the node into the container, at the same path. The node's is created if it is missing.
     pub fn mount(&mut self, name: &str, directory: &str) {
-        push(self.container(), "volumeMounts", json!({"name": name, "mountPath": directory}));
-        let spec = self.pod["spec"].as_object_mut().expect("parse() has found containers in it");
-        push(spec, "volumes", json!({"name": name, "hostPath": {"path": directory, "type": "DirectoryOrCreate"}}));
+        self.mount_from_node(json!({"name": name, "mountPath": directory}), "DirectoryOrCreate");
     }
 
     /// Mounts a file of the node into the container, at the same path.
     pub fn mount_file(&mut self, name: &str, file: &str) {
-        push(self.container(), "volumeMounts", json!({"name": name, "mountPath": file, "readOnly": true}));
-        let spec = self.pod["spec"].as_object_mut().expect("parse() has found containers in it");
-        push(spec, "volumes", json!({"name": name, "hostPath": {"path": file, "type": "File"}}));
+        self.mount_from_node(json!({"name": name, "mountPath": file, "readOnly": true}), "File");
+    }
+
+    fn mount_from_node(&mut self, mount: Value, kind: &str) {
+        let volume = json!({"name": mount["name"], "hostPath": {"path": mount["mountPath"], "type": kind}});
+        push(self.container(), "volumeMounts", mount);
+        push(self.pod["spec"].as_object_mut().expect("parse() has found containers in it"), "volumes", volume);
     }
 
     /// Puts words in front of the container's command.

@@ -211,8 +211,7 @@ fn start_parent(running: &[Running]) -> Result<i32> {
     command.arg(&parent).arg(PARENT).arg(programs);
     command.env_clear().env("PATH", PATH).stdout(Stdio::null()).stderr(Stdio::null());
     let unshare = reaper::spawn(&mut command)?.handle().pid();
-    let children = format!("/proc/{unshare}/task/{unshare}/children");
-    let root = || fs::read_to_string(&children).ok()?.trim().parse().ok();
+    let root = || tree::children(unshare).ok()?.first().copied();
     reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the programs' parent does not start"))
 }
 
@@ -247,11 +246,9 @@ fn wait(what: &str, mut answers: impl FnMut() -> bool) -> Result<()> {
     answered.ok_or_else(|| Error::new(format!("{what} did not answer within {} s", LIMIT.as_secs())))
 }
 
-/// The parent's children, in the order in which it started them.
-fn children(root: i32) -> Result<Vec<i32>> {
-    let path = format!("/proc/{root}/task/{root}/children");
-    let text = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
-    let pids: Vec<i32> = text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+/// The programs' processes, in the order of `PROGRAMS`.
+fn processes(root: i32) -> Result<Vec<i32>> {
+    let pids = tree::children(root)?;
     if pids.len() != PROGRAMS.len() {
         return Err(Error::new(format!("{} of {} programs run", pids.len(), PROGRAMS.len())));
     }
@@ -265,13 +262,13 @@ fn programs(running: &[Running], root: i32) -> Result<Vec<Program>> {
         let pid = tree::inner_pid(pid).ok_or_else(|| Error::new(format!("{} has ended", program.name)))?;
         Ok(Program { name: program.name.into(), pid, argv: program.argv.clone(), logged })
     };
-    children(root)?.into_iter().zip(running).map(describe).collect()
+    processes(root)?.into_iter().zip(running).map(describe).collect()
 }
 
 /// The local ports of the programs' sockets.
 fn ports_of(root: i32) -> Result<BTreeSet<u16>> {
     let mut inodes = BTreeSet::new();
-    for pid in children(root)? {
+    for pid in processes(root)? {
         let descriptors = store::read_dir(Path::new(&format!("/proc/{pid}/fd")))?;
         inodes.extend(descriptors.iter().filter_map(|fd| socket_inode(&fs::read_link(fd).ok()?)));
     }

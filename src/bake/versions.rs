@@ -1,5 +1,6 @@
 //! The differences between Kubernetes versions. No other code depends on the version.
 
+use crate::cluster::minor;
 use crate::daemons::containerd;
 use crate::error::{Error, Result};
 
@@ -52,8 +53,7 @@ const TABLE: [Dialect; 3] = [
 
 /// The row for a version such as `v1.36.5`.
 pub fn dialect(version: &str) -> Result<&'static Dialect> {
-    let minor = version.trim_start_matches('v').strip_prefix("1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
-    minor.and_then(|minor| TABLE.iter().find(|row| (row.minors.0..=row.minors.1).contains(&minor))).ok_or_else(|| {
+    minor(version).and_then(|minor| TABLE.iter().find(|row| (row.minors.0..=row.minors.1).contains(&minor))).ok_or_else(|| {
         Error::new(format!("Kubernetes {version} is not supported"))
             .advise("Supported are 1.31 and newer versions, and 1.20 for builds from Debian packages")
     })

@@ -23,7 +23,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::config::RESTORED_DIR;
+use crate::config::{POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
 use crate::restore::saved::{Program, Saved};
 use crate::restore::tree::Process;
@@ -94,55 +94,56 @@ pub fn start(init: &Arc<Init>, saved: &Saved, processes: Vec<Process>) -> Result
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the restored programs: {cause}")))
 }
 
-/// What poll(2) woke us for.
+/// What the thread wakes up for.
 enum Event {
     Asked,
     Ended(usize),
     Said(usize),
+    /// The others have had their time to write to etcd (`ETCD_WAITS`).
+    EtcdMayEnd,
 }
 
 impl Owner {
     fn run(&mut self, listener: &UnixListener) {
         while self.owned.iter().any(|owned| owned.runs) {
             match self.wait(listener.as_fd()) {
-                Some(Event::Asked) => {
+                Event::Asked => {
                     if let Ok((stream, _)) = listener.accept() {
                         self.answer(stream);
                     }
                 }
-                Some(Event::Ended(index)) => self.ended(index),
-                Some(Event::Said(index)) => self.said(index),
-                None => self.end_etcd(),
+                Event::Ended(index) => self.ended(index),
+                Event::Said(index) => self.said(index),
+                Event::EtcdMayEnd => self.end_etcd(),
             }
         }
         // Whoever asks from now on finds no socket, and becomes the program.
         let _ = std::fs::remove_file(socket());
     }
 
-    fn wait(&self, listener: BorrowedFd) -> Option<Event> {
-        let mut fds = vec![(listener, Event::Asked)];
-        for (index, owned) in self.owned.iter().enumerate().filter(|(_, owned)| owned.runs) {
-            fds.push((owned.process.fd.as_fd(), Event::Ended(index)));
-            fds.extend(owned.stand_in.iter().map(|stand_in| (stand_in.get_ref().as_fd(), Event::Said(index))));
+    fn wait(&self, listener: BorrowedFd) -> Event {
+        loop {
+            let mut fds = vec![(listener, Event::Asked)];
+            for (index, owned) in self.owned.iter().enumerate().filter(|(_, owned)| owned.runs) {
+                fds.push((owned.process.fd.as_fd(), Event::Ended(index)));
+                fds.extend(owned.stand_in.iter().map(|stand_in| (stand_in.get_ref().as_fd(), Event::Said(index))));
+            }
+            let timeout = match self.etcd_ends {
+                Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO),
+                None => PollTimeout::NONE,
+            };
+            let mut polled: Vec<PollFd> = fds.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+            match poll(&mut polled, timeout) {
+                Ok(0) => return Event::EtcdMayEnd,
+                Ok(_) => {
+                    if let Some(ready) = polled.iter().position(|fd| fd.any().unwrap_or_default()) {
+                        return fds.swap_remove(ready).1;
+                    }
+                }
+                // A signal that this thread has taken for the init: poll(2) is never resumed after one.
+                Err(_) => thread::sleep(POLL),
+            }
         }
-        let timeout = match self.etcd_ends {
-            Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO),
-            None => PollTimeout::NONE,
-        };
-        let mut polled: Vec<PollFd> = fds.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        match poll(&mut polled, timeout) {
-            Ok(0) => return None,
-            Err(_) => return self.wait_again(),
-            Ok(_) => {}
-        }
-        let ready = polled.iter().position(|fd| fd.any().unwrap_or_default());
-        ready.map(|position| fds.swap_remove(position).1)
-    }
-
-    /// After an interrupted wait. Nothing else can go wrong with descriptors that are open.
-    fn wait_again(&self) -> Option<Event> {
-        thread::sleep(crate::config::POLL);
-        None
     }
 
     /// Answers a stand-in that has just connected.

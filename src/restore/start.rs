@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Stopwatch;
 use crate::cluster::api::Api;
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
 use crate::node::scratch;
@@ -82,7 +82,7 @@ fn report_plain(init: &Init, why: &str, began: Instant) {
 fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
     match init.config.restore {
         Some(false) => return Err(Error::new("KIND_RESTORE=0")),
-        None if minor(&cluster.kubernetes_version) < NOTICES_CERTIFICATES => {
+        None if cluster::minor(&cluster.kubernetes_version).is_some_and(|minor| minor < NOTICES_CERTIFICATES) => {
             return Err(Error::new(format!(
                 "a running API server of Kubernetes {} sees a new certificate once a minute only",
                 cluster.kubernetes_version
@@ -110,11 +110,6 @@ fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr) -> Result<()> {
         scratch::seed(ETCD_DIR)?;
     }
     restored
-}
-
-/// The minor version of 1.x; 0 if it cannot be read.
-fn minor(version: &str) -> u32 {
-    version.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(0)
 }
 
 /// Why the saved state must not be restored here, if so.
@@ -160,16 +155,4 @@ fn take_over(init: &Arc<Init>, saved: &Saved, root: i32, api: &Api, waited: &mut
     reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
     owner::start(init, saved, processes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_minor_version_is_read() {
-        for (version, expected) in [("v1.20.2", 20), ("v1.36.3", 36), ("v1.40.0-rc.1", 40), ("unknown", 0)] {
-            assert_eq!(minor(version), expected, "{version}");
-        }
-    }
 }

@@ -44,9 +44,7 @@ impl Process {
 
 /// Finds the saved programs below `root`, in the order of `saved`.
 pub fn find(root: i32, saved: &Saved) -> Result<Vec<Process>> {
-    let path = format!("/proc/{root}/task/{root}/children");
-    let children = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
-    let children: Vec<i32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    let children = children(root)?;
     let find = |program: &Program| {
         let pid = children.iter().find(|pid| inner_pid(**pid) == Some(program.pid));
         let pid = pid.ok_or_else(|| Error::new(format!("{} is not among the restored processes", program.name)))?;
@@ -55,6 +53,13 @@ pub fn find(root: i32, saved: &Saved) -> Result<Vec<Process>> {
         Ok(Process { inner: program.pid, fd })
     };
     saved.programs.iter().map(find).collect()
+}
+
+/// The children of a process, in the order in which it started them.
+pub fn children(parent: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
+    Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// The id that a process has in its own PID namespace (`NSpid` of proc_pid_status(5)).
@@ -71,8 +76,7 @@ pub fn kill(root: i32) {
     while next < pids.len() {
         let pid = pids[next];
         next += 1;
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        pids.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        pids.extend(children(pid).unwrap_or_default());
     }
     reaper::signal_all(&pids, Signal::SIGKILL);
     reaper::poll(POLL, KILL_LIMIT, || pids.iter().all(|pid| has_ended(*pid)).then_some(()));

@@ -30,6 +30,11 @@ fn is_saved() -> bool {
     saved
 }
 
+/// A cluster whose control plane is restored, if the image has a saved one.
+fn restored_cluster() -> Option<Cluster> {
+    is_saved().then(|| Cluster::ready(&ON))
+}
+
 /// What the kernel keeps of a program's name (proc_pid_comm(5)).
 fn comm(program: &str) -> &str {
     &program[..program.len().min(15)]
@@ -61,10 +66,7 @@ fn wait_until_plain(cluster: &Cluster, program: &str) {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_start_restores_the_control_plane_and_says_so() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::ready(&ON);
+    let Some(cluster) = restored_cluster() else { return };
     assert_eq!(cluster.container.logs().matches(RESTORED).count(), 1, "{}", cluster.container.logs());
     let status = cluster.container.exec(&["kind", "status"]).ok();
     assert!(status.contains("control plane     restored in ") && status.contains("  restored\n"), "{status}");
@@ -124,10 +126,7 @@ fn a_restored_cluster_looks_like_a_started_one_and_shares_no_identity_with_anoth
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn each_restored_program_that_is_killed_is_started_the_plain_way() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::ready(&ON);
+    let Some(cluster) = restored_cluster() else { return };
     for program in ["kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"] {
         let pid = restored(&cluster, program).unwrap_or_else(|| panic!("{program} is not restored"));
         cluster.container.exec(&["kill", "-KILL", &pid]).ok();
@@ -144,10 +143,7 @@ fn each_restored_program_that_is_killed_is_started_the_plain_way() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::ready(&ON);
+    let Some(cluster) = restored_cluster() else { return };
     // The API server has a record of the pod, which kubelet makes again within a minute or so; the program goes on.
     let before = restored(&cluster, "kube-scheduler");
     let uid = || cluster.kubectl(&["-n", "kube-system", "get", "pod", "kube-scheduler-kind", "--output=jsonpath={.metadata.uid}"]).stdout;
@@ -186,10 +182,7 @@ fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster()
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_second_start_restores_again_from_fresh_files() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::ready(&ON);
+    let Some(cluster) = restored_cluster() else { return };
     cluster.kubectl(&["create", "configmap", "of-the-first-start"]).ok();
     for stop in ["restart", "kill"] {
         docker(&[stop, &cluster.container.id]).ok();
@@ -264,4 +257,27 @@ fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
         let status = cluster.container.exec(&["kind", "status"]).ok();
         assert!(status.contains("control plane     started, not restored"), "{status}");
     }
+}
+
+/// A signal for the init can be handled by any of its threads, and interrupts what that one waits for.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_signal_that_the_owners_thread_takes_ends_no_program() {
+    let Some(cluster) = restored_cluster() else { return };
+    let etcd = restored(&cluster, "etcd");
+    let init: i32 = cluster.container.inspect("{{.State.Pid}}").parse().expect("it is a number");
+    let threads = std::fs::read_dir(format!("/proc/{init}/task")).expect("the engine is on this machine").flatten();
+    let is_owner = |path: &std::path::Path| std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "restored");
+    let owner = threads.map(|thread| thread.path()).find(|path| is_owner(path)).expect("there is a thread `restored`");
+    let owner: i32 = owner.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("it is named by its id");
+    for _ in 0..3 {
+        // SAFETY: tgkill(2) takes three numbers.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, init, owner, libc::SIGCHLD) };
+        assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // A program that has to end takes a moment.
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(etcd.is_some() && restored(&cluster, "etcd") == etcd, "{}", cluster.container.logs());
+    assert!(cluster.serves(KUBERNETES_READY));
 }
