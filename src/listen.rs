@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, setsockopt, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6};
@@ -23,6 +23,14 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Listens on every address, also IPv4's, of a port on which another process of this user may begin to listen, if both set
+/// SO_REUSEPORT. An error without IPv6.
+pub fn listen_beside(port: u16) -> io::Result<TcpListener> {
+    let socket = socket_for_both()?;
+    setsockopt(&socket, sockopt::ReusePort, &true)?;
+    Ok(listen_on(socket, SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?)
+}
+
 fn everywhere_by(all: SocketAddrV6, on_both: impl FnOnce(SocketAddrV6) -> nix::Result<TcpListener>) -> io::Result<TcpListener> {
     match on_both(all) {
         // With ipv6.disable=1 the kernel has no such socket; without the module, no such address.
@@ -31,11 +39,19 @@ fn everywhere_by(all: SocketAddrV6, on_both: impl FnOnce(SocketAddrV6) -> nix::R
     }
 }
 
-/// Listens on IPv6 and IPv4 whatever net.ipv6.bindv6only says, unlike std.
 fn on_both(address: SocketAddrV6) -> nix::Result<TcpListener> {
+    listen_on(socket_for_both()?, address)
+}
+
+/// A socket for IPv6 and IPv4 whatever net.ipv6.bindv6only says, unlike std's.
+fn socket_for_both() -> nix::Result<OwnedFd> {
     let socket = socket::socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    Ok(socket)
+}
+
+fn listen_on(socket: OwnedFd, address: SocketAddrV6) -> nix::Result<TcpListener> {
     socket::bind(socket.as_raw_fd(), &SockaddrIn6::from(address))?;
     socket::listen(&socket, Backlog::new(BACKLOG)?)?;
     Ok(socket.into())

@@ -140,6 +140,12 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         init.supervise(dockerd).map(drop)
     };
     match restore {
+        // Its first question is answered when the API server is restored.
+        Some(restore) if restore.holds_clients => {
+            start_docker()?;
+            init.supervise(kubelet)?;
+            restore.finish();
+        }
         // kubelet finds its API server when it first looks; otherwise it would wait before it looks again.
         Some(restore) => {
             start_docker()?;

@@ -127,7 +127,7 @@ mod tests {
             Cluster { pods: vec![BakedPod { name: name.clone(), is_static: true, owner: None }], ..crate::cluster::tests::cluster() };
         let ids = |ids: &[&str]| ids.iter().map(|id| id.to_string()).collect::<BTreeSet<String>>();
         for (container, has_ended) in [("runs", false), ("ran", true), ("never-seen", false), ("new", false)] {
-            let seen = Seen { state: Ok(()), owner: None, containers: vec!["runs".into(), container.into()] };
+            let seen = Seen { state: Ok(()), owner: None, containers: vec!["runs".into(), container.into()], is_unready: false };
             let told = Told { known: [(name.clone(), seen)].into(), seen: ids(&["runs", "ran"]) };
             let expected: &[&str] = if has_ended { &["kube-system/etcd-kind: a container has ended"] } else { &[] };
             assert_eq!(told.waiting(&cluster, &ids(&["runs", "new"])), expected, "{container}");

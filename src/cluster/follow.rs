@@ -20,7 +20,12 @@ pub fn start(init: &Arc<Init>, name: &str, when: fn(&State) -> bool, follow: imp
             until_done(&init, when, &follow);
         }
     };
-    let started = thread::Builder::new().name(name.into()).spawn(body);
+    start_once(name, body)
+}
+
+/// Calls `follow` in a thread of its own.
+pub fn start_once(name: &str, follow: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = thread::Builder::new().name(name.into()).spawn(follow);
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for {name}: {cause}")))
 }
 

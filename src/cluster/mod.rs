@@ -18,6 +18,7 @@ pub mod node;
 pub mod objects;
 pub mod pods;
 pub mod postmortem;
+mod probes;
 pub mod wait;
 
 use std::collections::BTreeSet;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Pod};
+use crate::cluster::probes::Probes;
 use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, node, pods, Cluster};
 use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
         dns::follow(&init.readiness, server)?;
     }
     let alive = Alive::follow(&init.readiness, cluster)?;
+    let probes = Probes::start(init, api.clone())?;
     let (mut served, mut hidden) = (false, true);
     while !init.shutdown.stopping() {
         let answer = api.readiness();
@@ -50,7 +52,7 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
         }
         // The server ends each watch after half an hour or so; then list the pods again. If it ended because the
         // server did, the next round finds out.
-        if let Err(error) = follow(init, api, cluster, &alive) {
+        if let Err(error) = follow(init, api, cluster, &alive, &probes) {
             log::debug!(target: "cluster", "{error}");
             init.readiness.update(|state| state.api_server = false);
             init.shutdown.pause(POLL);
@@ -68,18 +70,20 @@ fn serve_credentials(init: &Init) -> Result<()> {
     Ok(())
 }
 
-fn follow(init: &Init, api: &Api, cluster: &Cluster, alive: &Alive) -> Result<()> {
+fn follow(init: &Init, api: &Api, cluster: &Cluster, alive: &Alive, probes: &Probes) -> Result<()> {
     let list: List<Pod> = api.get("/api/v1/pods")?;
     let mut known = pods::Known::new();
     list.items.iter().for_each(|pod| pods::update(&mut known, cluster, pod, false));
     let version = list.metadata.resource_version;
     // Free the list before the watch, which stays open.
     drop(list.items);
+    probes.tell(&known);
     update_pods(init, cluster, &known, alive);
     for event in api.watch::<Pod>(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
         let event = event?;
         if event.kind != "BOOKMARK" {
             pods::update(&mut known, cluster, &event.object, event.kind == "DELETED");
+            probes.tell(&known);
             update_pods(init, cluster, &known, alive);
         }
     }

@@ -121,6 +121,7 @@ impl ContainerStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ContainerState {
+    pub running: Option<serde::de::IgnoredAny>,
     pub waiting: Option<Reason>,
     pub terminated: Option<Reason>,
 }

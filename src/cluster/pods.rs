@@ -18,6 +18,8 @@ pub struct Seen {
     pub owner: Option<String>,
     /// Ids of the containers that run, of a pod that is Ready.
     pub containers: Vec<String>,
+    /// Its containers run, but kubelet's probes have not found all of them ready.
+    pub is_unready: bool,
 }
 
 /// The pods that readiness depends on, by `namespace/name`.
@@ -84,6 +86,14 @@ pub fn state(pod: &Pod, baked: &BTreeSet<String>) -> State {
     }
 }
 
+/// Whether every container of the pod runs in this boot and the pod is not Ready, because of one of them. kubelet takes no
+/// changes to a static pod from the API server.
+fn is_unready(pod: &Pod, baked: &BTreeSet<String>) -> bool {
+    let runs = |container: &ContainerStatus| container.state.running.is_some() && container.id().is_some_and(|id| !baked.contains(id));
+    let unready = condition(pod, "Ready").is_some_and(|ready| ready.status != "True" && ready.reason == "ContainersNotReady");
+    unready && !is_static(pod) && pod.status.container_statuses.iter().all(runs)
+}
+
 /// Why a pod is not ready: the reason of `state`, and the messages of kubelet and the scheduler.
 pub fn explain(pod: &Pod, baked: &BTreeSet<String>) -> State {
     let Err(why) = state(pod, baked) else { return Ok(()) };
@@ -122,7 +132,8 @@ pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool)
     if is_deleted || is_terminating {
         known.remove(&name);
     } else {
-        known.insert(name, Seen { state: explain(pod, &cluster.containers), owner, containers: running_containers(pod) });
+        let is_unready = is_unready(pod, &cluster.containers);
+        known.insert(name, Seen { state: explain(pod, &cluster.containers), owner, containers: running_containers(pod), is_unready });
     }
 }
 
@@ -190,6 +201,24 @@ mod tests {
     }
 
     #[test]
+    fn only_a_pod_whose_containers_run_waits_for_its_probe() {
+        let mut unready = pod("new", "False");
+        assert!(!is_unready(&parsed(&unready), &baked()), "for another reason");
+        unready["status"]["conditions"][1]["reason"] = json!("ContainersNotReady");
+        assert!(!is_unready(&parsed(&unready), &baked()), "no container runs");
+        unready["status"]["containerStatuses"][0]["state"] = json!({"running": {"startedAt": "2026-11-26T02:00:37Z"}});
+        assert!(is_unready(&parsed(&unready), &baked()));
+        let of = |field: &str, value: Value| {
+            let mut pod = unready.clone();
+            *pod.pointer_mut(field).unwrap() = value;
+            is_unready(&parsed(&pod), &baked())
+        };
+        assert!(!of("/status/containerStatuses/0/containerID", json!("containerd://old")));
+        assert!(!of("/status/conditions/1/status", json!("True")));
+        assert!(!of("/metadata", json!({"annotations": {"kubernetes.io/config.mirror": "x"}})));
+    }
+
+    #[test]
     fn a_completed_pod_is_ready() {
         assert_eq!(running_containers(&parsed(&pod("new", "True"))), ["new"]);
         let mut done = pod("old", "False");
@@ -221,7 +250,7 @@ mod tests {
     }
 
     fn seen(state: State, owner: Option<&str>) -> Seen {
-        Seen { state, owner: owner.map(String::from), containers: vec![] }
+        Seen { state, owner: owner.map(String::from), containers: vec![], is_unready: false }
     }
 
     #[test]

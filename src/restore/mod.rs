@@ -7,11 +7,12 @@
 //! happen to a pod leads to what happens in a plain cluster, and every start can be made the plain way too.
 //!
 //! `saved` describes what the bake has saved, `machine` decides whether this machine can restore it, `criu` runs CRIU,
-//! `start` restores beside the rest of the boot, `owner` looks after the restored programs, and `parent` is the process
+//! `start` restores beside the rest of the boot, `held_port` keeps clients waiting meanwhile, `owner` looks after the restored programs, and `parent` is the process
 //! above them.
 
 pub mod criu;
 mod files;
+mod held_port;
 pub mod machine;
 mod owner;
 pub mod parent;

@@ -83,10 +83,15 @@ struct Owner {
     etcd_ends: Option<Instant>,
 }
 
-/// Starts the thread. Stand-ins are heard from the moment this returns.
-pub fn start(init: &Arc<Init>, saved: &Saved, processes: Vec<Process>) -> Result<()> {
+/// Stand-ins that ask from now on wait for an answer, or until the socket is closed.
+pub fn listen() -> Result<UnixListener> {
     let path = socket();
-    let listener = UnixListener::bind(&path).map_err(|cause| Error::io("listen on", &path, cause))?;
+    UnixListener::bind(&path).map_err(|cause| Error::io("listen on", &path, cause))
+}
+
+/// Starts the thread, which answers those that ask on `stand_ins`.
+pub fn start(init: &Arc<Init>, stand_ins: &UnixListener, saved: &Saved, processes: Vec<Process>) -> Result<()> {
+    let listener = stand_ins.try_clone().map_err(|cause| Error::io("use", socket(), cause))?;
     let own = |(program, process): (&Program, Process)| Owned { program: program.clone(), process, runs: true, stand_in: None };
     let owned = saved.programs.iter().zip(processes).map(own).collect();
     let mut owner = Owner { init: init.clone(), owned, etcd_ends: None };

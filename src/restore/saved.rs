@@ -100,13 +100,16 @@ impl Saved {
     /// Puts the files where the programs have them open, as they were.
     pub fn put_files(&self) -> Result<()> {
         clear(Path::new(ETCD_DIR))?;
-        mounts::make_dir(RESTORED_DIR)?;
-        // As for the logs of pods, and for whoever may claim a program.
-        let private = fs::set_permissions(RESTORED_DIR, Permissions::from_mode(0o700));
-        private.map_err(|cause| Error::io("make private", RESTORED_DIR, cause))?;
         self.directories.iter().try_for_each(SavedDirectory::put)?;
         self.files.iter().try_for_each(SavedFile::put)
     }
+}
+
+/// Makes the directory of the logs and of the owner's socket. It is as private as the logs of pods.
+pub fn make_directory() -> Result<()> {
+    mounts::make_dir(RESTORED_DIR)?;
+    let private = fs::set_permissions(RESTORED_DIR, Permissions::from_mode(0o700));
+    private.map_err(|cause| Error::io("make private", RESTORED_DIR, cause))
 }
 
 /// The first path that only one of both has, or that has another digest.

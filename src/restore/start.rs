@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -14,8 +15,10 @@ use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
 use crate::node::scratch;
 use crate::readiness::files::CONTROL_PLANE;
+use crate::restore::held_port::HeldPort;
 use crate::restore::machine::{self, Machine};
 use crate::restore::saved::{self, Saved};
+use crate::restore::tree::Process;
 use crate::restore::{criu, owner, tree};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
@@ -31,12 +34,16 @@ const NOTICES_CERTIFICATES: u32 = 23;
 pub const RESTORED: &str = "restored";
 
 /// A restore that goes on beside the boot.
-pub struct Restore(JoinHandle<bool>);
+pub struct Restore {
+    thread: JoinHandle<bool>,
+    /// Whether clients of the API server are kept waiting meanwhile.
+    pub holds_clients: bool,
+}
 
 impl Restore {
     /// Waits until it is done or given up, which takes 5 s at most. Returns whether the control plane runs restored.
     pub fn finish(self) -> bool {
-        self.0.join().unwrap_or(false)
+        self.thread.join().unwrap_or(false)
     }
 }
 
@@ -52,8 +59,12 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
             return Ok(None);
         }
     };
-    let ours = init.clone();
-    let body = move || match restore(&ours, &saved, static_ip) {
+    saved::make_directory()?;
+    let stand_ins = owner::listen()?;
+    let held = HeldPort::listen(&saved.ports);
+    let held = held.inspect_err(|error| log::info!(target: "restore", "kubelet is started after the restore, not beside it: {error}")).ok();
+    let (ours, holds_clients) = (init.clone(), held.is_some());
+    let body = move || match restore(&ours, &saved, static_ip, stand_ins, held) {
         Ok(()) => {
             let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
             log::info!(target: "restore", "the control plane is {what}");
@@ -67,7 +78,9 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
         }
     };
     let started = thread::Builder::new().name("restore".into()).spawn(body);
-    started.map(|thread| Some(Restore(thread))).map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
+    started
+        .map(|thread| Some(Restore { thread, holds_clients }))
+        .map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
 }
 
 fn report_plain(init: &Init, why: &str, began: Instant) {
@@ -98,16 +111,23 @@ fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
     }
 }
 
-fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr) -> Result<()> {
+fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr, stand_ins: UnixListener, held: Option<HeldPort>) -> Result<()> {
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     let mut waited = Stopwatch::start();
     let root = saved.put_files().and_then(|()| bring_back(saved, &mut waited));
-    let restored = root.and_then(|root| take_over(init, saved, root, &api, &mut waited).inspect_err(|_| tree::kill(root)));
+    // From here on whoever has connected is the restored server's client.
+    drop(held);
+    let look_after = |processes| owner::start(init, &stand_ins, saved, processes);
+    let restored = root.and_then(|root| {
+        let owner = take_over(init, saved, root, &api, &mut waited).and_then(look_after);
+        owner.inspect_err(|_| tree::kill(root))
+    });
     if restored.is_err() {
         // Nothing of it may be left: the plain start begins with the data that the bake has left.
-        let _ = fs::remove_file(owner::socket());
         saved::clear(Path::new(ETCD_DIR))?;
         scratch::seed(ETCD_DIR)?;
+        // Stand-ins that wait become the programs when `stand_ins` is dropped, and so does everyone who finds no socket.
+        let _ = fs::remove_file(owner::socket());
     }
     restored
 }
@@ -146,13 +166,13 @@ fn bring_back(saved: &Saved, waited: &mut Stopwatch) -> Result<i32> {
     }
 }
 
-/// Waits until the API server answers, and begins to look after the programs.
-fn take_over(init: &Arc<Init>, saved: &Saved, root: i32, api: &Api, waited: &mut Stopwatch) -> Result<()> {
+/// Waits until the API server answers. Returns the programs.
+fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, waited: &mut Stopwatch) -> Result<Vec<Process>> {
     reaper::adopt(root);
     let processes = tree::find(root, saved)?;
     let left = LIMIT.saturating_sub(waited.elapsed());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
     reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
-    owner::start(init, saved, processes)
+    Ok(processes)
 }

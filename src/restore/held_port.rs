@@ -1,0 +1,101 @@
+//! The API server's port while it is being restored. kubelet and others may connect meanwhile: they are kept waiting
+//! instead of refused, so that kubelet, whose own start takes as long as the restore, can start beside it.
+//!
+//! We listen on the port with SO_REUSEPORT, which CRIU sets on the sockets that it restores. When we close our socket,
+//! the kernel moves the connections that it holds to the restored one (`tcp_migrate_req`, Linux 5.14,
+//! Documentation/networking/ip-sysctl.rst). Nobody's connection may get a local port that a saved connection has,
+//! because CRIU could not restore that one: such ports are reserved meanwhile (`ip_local_reserved_ports`).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use crate::config::API_PORT;
+use crate::error::{Error, Result};
+use crate::listen;
+
+const SYSCTLS: &str = "/proc/sys/net/ipv4";
+const MIGRATE: &str = "tcp_migrate_req";
+const RESERVED: &str = "ip_local_reserved_ports";
+
+/// Listens until it is dropped.
+pub struct HeldPort {
+    /// Closed first, while the kernel still moves connections.
+    listener: Option<TcpListener>,
+    sysctls: Vec<Sysctl>,
+}
+
+impl HeldPort {
+    /// # Errors
+    /// This kernel or container cannot, and the error is the reason.
+    pub fn listen(saved_ports: &BTreeSet<u16>) -> Result<HeldPort> {
+        let directory = Path::new(SYSCTLS);
+        let reserve = |earlier: &str| reserved(earlier, saved_ports);
+        let sysctls = vec![Sysctl::set(directory.join(MIGRATE), |_| "1".into())?, Sysctl::set(directory.join(RESERVED), reserve)?];
+        let listener = listen::listen_beside(API_PORT).map_err(|cause| Error::new(format!("cannot listen on port {API_PORT}: {cause}")))?;
+        Ok(HeldPort { listener: Some(listener), sysctls })
+    }
+}
+
+impl Drop for HeldPort {
+    fn drop(&mut self) {
+        drop(self.listener.take());
+        self.sysctls.clear();
+    }
+}
+
+/// A kernel setting that has its earlier value again when it is dropped.
+struct Sysctl {
+    path: PathBuf,
+    earlier: String,
+}
+
+impl Sysctl {
+    fn set(path: PathBuf, value: impl FnOnce(&str) -> String) -> Result<Sysctl> {
+        let earlier = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        let value = value(earlier.trim());
+        fs::write(&path, value).map_err(|cause| Error::io("write", &path, cause))?;
+        Ok(Sysctl { path, earlier })
+    }
+}
+
+impl Drop for Sysctl {
+    fn drop(&mut self) {
+        if let Err(cause) = fs::write(&self.path, &self.earlier) {
+            log::warn!(target: "restore", "{} keeps the value that it had during the restore: {cause}", self.path.display());
+        }
+    }
+}
+
+/// The value of `ip_local_reserved_ports`: those that were reserved already, and ours.
+fn reserved(earlier: &str, ports: &BTreeSet<u16>) -> String {
+    let ports = ports.iter().map(u16::to_string);
+    let all: Vec<String> = Some(earlier.to_string()).filter(|earlier| !earlier.is_empty()).into_iter().chain(ports).collect();
+    all.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_were_reserved_stay_so() {
+        let ports: BTreeSet<u16> = [40000, 2379].into();
+        assert_eq!(reserved("", &ports), "2379,40000");
+        assert_eq!(reserved("8080,9000-9010", &ports), "8080,9000-9010,2379,40000");
+        assert_eq!(reserved("8080", &BTreeSet::new()), "8080");
+    }
+
+    #[test]
+    fn a_setting_has_its_earlier_value_again() {
+        let path = std::env::temp_dir().join(format!("kind-held-port-{}", std::process::id()));
+        fs::write(&path, "0\n").unwrap();
+        let sysctl = Sysctl::set(path.clone(), |earlier| format!("{earlier}1")).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "01");
+        drop(sysctl);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "0\n");
+        fs::remove_file(&path).unwrap();
+        assert!(Sysctl::set(path, |_| "1".into()).is_err());
+    }
+}
