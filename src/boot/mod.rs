@@ -35,7 +35,8 @@ use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
-use crate::restore::start as restore;
+use crate::restore::start::{self as restore, Restore};
+use crate::supervisor::pause::Pause;
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
@@ -130,8 +131,9 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
-    let kubelet =
+    let mut kubelet =
         kubelet::spec(cluster.static_ip, KubeletView::prepare(&init.config)?, iptables.clone(), init.config.kubelet_arguments.clone());
+    kubelet.pause = restore.as_ref().and_then(Restore::answered).map(|until| Pause { line: kubelet::ASKS_FOR_NODE, until });
     let start_docker = || {
         if let Some(certificates) = certificates {
             certificates.finish()?;
@@ -140,7 +142,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         init.supervise(dockerd).map(drop)
     };
     match restore {
-        // Its first question is answered when the API server is restored.
+        // Its first questions are answered when the API server is restored.
         Some(restore) if restore.holds_clients => {
             start_docker()?;
             init.supervise(kubelet)?;

@@ -65,6 +65,7 @@ pub fn spec(form: Form, pause_image: String, iptables: Iptables) -> Spec {
         }),
         before_reload: None,
         condition: |state| &mut state.containerd,
+        pause: None,
     }
 }
 

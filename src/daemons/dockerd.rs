@@ -133,7 +133,14 @@ fn log_file(config: &Config) -> PathBuf {
 }
 
 fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf) -> Spec {
-    Spec { name: DOCKERD, command, answers: Box::new(move || ping(&socket)), before_reload: None, condition: |state| &mut state.docker }
+    Spec {
+        name: DOCKERD,
+        command,
+        answers: Box::new(move || ping(&socket)),
+        before_reload: None,
+        condition: |state| &mut state.docker,
+        pause: None,
+    }
 }
 
 /// The sockets for dockerd to listen on, and the one that we ping. If the user's flags name the sockets, the usual

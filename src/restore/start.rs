@@ -4,7 +4,8 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::{channel, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ use crate::supervisor::Init;
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// A client that was kept waiting is answered this soon once the API server answers.
+const ANSWERED: Duration = Duration::from_millis(50);
 /// The first minor version whose API server notices at once that its certificate has changed. A start signs it for the
 /// names of this container, and a restored API server runs by then.
 const NOTICES_CERTIFICATES: u32 = 23;
@@ -38,9 +41,21 @@ pub struct Restore {
     thread: JoinHandle<bool>,
     /// Whether clients of the API server are kept waiting meanwhile.
     pub holds_clients: bool,
+    ended: Arc<Mutex<Receiver<()>>>,
 }
 
 impl Restore {
+    /// Returns when a client that has been kept waiting must have been answered, or the restore is given up.
+    pub fn answered(&self) -> Option<Arc<dyn Fn() + Send + Sync>> {
+        let ended = self.ended.clone();
+        let wait = move || {
+            // The thread that restores drops its end when it ends.
+            let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(LIMIT);
+            thread::sleep(ANSWERED);
+        };
+        self.holds_clients.then(|| Arc::new(wait) as _)
+    }
+
     /// Waits until it is done or given up, which takes 5 s at most. Returns whether the control plane runs restored.
     pub fn finish(self) -> bool {
         self.thread.join().unwrap_or(false)
@@ -64,22 +79,26 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
     let held = HeldPort::listen(&saved.ports);
     let held = held.inspect_err(|error| log::info!(target: "restore", "kubelet is started after the restore, not beside it: {error}")).ok();
     let (ours, holds_clients) = (init.clone(), held.is_some());
-    let body = move || match restore(&ours, &saved, static_ip, stand_ins, held) {
-        Ok(()) => {
-            let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
-            log::info!(target: "restore", "the control plane is {what}");
-            ours.readiness.milestone(RESTORED);
-            ours.readiness.publish(CONTROL_PLANE, what.as_bytes());
-            true
-        }
-        Err(error) => {
-            report_plain(&ours, &error.to_string(), began);
-            false
+    let (ends, ended) = channel::<()>();
+    let body = move || {
+        let _ends = ends;
+        match restore(&ours, &saved, static_ip, stand_ins, held) {
+            Ok(()) => {
+                let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
+                log::info!(target: "restore", "the control plane is {what}");
+                ours.readiness.milestone(RESTORED);
+                ours.readiness.publish(CONTROL_PLANE, what.as_bytes());
+                true
+            }
+            Err(error) => {
+                report_plain(&ours, &error.to_string(), began);
+                false
+            }
         }
     };
     let started = thread::Builder::new().name("restore".into()).spawn(body);
     started
-        .map(|thread| Some(Restore { thread, holds_clients }))
+        .map(|thread| Some(Restore { thread, holds_clients, ended: Arc::new(Mutex::new(ended)) }))
         .map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
 }
 

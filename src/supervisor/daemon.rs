@@ -14,6 +14,7 @@ use crate::clock::{Stopwatch, TICK};
 use crate::config::{DAEMON_LIMIT, POLL};
 use crate::error::{Error, Result};
 use crate::readiness::{Failure, Readiness, State};
+use crate::supervisor::pause::Pause;
 use crate::supervisor::reaper::{self, Child, Handle};
 use crate::supervisor::shutdown::Shutdown;
 
@@ -37,6 +38,8 @@ pub struct Spec {
     pub before_reload: Option<Callback<Result<()>>>,
     /// The field of the state that is true while the daemon answers.
     pub condition: fn(&mut State) -> &mut bool,
+    /// Where its first start waits for something.
+    pub pause: Option<Pause>,
 }
 
 pub struct Daemon {
@@ -54,6 +57,7 @@ struct Progress {
     given_up: bool,
     /// We asked it to end: its next end is not a death.
     restarting: bool,
+    was_started: bool,
 }
 
 impl Daemon {
@@ -178,7 +182,12 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
     let output = OpenOptions::new().append(true).open(&daemon.log).map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let mut command = (daemon.spec.command)()?;
-    let child = reaper::spawn(command.stdout(output).stderr(errors))?;
+    let is_first = !std::mem::replace(&mut daemon.progress().was_started, true);
+    match daemon.spec.pause.as_ref().filter(|_| is_first) {
+        Some(pause) => command.stdout(output).stderr(pause.follow(daemon.name, errors)?),
+        None => command.stdout(output).stderr(errors),
+    };
+    let child = reaper::spawn(&mut command)?;
     daemon.change(|progress| progress.process = Some(child.handle()));
     // A stop that began during the spawn did not find this process, so nobody has signalled it.
     if shutdown.stopping() {
