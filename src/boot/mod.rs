@@ -8,14 +8,15 @@ pub mod scripts;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::cluster::api::Api;
 use crate::cluster::{control_plane, monitor, postmortem, Cluster};
 use crate::config::{
-    Config, API_PORT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STATIC_POD_DIR, STOP_CONTAINERD, STOP_CONTAINERS,
-    STOP_DOCKERD, STOP_KUBELET,
+    Config, API_PORT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, POLL, STATIC_POD_DIR, STOP_CONTAINERD,
+    STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
 };
 use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
@@ -40,6 +41,9 @@ use crate::supervisor::pause::Pause;
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
+
+/// See `show_manifests_when_pods_run`.
+const STAND_INS_LIMIT: Duration = Duration::from_millis(1300);
 
 /// The stop, in order: kubelet and its pods, dockerd and its containers, containerd.
 pub const STOP_ORDER: [Step; 3] = [
@@ -109,7 +113,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(Path::new("/")));
     // Beside everything up to kubelet, which is to find its API server when it first looks.
-    if let Err(error) = control_plane::show_late_manifests(Path::new(STATIC_POD_DIR)) {
+    if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
         log::warn!(target: "boot", "{error}");
     }
     let restore = restore::begin(init, cluster)?;
@@ -144,21 +148,25 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     match restore {
         // Its first questions are answered when the API server is restored.
         Some(restore) if restore.holds_clients => {
+            hide_manifests(control_plane::ALL);
             start_docker()?;
             init.supervise(kubelet)?;
-            restore.finish();
+            match restore.finish() {
+                true => show_manifests_when_pods_run(init)?,
+                false => control_plane::show(Path::new(STATIC_POD_DIR))?,
+            }
         }
         // kubelet finds its API server when it first looks; otherwise it would wait before it looks again.
         Some(restore) => {
             start_docker()?;
             if !restore.finish() {
-                hide_late_manifests();
+                hide_manifests(control_plane::CLIENTS);
             }
             init.supervise(kubelet)?;
         }
         // The API server takes longest, so it is started first.
         None => {
-            hide_late_manifests();
+            hide_manifests(control_plane::CLIENTS);
             init.supervise(kubelet)?;
             start_docker()?;
         }
@@ -171,11 +179,25 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     monitor::run(init, &api, cluster)
 }
 
-fn hide_late_manifests() {
-    if let Err(error) = control_plane::hide_late_manifests(Path::new(STATIC_POD_DIR)) {
+fn hide_manifests(names: &[&str]) {
+    if let Err(error) = control_plane::hide(Path::new(STATIC_POD_DIR), names) {
         // For example because the user has mounted a manifest.
         log::warn!(target: "boot", "the whole control plane starts at once: {error}");
     }
+}
+
+/// The containers that stand for restored programs are started when the other pods run. kubelet must not miss their
+/// manifests when it first looks for pods that nobody wants any more, two seconds after it has begun to start pods.
+fn show_manifests_when_pods_run(init: &Arc<Init>) -> Result<()> {
+    let ours = init.clone();
+    let show = move || {
+        reaper::poll(POLL, STAND_INS_LIMIT, || ours.readiness.state().cluster_up().then_some(()));
+        if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
+            log::error!(target: "boot", "the control plane has no containers: {error}");
+        }
+    };
+    let started = std::thread::Builder::new().name("manifests".into()).spawn(show);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that shows the manifests: {cause}")))
 }
 
 /// The steps before any daemon starts, shared by bake and run.

@@ -62,10 +62,14 @@ impl Alive {
         // Held until the state has changed: a look at what was told before must not come after it.
         let mut told = self.told();
         told.known.clone_from(known);
-        let mut waiting = pods::waiting(&self.cluster, known);
+        // From now on these are as every other pod.
+        let has_container = |name: &String| known.get(name).is_some_and(|pod| pod.state.is_ok());
+        self.readiness.update(|state| state.restored.retain(|name| !has_container(name)));
+        let restored = self.readiness.state().restored;
+        let mut waiting = pods::waiting(&self.cluster, known, &restored);
         if waiting.is_empty() {
             self.find(&mut told);
-            waiting = told.waiting(&self.cluster, &running());
+            waiting = told.waiting(&self.cluster, &running(), &restored);
         }
         let is_ready = waiting.is_empty();
         self.readiness.update(|state| state.pods = if is_ready { Pods::Ready } else { Pods::Waiting(waiting) });
@@ -75,7 +79,7 @@ impl Alive {
     /// Takes readiness away where a container has ended. It comes back with what kubelet tells alone.
     pub fn look(&self) {
         let told = self.told();
-        let waiting = told.waiting(&self.cluster, &running());
+        let waiting = told.waiting(&self.cluster, &running(), &self.readiness.state().restored);
         self.readiness.update(|state| {
             if state.pods == Pods::Ready && !waiting.is_empty() {
                 state.pods = Pods::Waiting(waiting);
@@ -104,13 +108,13 @@ fn running() -> BTreeSet<String> {
 
 impl Told {
     /// What is not ready: in kubelet's words, or because a container has run and does not any more.
-    fn waiting(&self, cluster: &Cluster, running: &BTreeSet<String>) -> Vec<String> {
+    fn waiting(&self, cluster: &Cluster, running: &BTreeSet<String>, restored: &BTreeSet<String>) -> Vec<String> {
         let has_ended = |id: &String| self.seen.contains(id) && !running.contains(id);
         let mut known = self.known.clone();
         for pod in known.values_mut().filter(|pod| pod.state.is_ok() && pod.containers.iter().any(has_ended)) {
             pod.state = Err("a container has ended".into());
         }
-        pods::waiting(cluster, &known)
+        pods::waiting(cluster, &known, restored)
     }
 }
 
@@ -130,7 +134,7 @@ mod tests {
             let seen = Seen { state: Ok(()), owner: None, containers: vec!["runs".into(), container.into()], is_unready: false };
             let told = Told { known: [(name.clone(), seen)].into(), seen: ids(&["runs", "ran"]) };
             let expected: &[&str] = if has_ended { &["kube-system/etcd-kind: a container has ended"] } else { &[] };
-            assert_eq!(told.waiting(&cluster, &ids(&["runs", "new"])), expected, "{container}");
+            assert_eq!(told.waiting(&cluster, &ids(&["runs", "new"]), &BTreeSet::new()), expected, "{container}");
         }
     }
 }

@@ -29,11 +29,12 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     }
     let alive = Alive::follow(&init.readiness, cluster)?;
     let probes = Probes::start(init, api.clone())?;
-    let (mut served, mut hidden) = (false, true);
+    // A restored start shows its manifests itself.
+    let (mut served, mut hidden) = (false, init.readiness.state().restored.is_empty());
     while !init.shutdown.stopping() {
         let answer = api.readiness();
         if hidden && answer.is_some() {
-            control_plane::show_late_manifests(Path::new(STATIC_POD_DIR))?;
+            control_plane::show(Path::new(STATIC_POD_DIR))?;
             hidden = false;
         }
         if answer != Some(200) {
@@ -95,7 +96,7 @@ fn update_pods(init: &Init, cluster: &Cluster, known: &pods::Known, alive: &Aliv
         return;
     }
     if !init.readiness.has_reached("pods") {
-        log::info!(target: "cluster", "every baked pod was started and is Ready");
+        log::info!(target: "cluster", "every baked pod is Ready");
         init.readiness.milestone("pods");
     }
     // Where there is no DNS, nothing has to be asked.

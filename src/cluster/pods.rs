@@ -138,14 +138,16 @@ pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool)
 }
 
 /// Which baked pods are not ready, and why. A pod that the user has deleted does not count. Of an owner's pods, as
-/// many as were baked must be Ready, or all of them if there are fewer now.
-pub fn waiting(cluster: &Cluster, known: &Known) -> Vec<String> {
+/// many as were baked must be Ready, or all of them if there are fewer now. Static pods whose programs run `restored` do
+/// not wait for their containers.
+pub fn waiting(cluster: &Cluster, known: &Known, restored: &BTreeSet<String>) -> Vec<String> {
     let why = |name: &str, seen: &Seen| seen.state.as_ref().err().map(|why| format!("{name}: {why}"));
     let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
     let mut waiting = vec![];
     for pod in &cluster.pods {
         match (&pod.owner, known.get(&pod.name)) {
             (Some(owner), _) => *owners.entry(owner).or_default() += 1,
+            (None, _) if restored.contains(&pod.name) => {}
             (None, Some(seen)) => waiting.extend(why(&pod.name, seen)),
             (None, None) if pod.is_static => waiting.push(format!("{}: does not exist", pod.name)),
             (None, None) => {}
@@ -256,11 +258,14 @@ mod tests {
     #[test]
     fn a_static_pod_must_exist_and_others_may_be_deleted() {
         let cluster = cluster(&[baked_pod("kube-system/etcd-kind", true, None), baked_pod("default/app", false, None)]);
-        assert_eq!(waiting(&cluster, &Known::new()), ["kube-system/etcd-kind: does not exist"]);
+        let none = BTreeSet::new();
+        let restored = ["kube-system/etcd-kind".to_string()].into();
+        assert!(waiting(&cluster, &Known::new(), &restored).is_empty());
+        assert_eq!(waiting(&cluster, &Known::new(), &none), ["kube-system/etcd-kind: does not exist"]);
         let etcd = ("kube-system/etcd-kind".to_string(), seen(Ok(()), None));
-        assert!(waiting(&cluster, &Known::from([etcd.clone()])).is_empty());
+        assert!(waiting(&cluster, &Known::from([etcd.clone()]), &none).is_empty());
         let app = ("default/app".to_string(), seen(Err("not Ready".into()), None));
-        assert_eq!(waiting(&cluster, &Known::from([etcd, app])), ["default/app: not Ready"]);
+        assert_eq!(waiting(&cluster, &Known::from([etcd, app]), &none), ["default/app: not Ready"]);
     }
 
     #[test]
@@ -280,7 +285,7 @@ mod tests {
             (vec![("d", failing())], vec!["d: not Ready"]),
         ] {
             let known = pods.iter().map(|(name, seen)| (name.to_string(), seen.clone())).collect();
-            assert_eq!(waiting(&cluster, &known), expected, "{pods:?}");
+            assert_eq!(waiting(&cluster, &known, &BTreeSet::new()), expected, "{pods:?}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! The state of the node, and everything that clients see of it, derived here: whether Docker and Kubernetes are
 //! ready, what they wait for, and whether the boot has failed.
 
+use std::collections::BTreeSet;
+
 /// Why the boot failed, and the exit status of the container because of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
@@ -26,6 +28,8 @@ pub struct State {
     pub etcd: bool,
     pub api_server: bool,
     pub pods: Pods,
+    /// The static pods, as `namespace/name`, whose programs run restored and whose containers are not there yet.
+    pub restored: BTreeSet<String>,
     /// Whether the API server calls the node Ready, without which no new pod is scheduled.
     pub node: bool,
     pub dns: bool,
@@ -47,7 +51,7 @@ pub enum Pods {
     Unknown,
     /// The pods that are not ready, as `namespace/name: reason`.
     Waiting(Vec<String>),
-    /// Every baked pod was started in this boot and is Ready.
+    /// Every baked pod was started in this boot, or its program restored, and is Ready.
     Ready,
 }
 
@@ -162,6 +166,7 @@ pub mod tests {
             etcd: true,
             api_server: true,
             pods: Pods::Ready,
+            restored: BTreeSet::new(),
             node: true,
             dns: true,
             services: true,

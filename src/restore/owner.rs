@@ -23,8 +23,9 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{POLL, RESTORED_DIR};
+use crate::config::{NODE_NAME, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
+use crate::readiness::Pods;
 use crate::restore::saved::{Program, Saved};
 use crate::restore::tree::Process;
 use crate::restore::ETCD;
@@ -63,6 +64,11 @@ pub fn socket() -> PathBuf {
     Path::new(RESTORED_DIR).join(SOCKET)
 }
 
+/// The static pod of a program.
+fn pod_of(name: &str) -> String {
+    format!("kube-system/{name}-{NODE_NAME}")
+}
+
 /// A line to send.
 pub fn line(message: &impl Serialize) -> String {
     serde_json::to_string(message).expect("strings and numbers can always be written as JSON") + "\n"
@@ -95,6 +101,7 @@ pub fn start(init: &Arc<Init>, stand_ins: &UnixListener, saved: &Saved, processe
     let own = |(program, process): (&Program, Process)| Owned { program: program.clone(), process, runs: true, stand_in: None };
     let owned = saved.programs.iter().zip(processes).map(own).collect();
     let mut owner = Owner { init: init.clone(), owned, etcd_ends: None };
+    init.readiness.update(|state| state.restored = saved.programs.iter().map(|program| pod_of(&program.name)).collect());
     let started = thread::Builder::new().name("restored".into()).spawn(move || owner.run(&listener));
     started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the restored programs: {cause}")))
 }
@@ -207,6 +214,13 @@ impl Owner {
         if let Some(stand_in) = owned.stand_in.take() {
             say(&stand_in, &Answer::Ended { status });
         }
+        let pod = pod_of(&owned.program.name);
+        self.init.readiness.update(|state| {
+            // It counted as Ready because it ran.
+            if state.restored.remove(&pod) && state.pods == Pods::Ready {
+                state.pods = Pods::Waiting(vec![format!("{pod}: its program has ended")]);
+            }
+        });
         if !self.init.shutdown.stopping() {
             log::warn!(target: "restore", "{} has ended with status {status}; it is started the plain way from now on", owned.program.name);
         }
