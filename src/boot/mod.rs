@@ -43,7 +43,7 @@ use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
 
 /// See `show_manifests_when_pods_run`.
-const STAND_INS_LIMIT: Duration = Duration::from_millis(1300);
+const STAND_INS_LIMIT: Duration = Duration::from_millis(1700);
 
 /// The stop, in order: kubelet and its pods, dockerd and its containers, containerd.
 pub const STOP_ORDER: [Step; 3] = [
