@@ -11,37 +11,32 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use crate::config::API_PORT;
+use crate::config::{Config, API_PORT, SYSCTLS};
 use crate::error::{Error, Result};
 use crate::listen;
 
-const SYSCTLS: &str = "/proc/sys/net/ipv4";
+const DIRECTORY: &str = "/proc/sys/net/ipv4";
 const MIGRATE: &str = "tcp_migrate_req";
 const RESERVED: &str = "ip_local_reserved_ports";
 
-/// Listens until it is dropped.
+/// Listens until it is dropped. The fields are dropped in this order: the kernel still moves connections when it is closed.
 pub struct HeldPort {
-    /// Closed first, while the kernel still moves connections.
-    listener: Option<TcpListener>,
-    sysctls: Vec<Sysctl>,
+    _listener: TcpListener,
+    _sysctls: [Sysctl; 2],
 }
 
 impl HeldPort {
     /// # Errors
     /// This kernel or container cannot, and the error is the reason.
-    pub fn listen(saved_ports: &BTreeSet<u16>) -> Result<HeldPort> {
-        let directory = Path::new(SYSCTLS);
+    pub fn listen(config: &Config, saved_ports: &BTreeSet<u16>) -> Result<HeldPort> {
+        if !config.sysctls {
+            return Err(Error::new(format!("{SYSCTLS}=0")));
+        }
+        let directory = Path::new(DIRECTORY);
         let reserve = |earlier: &str| reserved(earlier, saved_ports);
-        let sysctls = vec![Sysctl::set(directory.join(MIGRATE), |_| "1".into())?, Sysctl::set(directory.join(RESERVED), reserve)?];
+        let sysctls = [Sysctl::set(directory.join(MIGRATE), |_| "1".into())?, Sysctl::set(directory.join(RESERVED), reserve)?];
         let listener = listen::listen_beside(API_PORT).map_err(|cause| Error::new(format!("cannot listen on port {API_PORT}: {cause}")))?;
-        Ok(HeldPort { listener: Some(listener), sysctls })
-    }
-}
-
-impl Drop for HeldPort {
-    fn drop(&mut self) {
-        drop(self.listener.take());
-        self.sysctls.clear();
+        Ok(HeldPort { _listener: listener, _sysctls: sysctls })
     }
 }
 

@@ -76,7 +76,7 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
     };
     saved::make_directory()?;
     let stand_ins = owner::listen()?;
-    let held = HeldPort::listen(&saved.ports);
+    let held = HeldPort::listen(&init.config, &saved.ports);
     let held = held.inspect_err(|error| log::info!(target: "restore", "kubelet is started after the restore, not beside it: {error}")).ok();
     let (ours, holds_clients) = (init.clone(), held.is_some());
     let (ends, ended) = channel::<()>();

@@ -55,3 +55,50 @@ impl Pause {
 fn resize(pipe: &impl AsFd, bytes: i32) -> io::Result<()> {
     fcntl(pipe.as_fd(), FcntlArg::F_SETPIPE_SZ(bytes)).map(drop).map_err(io::Error::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::channel;
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::supervisor::reaper;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_program_stops_at_the_line_until_it_may_go_on_and_nothing_of_its_log_is_lost() {
+        let directory = std::env::temp_dir().join(format!("kind-pause-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let (log, gone_on) = (directory.join("log"), directory.join("gone-on"));
+        let (go_on, may_go_on) = channel::<()>();
+        let may_go_on = Mutex::new(may_go_on);
+        let until = Arc::new(move || assert!(may_go_on.lock().unwrap().recv().is_err()));
+        let stderr = Pause { line: "asks", until }.follow("test", File::create(&log).unwrap()).unwrap();
+        let script = format!("for line in begins asks 2 3 4; do echo $line >&2; done; touch {}; seq 5000 >&2", gone_on.display());
+        let child = reaper::spawn(Command::new("sh").args(["-c", &script]).stderr(stderr)).unwrap();
+        let read = || std::fs::read_to_string(&log).unwrap();
+        let wait = |until: &dyn Fn() -> bool| {
+            let end = Instant::now() + LIMIT;
+            while !until() {
+                assert!(Instant::now() < end, "{}", read());
+                thread::sleep(Duration::from_millis(10));
+            }
+        };
+        wait(&|| read().contains("asks"));
+        thread::sleep(Duration::from_millis(300));
+        assert!(!gone_on.exists() && read() == "begins\nasks\n", "{}", read());
+        drop(go_on);
+        assert!(child.wait_timeout(LIMIT).is_some_and(|status| status.success()));
+        let all: String = ["begins", "asks", "2", "3", "4"]
+            .map(String::from)
+            .into_iter()
+            .chain((1..=5000).map(|n: u32| n.to_string()))
+            .fold(String::new(), |text, line| text + &line + "\n");
+        wait(&|| read() == all);
+        assert!(gone_on.exists());
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -1,7 +1,8 @@
 //! The control plane that is restored instead of started: that it is, that nobody can tell but by what docs/limits.md
 //! lists, and that every start can still be made the plain way. An image whose bake could not save has nothing of this.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::api::Api;
@@ -32,7 +33,22 @@ fn is_saved() -> bool {
 
 /// A cluster whose control plane is restored, if the image has a saved one.
 fn restored_cluster() -> Option<Cluster> {
-    is_saved().then(|| Cluster::ready(&ON))
+    is_saved().then(|| {
+        let cluster = Cluster::ready(&ON);
+        wait_for_stand_ins(&cluster);
+        cluster
+    })
+}
+
+/// The containers of restored programs are started last.
+fn wait_for_stand_ins(cluster: &Cluster) {
+    let arguments = ["get", "pods", "-n", "kube-system", "-l", "tier=control-plane"];
+    let state = "--output=jsonpath={range .items[*]}{.status.containerStatuses[*].ready}{.status.containerStatuses[*].containerID} {end}";
+    let ids = || cluster.kubectl(&[&arguments[..], &[state]].concat()).stdout;
+    wait_for("every program's container", LIMIT, || {
+        let running = cluster.container.exec(&["pgrep", "-f", "-c", "^/usr/local/bin/kind stand-in"]).stdout.trim().to_string();
+        (running == "4" && ids().split_whitespace().filter(|id| id.starts_with("truecontainerd://")).count() == 4).then_some(())
+    });
 }
 
 /// What the kernel keeps of a program's name (proc_pid_comm(5)).
@@ -85,6 +101,54 @@ fn a_start_restores_the_control_plane_and_says_so() {
     assert!(ages.starts_with(&today[..11]), "{ages}, now is {today}");
 }
 
+/// kubelet starts beside the restore, and so may any client: their connections wait for the API server.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::start(&ON);
+    let address = cluster.address();
+    let mut client = wait_for("an open port", LIMIT, || TcpStream::connect((address.as_str(), 8443)).ok());
+    let timeline = cluster.file(TIMELINE).expect("there is always a timeline");
+    assert!(!timeline.contains(" restored\n"), "{timeline}");
+    // Go's answer to a client that forgets TLS.
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("it is connected");
+    client.set_read_timeout(Some(LIMIT)).expect("it is a limit");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("Client sent an HTTP request to an HTTPS server"), "{answer}");
+    cluster.wait_until_ready();
+    assert!(cluster.container.logs().contains(RESTORED), "{}", cluster.container.logs());
+    for (name, value) in [("tcp_migrate_req", "0"), ("ip_local_reserved_ports", "")] {
+        assert_eq!(cluster.container.exec(&["cat", &format!("/proc/sys/net/ipv4/{name}")]).ok(), value);
+    }
+}
+
+/// What is ready before its containers are there stays ready, and keeps its records: nobody but the bake has made them.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_containers_of_restored_programs_come_without_anybody_noticing() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::ready(&ON);
+    let uids = || {
+        let uids = "--output=jsonpath={.items[*].metadata.uid}";
+        cluster.kubectl(&["get", "pods", "-n", "kube-system", "-l", "tier=control-plane", uids]).ok()
+    };
+    let before = uids();
+    wait_for_stand_ins(&cluster);
+    assert_eq!(uids(), before);
+    let logs = cluster.container.logs();
+    assert!(!logs.contains("kubernetes-ready is no longer true"), "{logs}");
+    // What has them probed early is not left behind.
+    wait_for("pods without our annotation", LIMIT, || {
+        (!cluster.kubectl(&["get", "pods", "-A", "--output=json"]).ok().contains("kind-init/")).then_some(())
+    });
+}
+
 /// Everything that a client can see of the static pods, and what is running, is what it is after a plain start.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
@@ -95,6 +159,9 @@ fn a_restored_cluster_looks_like_a_started_one_and_shares_no_identity_with_anoth
     let look = |arguments: &[&str]| {
         let cluster = Cluster::ready(arguments);
         let get = |arguments: &[&str]| cluster.kubectl(arguments).ok();
+        if arguments == ON {
+            wait_for_stand_ins(&cluster);
+        }
         let pods = get(&["get", "pods", "-n", "kube-system", "-l", "tier=control-plane", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.labels} {.spec} {.status.phase} {.status.containerStatuses[*].ready}{.status.containerStatuses[*].restartCount}{\"\\n\"}{end}"]);
         let objects = get(&["get", "nodes,services,deployments,daemonsets,storageclasses", "-A", "--output=name"]);
         get(&["create", "namespace", "identity"]);
@@ -191,6 +258,7 @@ fn a_second_start_restores_again_from_fresh_files() {
         }
         wait_for("the next start", LIMIT, || cluster.status(KUBERNETES_READY).filter(|status| *status == 404));
         cluster.wait_until_ready();
+        wait_for_stand_ins(&cluster);
         assert!(!cluster.kubectl(&["get", "configmap", "of-the-first-start"]).succeeded());
         assert!(restored(&cluster, "etcd").is_some(), "{}", cluster.container.logs());
     }
