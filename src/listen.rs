@@ -1,11 +1,11 @@
 //! Listens as docker:dind does: on every IPv6 and IPv4 address, or on IPv4 alone if the kernel has no IPv6.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, setsockopt, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6};
+use nix::sys::socket::{self, setsockopt, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6};
 
 /// Connections waiting to be accepted; the same as std's.
 const BACKLOG: i32 = 128;
@@ -29,6 +29,13 @@ pub fn listen_beside(port: u16) -> io::Result<TcpListener> {
     let socket = socket_for_both()?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
     Ok(listen_on(socket, SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?)
+}
+
+/// Whether a port is free on every address. It is bound for a moment, but nobody can connect to it.
+pub fn check_free(port: u16) -> io::Result<()> {
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    Ok(socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?)
 }
 
 fn everywhere_by(all: SocketAddrV6, on_both: impl FnOnce(SocketAddrV6) -> nix::Result<TcpListener>) -> io::Result<TcpListener> {
@@ -78,6 +85,9 @@ mod tests {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let error = listen(everywhere(taken.local_addr().unwrap().port())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(check_free(taken.local_addr().unwrap().port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let on_both = listen(everywhere(0)).unwrap();
+        assert!(check_free(on_both.local_addr().unwrap().port()).is_err() && check_free(0).is_ok());
         let one = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         assert_eq!(one.local_addr().unwrap().ip(), Ipv4Addr::LOCALHOST);
     }

@@ -29,6 +29,7 @@ use crate::daemons::kubelet::{self, KUBELET};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
+use crate::listen;
 use crate::node::iptables::Iptables;
 use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
@@ -244,7 +245,7 @@ fn refuse_another_static_ip(init: &Init, cluster: &Cluster) -> Result<()> {
 
 /// The API server runs in a pod and would report this only in its own log.
 fn refuse_taken_port() -> Result<()> {
-    std::net::TcpListener::bind(("0.0.0.0", API_PORT)).map(drop).map_err(|cause| {
+    listen::check_free(API_PORT).map_err(|cause| {
         Error::new(format!("port {API_PORT}, on which the API server listens, cannot be used: {cause}"))
             .advise("With --network=host, stop what uses it; otherwise use a network of the container's own")
     })
