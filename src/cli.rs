@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::bake::Bake;
-use crate::config::{EXEC_WITH_SOCKET, EXEC_WITH_VIEW, PARENT, STAND_IN};
+use crate::config::{AWAIT_KUBE_PROXY, EXEC_WITH_SOCKET, EXEC_WITH_VIEW, PARENT, STAND_IN};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 
@@ -55,6 +55,7 @@ pub enum Invocation {
     StandIn(String, Vec<String>),
     /// What to start, in JSON.
     Parent(String),
+    AwaitKubeProxy,
     Help,
     Version,
 }
@@ -85,6 +86,7 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
         [EXEC_WITH_VIEW, ..] => Ok(Invocation::ExecWithView(arguments[1..].to_vec())),
         [STAND_IN, name, ..] => Ok(Invocation::StandIn(name.to_string(), arguments[2..].to_vec())),
+        [AWAIT_KUBE_PROXY] => Ok(Invocation::AwaitKubeProxy),
         [PARENT, programs] => Ok(Invocation::Parent(programs.to_string())),
         [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
         [word, ..] => Err(usage(format!("unknown subcommand {word}"))),

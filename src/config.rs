@@ -76,6 +76,11 @@ pub const EXEC_WITH_SOCKET: &str = "exec-with-socket";
 /// Shows kubelet the container's limits and copies of kernel settings.
 pub const EXEC_WITH_VIEW: &str = "exec-with-view";
 
+/// The path of this program, in the image and in containers that run it.
+pub const INIT: &str = "/usr/local/bin/kind";
+/// What kube-router's pod runs first.
+pub const AWAIT_KUBE_PROXY: &str = "await-kube-proxy";
+
 // More of them, for the restored control plane.
 /// The command of its containers.
 pub const STAND_IN: &str = "stand-in";

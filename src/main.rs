@@ -62,6 +62,10 @@ fn main() -> ExitCode {
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
         Ok(Invocation::ExecWithView(argv)) => Err(node::kubelet_view::exec(&argv)),
         Ok(Invocation::StandIn(name, argv)) => signals.and_then(|signals| restore::stand_in::run(&name, &argv, signals)),
+        Ok(Invocation::AwaitKubeProxy) => {
+            daemons::kube_proxy::wait();
+            Ok(ExitCode::SUCCESS)
+        }
         Ok(Invocation::Parent(programs)) => restore::parent::run(&programs).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Help) => Ok(print(cli::HELP)),
         Ok(Invocation::Version) => Ok(print(concat!("kind ", env!("CARGO_PKG_VERSION"), "\n"))),

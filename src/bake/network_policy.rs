@@ -1,6 +1,7 @@
 //! NetworkPolicies, which our bridge does not enforce: with `KIND_NETWORK_POLICY`, the firewall of kube-router does, as
 //! in k3s.
 
+use crate::config::INIT;
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
 
@@ -26,7 +27,7 @@ pub fn manifest(value: Option<&str>, network: &ClusterNetwork) -> Result<Option<
         return Err(Error::new(format!("{VARIABLE} is for the cluster's own bridge, and KIND_CNI=none leaves that out"))
             .advise("Leave one of them out: other networks enforce policies themselves"));
     }
-    Ok(Some(MANIFEST.replace("IMAGE", image).replace("SERVICES", &network.service_subnet)))
+    Ok(Some(MANIFEST.replace("IMAGE", image).replace("INIT", INIT).replace("SERVICES", &network.service_subnet)))
 }
 
 /// With a tag or digest, because for `latest` kubelet would ask a registry at every start.

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::bake::manifest;
 use crate::cluster::api::Api;
-use crate::config::{CREDENTIALS_DIR, ETCD_DIR, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
+use crate::config::{CREDENTIALS_DIR, ETCD_DIR, INIT, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::node::mounts;
@@ -27,8 +27,6 @@ use crate::supervisor::reaper;
 
 /// The label that kubelet puts on its containers.
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-/// The path of this program, in the image and in the containers.
-const INIT: &str = "/usr/local/bin/kind";
 /// How long each of the programs may take to answer. A machine that needs more would save a cluster that has lost its
 /// node: the controller-manager gives up kubelet, which does not run now, after 40 s.
 const LIMIT: Duration = Duration::from_secs(15);

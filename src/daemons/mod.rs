@@ -11,6 +11,7 @@ pub mod foreign_socket;
 mod grpc;
 pub mod image_names;
 pub mod image_records;
+pub mod kube_proxy;
 pub mod kubelet;
 pub mod port;
 pub mod settings;
