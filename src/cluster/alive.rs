@@ -120,11 +120,10 @@ impl Alive {
         let Told { known, found } = told;
         let is_current = |id: &String| known.values().any(|pod| pod.containers.contains(id));
         found.retain(|id, _| is_current(id));
-        for (id, cgroup) in running.into_iter().filter(|(id, _)| is_current(id)) {
-            if !found.contains_key(&id) {
-                if let Ok(process) = self.hold(&cgroup) {
-                    found.insert(id, Container { cgroup, process });
-                }
+        let new: Vec<_> = running.into_iter().filter(|(id, _)| is_current(id) && !found.contains_key(id)).collect();
+        for (id, cgroup) in new {
+            if let Ok(process) = self.hold(&cgroup) {
+                found.insert(id, Container { cgroup, process });
             }
         }
     }
