@@ -22,9 +22,6 @@ const DOCKER_CGROUP: &str = "docker";
 /// How long to retry, since `docker exec` and health checks may put processes into the root at any moment.
 const ENABLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// In a cgroup of version 2: it changes when the last process ends, or the first one comes.
-pub const EVENTS: &str = "cgroup.events";
-
 /// How the kernel's cgroups are mounted.
 #[derive(Debug, PartialEq)]
 enum Layout {
@@ -135,10 +132,13 @@ fn roots() -> Vec<PathBuf> {
 }
 
 fn processes_below(cgroup: &str) -> Vec<i32> {
+    roots().iter().flat_map(|root| processes_in(&root.join(cgroup))).collect()
+}
+
+/// Every process in a cgroup, and below it.
+pub fn processes_in(cgroup: &Path) -> Vec<i32> {
     let mut pids = Vec::new();
-    for root in roots() {
-        collect_processes(&root.join(cgroup), &mut pids);
-    }
+    collect_processes(cgroup, &mut pids);
     pids
 }
 

@@ -81,7 +81,18 @@ pub fn bundle() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(bundle)
 }
 
-/// The same without what is no Kubernetes: the node's image and the init have to be built.
+/// The Kubernetes of the bundle, such as `v1.36.5`.
+pub fn bundled_version() -> String {
+    let settings = std::fs::read_to_string(bundle().join("bundle.env")).expect("a bundle says what it is for");
+    settings.lines().find_map(|line| line.strip_prefix("KUBERNETES_VERSION=")).expect("a bundle has a version").to_string()
+}
+
+/// The `1.36` of `v1.36.5`.
+pub fn minor_of(version: &str) -> &str {
+    version.trim_start_matches('v').rsplit_once('.').expect("a version has three numbers").0
+}
+
+/// The bundle without what is no Kubernetes: the node's image and the init have to be built.
 pub fn partial_bundle() -> PathBuf {
     let partial = session().dir.join("partial-bundle");
     let script = r#"

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::bake::{bundle, with_lab_images};
+use crate::bake::{bundle, bundled_version, minor_of, with_lab_images};
 use crate::cluster::Cluster;
 use crate::engine::{docker, session, tools, BUSYBOX};
 use crate::process::{run, Outcome};
@@ -14,7 +14,6 @@ use crate::registry::Registry;
 
 /// For a bake, a commit and a push on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
-const VERSION: &str = "1.20.2";
 
 fn release(arguments: &[&str]) -> Outcome {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/release.sh");
@@ -70,31 +69,33 @@ fn push_as(name: &str, architecture: &str) {
 #[test]
 #[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_release_is_pushed_once_and_its_lists_are_made_when_each_architecture_is_there() {
+    let version = bundled_version();
+    let (version, minor) = (version.trim_start_matches('v'), minor_of(&version));
     let registry = Registry::plain(&session().dir.join("published"));
     let repository = format!("{}/kind", registry.host);
     let arch = docker(&["version", "--format", "{{.Server.Arch}}"]).ok();
     let other = if arch == "amd64" { "arm64" } else { "amd64" };
 
-    let first = release(&[&repository, "1.20"]);
-    assert!(first.succeeded() && first.output().contains(&format!("{repository}:{VERSION} waits for {other}")), "{first}");
+    let first = release(&[&repository, minor]);
+    assert!(first.succeeded() && first.output().contains(&format!("{repository}:{version} waits for {other}")), "{first}");
     let pushed = tags(&registry);
     let [tag] = pushed.as_slice() else { panic!("one tag was expected: {pushed:?}") };
-    assert!(tag.starts_with(&format!("{VERSION}-")) && tag.ends_with(&format!("-{arch}")), "{tag}");
+    assert!(tag.starts_with(&format!("{version}-")) && tag.ends_with(&format!("-{arch}")), "{tag}");
 
     // A machine of the other architecture has pushed its own.
     push_as(&format!("{repository}:{}", tag.replace(&arch, other)), other);
-    let second = release(&[&repository, "1.20"]);
+    let second = release(&[&repository, minor]);
     assert!(second.succeeded() && second.output().contains("was pushed already"), "{second}");
     assert!(!second.output().contains("committed in"), "it was baked again: {second}");
     // Not `latest`: that is the newest version's.
-    let lists = [VERSION.to_string(), "latest-1.20".to_string()];
+    let lists = [version.to_string(), format!("latest-{minor}")];
     assert_eq!(tags(&registry).iter().filter(|tag| !tag.ends_with("64")).collect::<Vec<_>>(), lists.iter().collect::<Vec<_>>());
-    let joined = members(&format!("{repository}:{VERSION}"));
+    let joined = members(&format!("{repository}:{version}"));
     assert_eq!(joined.iter().map(|(architecture, _)| architecture.as_str()).collect::<Vec<_>>(), ["amd64", "arm64"]);
-    assert!(joined[0].1 != joined[1].1 && joined == members(&format!("{repository}:latest-1.20")), "{joined:?}");
+    assert!(joined[0].1 != joined[1].1 && joined == members(&format!("{repository}:latest-{minor}")), "{joined:?}");
 
     // What was published starts.
-    let image = format!("{repository}:latest-1.20");
+    let image = format!("{repository}:latest-{minor}");
     docker(&["pull", "--quiet", &image]).ok();
     drop(Cluster::ready_of(&image));
     docker(&["image", "rm", &image]).ok();
@@ -103,10 +104,12 @@ fn a_release_is_pushed_once_and_its_lists_are_made_when_each_architecture_is_the
 #[test]
 #[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_registry_that_does_not_answer_is_no_reason_to_bake() {
+    let version = bundled_version();
+    let minor = minor_of(&version);
     let registry = Registry::plain(&session().dir.join("gone"));
     let repository = format!("{}/kind", registry.host);
     drop(registry);
-    let outcome = release(&[&repository, "1.20"]);
+    let outcome = release(&[&repository, minor]);
     let said = outcome.output();
     assert!(!outcome.succeeded() && said.contains("release: error:") && said.contains(&repository), "{outcome}");
     assert!(!said.contains("baking Kubernetes"), "{outcome}");

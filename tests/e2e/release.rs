@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bake::{bundle, with_lab_images};
+use crate::bake::{bundle, bundled_version, minor_of, with_lab_images};
 use crate::cluster::Cluster;
 use crate::engine::{docker, docker_within, session, tools, BUSYBOX};
 use crate::process::{run, run_with_input};
@@ -24,9 +24,10 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
     let storage = dir.join("registry");
     let password = format!("pass-{}-word", std::process::id());
     let (public, private) = (Registry::plain(&storage), Registry::private(&storage, USER, &password));
-    let server = publish(&public);
+    let version = bundled_version();
+    let server = publish(&public, &version);
     public.push(BUSYBOX, "app:1");
-    let (app, checkout) = (format!("{}/app:1", private.host), checkout(&dir));
+    let (app, checkout) = (format!("{}/app:1", private.host), checkout(&dir, &version));
     // Users may edit the scripts next to build.sh.
     append(
         &checkout.join("before-cluster.sh"),
@@ -41,14 +42,15 @@ fn a_release_is_downloaded_bundled_and_baked_again_without_its_servers() {
         let mut build = Command::new(checkout.join("build.sh"));
         with_lab_images(&mut build).args(arguments).current_dir("/").env("KIND_CACHE", dir.join("cache")).env("KIND_INIT", &tools().kind);
         let url = |part| format!("http://127.0.0.1:{}/{part}", server.port);
-        build.env("KUBERNETES_VERSION", "1.20").env("KUBERNETES_URL", url("release"));
+        build.env("KUBERNETES_VERSION", minor_of(&version)).env("KUBERNETES_URL", url("release"));
         build.env("CNI_URL", url("cni")).env("CNI_VERSION", "v1");
         run(build.env("IMAGE_REGISTRY", &public.host), LIMIT)
     };
 
     let bundle = dir.join("bundle");
     let made = build(&["--bundle-only", "--bundle", &bundle.to_string_lossy()]);
-    for words in ["downloading Kubernetes v1.20.2", "pulling the images of Kubernetes v1.20.2", "saved ", &app, "the bundle is"] {
+    let steps = ["downloading", "pulling the images of"].map(|step| format!("{step} Kubernetes {version}"));
+    for words in [&steps[0], &steps[1], "saved ", &app, "the bundle is"] {
         assert!(made.succeeded() && made.output().contains(words), "{words} is not in: {made}");
     }
     let digests = std::fs::read_to_string(bundle.join("images/DIGESTS")).expect("the bundle names its images' digests");
@@ -97,15 +99,15 @@ impl Drop for Image<'_> {
 }
 
 /// Publishes the bundle's contents as a release: programs on the server that it returns, images in the registry.
-fn publish(registry: &Registry) -> Server {
+fn publish(registry: &Registry, version: &str) -> Server {
     let (server, bundle) = (Server::start(), bundle());
     let read = |path: &Path| std::fs::read(path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()));
     let arch = docker(&["version", "--format", "{{.Server.Arch}}"]).ok();
     for program in ["kubeadm", "kubelet", "kubectl"] {
-        server.publish(&format!("/release/v1.20.2/bin/linux/{arch}/{program}"), &read(&bundle.join("bin").join(program)));
+        server.publish(&format!("/release/{version}/bin/linux/{arch}/{program}"), &read(&bundle.join("bin").join(program)));
     }
     let plugins = archive(&bundle.join("cni"), &["bridge", "host-local", "loopback", "portmap"]);
-    server.publish("/release/stable-1.20.txt", b"v1.20.2\n");
+    server.publish(&format!("/release/stable-{}.txt", minor_of(version)), format!("{version}\n").as_bytes());
     server.publish(&format!("/cni/v1/cni-plugins-linux-{arch}-v1.tgz"), &read(&plugins));
     for entry in std::fs::read_dir(bundle.join("images")).expect("a bundle has images").flatten() {
         // Images that images.sh has pulled are not part of a release.
@@ -129,12 +131,17 @@ fn archive(directory: &Path, names: &[&str]) -> PathBuf {
     path
 }
 
-/// A copy of this checkout in a directory of a pipeline, as if it were a submodule.
-fn checkout(dir: &Path) -> PathBuf {
+/// A copy of this checkout in a directory of a pipeline, as if it were a submodule. It does not know the checksums of this
+/// version: those are the official programs', and the bundle's may have been made from source.
+fn checkout(dir: &Path, version: &str) -> PathBuf {
     let checkout = dir.join("pipeline/kind");
     std::fs::create_dir_all(&checkout).expect("the session's directory can be written");
     let copy = r#"cd "$1" && git ls-files -z --cached --others --exclude-standard | xargs -0 tar -c | tar -x -C "$2""#;
     run_with_input(Command::new("sh").args(["-c", copy, "sh", env!("CARGO_MANIFEST_DIR")]).arg(&checkout), "", LIMIT).ok();
+    let checksums = checkout.join("scripts/checksums");
+    let known = std::fs::read_to_string(&checksums).expect("the checkout has checksums");
+    let others: String = known.lines().filter(|line| !line.contains(&format!(" {version}/"))).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&checksums, others).expect("the checkout is ours");
     checkout
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::bake::{build_sh, bundle, with_lab_images};
+use crate::bake::{build_sh, bundle, bundled_version, minor_of, with_lab_images};
 use crate::cluster::{Cluster, LIMIT};
 use crate::engine::{docker, session, tools, BUSYBOX};
 use crate::process::{run, wait_for, Outcome};
@@ -40,8 +40,7 @@ fn build(name: &str, hooks: &[(&str, &str)], settings: &[(&str, &str)]) -> (Bake
 
 /// The file's documents are in the API version of the bundle's kubeadm, whose flags are a list since v1beta4.
 fn kubeadm_file(name: &str, fields: &str, flags: &[(&str, &str)]) -> PathBuf {
-    let settings = std::fs::read_to_string(bundle().join("bundle.env")).expect("a bundle says what it is for");
-    let (api, flags) = match settings.contains("KUBERNETES_VERSION=v1.20.") {
+    let (api, flags) = match minor_of(&bundled_version()) == "1.20" {
         true => ("v1beta2", flags.iter().map(|(name, value)| format!("    {name}: \"{value}\"\n")).collect::<String>()),
         false => ("v1beta4", flags.iter().map(|(name, value)| format!("  - {{name: {name}, value: \"{value}\"}}\n")).collect()),
     };
