@@ -1,7 +1,8 @@
 # Two images for build.sh: the node that a cluster is baked into, and the toolchain that compiles the init.
-ARG DOCKER_IMAGE=docker:29-dind
-ARG DEBIAN_IMAGE=debian:trixie-slim
-ARG RUST_IMAGE=rust:1-slim-trixie
+# Whole names, because podman knows no short ones.
+ARG DOCKER_IMAGE=docker.io/library/docker:29-dind
+ARG DEBIAN_IMAGE=docker.io/library/debian:trixie-slim
+ARG RUST_IMAGE=docker.io/library/rust:1-slim-trixie
 
 FROM ${DOCKER_IMAGE} AS docker
 

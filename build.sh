@@ -19,6 +19,7 @@ Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each furt
 
 Environment variables:
   KUBERNETES_VERSION  such as 1.36 (its newest patch release) or v1.36.5 (default the newest release)
+  KIND_ENGINE         the engine's command: docker, or podman as root (default docker, or podman if there is no docker)
   DOCKER_IMAGE        where Docker's binaries come from: a tag of docker, or an image (default 29-dind)
   STATIC_IP           the node's address, the same at every start (default 172.99.99.1)
   KIND_SANS           extra names for the API server's certificate, separated by commas
@@ -37,6 +38,10 @@ TEXT
 
 # shellcheck source=scripts/lib.sh
 . "$here/scripts/lib.sh"
+# shellcheck source=scripts/settings.sh
+. "$here/scripts/settings.sh"
+# shellcheck source=scripts/engine.sh
+. "$here/scripts/engine.sh"
 # shellcheck source=scripts/version.sh
 . "$here/scripts/version.sh"
 # shellcheck source=scripts/download.sh
@@ -88,14 +93,7 @@ elif [ ${#names[@]} = 0 ]; then
   usage >&2
   exit 2
 fi
-cache=${KIND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kind}
-hooks=${KIND_HOOKS:-$here/hooks} images=${KIND_IMAGES:-$here/images.sh}
-[ -z "${KIND_HOOKS:-}" ] || [ -d "$hooks" ] || die "KIND_HOOKS=$hooks is not a directory"
-[ -z "${KIND_IMAGES:-}" ] || [ -f "$images" ] || die "KIND_IMAGES=$images is not a file"
-[ -z "${CRICTL_URL:-}${CRICTL_VERSION:-}" ] || say "CRICTL_URL and CRICTL_VERSION are no longer needed: nothing here uses crictl"
-[ -z "${KIND_KUBEADM:-}" ] || [ -f "$KIND_KUBEADM" ] || die "KIND_KUBEADM=$KIND_KUBEADM is not a file"
-case ${KIND_CNI:-} in '' | bridge | none) ;; *) die "KIND_CNI=$KIND_CNI is neither bridge nor none; with none, hooks/after-cluster.sh installs another network" ;; esac
-[ -z "${MINIKUBE_VERSION:-}" ] || say "MINIKUBE_VERSION is no longer needed: kubeadm alone does what minikube did"
+check_settings
 choose_version
 announce_version
 
@@ -104,13 +102,12 @@ if [ -n "$debian" ]; then
   attend "$here/scripts/debian/images.sh" trixie
   : "${DEBIAN_IMAGE:=kind-lab/debian:trixie}" "${DOCKER_IMAGE:=kind-lab/docker:trixie-dind}" "${RUST_IMAGE:=kind-lab/rust:1}"
 fi
-command -v docker >/dev/null || die "there is no docker command. Install Docker, or use --debian on a Debian machine"
-arch=$(docker version --format '{{.Server.Arch}}' 2>"$work/engine") || die "no Docker engine answers: $(tail -n 1 "$work/engine")"
+find_engine
+check_engine
 engine=1
-case $arch in amd64 | arm64) ;; *) die "the engine runs on $arch; only amd64 and arm64 are supported" ;; esac
 for name in ${names[@]+"${names[@]}"}; do
   # This fails for a name that is not taken, too: only the message tells the two apart.
-  ! { docker image inspect "$name" 2>&1 >/dev/null || true; } | grep -q 'invalid reference' || die "$name is not a valid image name: use lower-case letters, digits and .-_/ and a :tag"
+  ! { "$docker" image inspect "$name" 2>&1 >/dev/null || true; } | grep -qE 'invalid reference|must be lowercase' || die "$name is not a valid image name: use lower-case letters, digits and .-_/ and a :tag"
 done
 choose_images
 
@@ -146,5 +143,5 @@ if [ -n "$bundle_only" ]; then
 fi
 bake "$inputs" "$node" "$init"
 commit "${names[@]}"
-docker rm --force --volumes "$container" >/dev/null
+"$docker" rm --force --volumes "$container" >/dev/null
 [ -z "$run" ] || "$here/run.sh" "${names[0]}"

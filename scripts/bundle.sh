@@ -47,10 +47,10 @@ complete_bundle() {
   local directory=$1 node=$2 init=$3 target=$4
   rm -f "$directory/.lab-recipe"
   cp "$init" "$directory/kind"
-  attend docker save --output "$directory/node.tar" "$node" || die "the node's image cannot be saved"
+  attend "$docker" save ${save_options[@]+"${save_options[@]}"} --output "$directory/node.tar" "$node" || die "the node's image cannot be saved"
   chmod 644 "$directory/node.tar"
   bake "$directory" "$node" "$init" --save-images /var/lib/docker/pulled.tar
-  docker cp "$container:/var/lib/docker/pulled.tar" "$directory/images/pulled.tar" >/dev/null 2>&1 \
+  "$docker" cp "$container:/var/lib/docker/pulled.tar" "$directory/images/pulled.tar" >/dev/null 2>&1 \
     || say "images.sh and the hooks pulled no images"
   # A new file, because the old one may be a hard link into a cache.
   { cat "$directory/bundle.env" && echo COMPLETE=1; } >"$work/bundle.env"

@@ -5,7 +5,7 @@
 choose_images() {
   local name
   docker_image=${DOCKER_IMAGE:-29-dind}
-  case $docker_image in *[:/]*) ;; *) docker_image=docker:$docker_image ;; esac
+  case $docker_image in *[:/]*) ;; *) docker_image=docker.io/library/docker:$docker_image ;; esac
   build_args=(--build-arg "DOCKER_IMAGE=$docker_image")
   for name in DEBIAN_IMAGE DEBIAN_MIRROR RUST_IMAGE; do
     [ -z "${!name:-}" ] || build_args+=(--build-arg "$name=${!name}")
@@ -31,9 +31,9 @@ build_stage() {
   # Built by this engine, even if the user has chosen another builder, and as an image rather than an index
   # with attestations. The legacy builder would leave the container of a failed step behind.
   attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
-    docker build "${build_args[@]}" --force-rm --target "$stage" --tag "$tag" - >"$work/log" 2>&1 || {
+    "$docker" build ${build_options[@]+"${build_options[@]}"} "${build_args[@]}" --force-rm --target "$stage" --tag "$tag" - >"$work/log" 2>&1 || {
     cat "$work/log" >&2
-    die "docker build of the $stage image failed; its output is above"
+    die "$docker build of the $stage image failed; its output is above"
   }
   say "$stage image built in $((SECONDS - began)) s"
 }
@@ -43,10 +43,10 @@ make_node() {
   local loaded
   if [ -f "$1/node.tar" ]; then
     begin "loading the node's image"
-    attend docker load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; the reason is above"
+    attend "$docker" load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; the reason is above"
     loaded=$(sed -n 's/^Loaded image: //p' "$work/loaded")
     node=kind-build:$id-node
-    docker tag "$loaded" "$node"
+    "$docker" tag "$loaded" "$node"
     temporary_images+=("$loaded" "$node")
     return
   fi
@@ -78,8 +78,8 @@ make_init() {
   begin "compiling the init"
   tar -c -C "$context" . >"$work/context.tar"
   build_stage init "$tag" <"$work/context.tar"
-  outlast docker create --label "kind.build=$id" --name "$id-init" "$tag" >/dev/null
-  docker cp "$id-init:/kind" "$work/kind" >/dev/null
+  outlast "$docker" create --label "kind.build=$id" --name "$id-init" "$tag" >/dev/null
+  "$docker" cp "$id-init:/kind" "$work/kind" >/dev/null
   keep "$work/kind" "$init"
 }
 
@@ -90,17 +90,18 @@ start_container() {
   container=$id
   run_container() {
     # The container ends by itself even if this script is killed.
-    outlast docker run --detach --rm --init --privileged --name "$container" \
-      "${blank[@]}" --entrypoint sleep "$node" 10800 >/dev/null || die "the engine cannot run a privileged container; the reason is above"
+    # docker-init is the image's own, because not every engine has one.
+    outlast "$docker" run --detach --rm --privileged ${bake_options[@]+"${bake_options[@]}"} --name "$container" \
+      "${blank[@]}" --entrypoint docker-init "$node" -- sleep 10800 >/dev/null || die "the engine cannot run a privileged container; the reason is above"
   }
   run_container
   while IFS= read -r setting; do
     blank+=(--env "${setting%%=*}=")
     export "${setting?}"
     pass+=(--env "${setting%%=*}")
-  done < <(docker container inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$container" | grep -iE '^[a-z]+_proxy=.')
+  done < <("$docker" container inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$container" | grep -iE '^[a-z]+_proxy=.')
   [ ${#blank[@]} -gt 2 ] || return 0
-  docker rm --force --volumes "$container" >/dev/null
+  "$docker" rm --force --volumes "$container" >/dev/null
   run_container
 }
 
@@ -110,35 +111,38 @@ bake() {
   shift 3
   begin "starting a container to bake in"
   start_container "$node"
-  docker exec "$container" mkdir -p /hooks /var/lib/docker/bundle
-  docker cp "$init" "$container:/usr/local/bin/kind" >/dev/null
-  docker cp "$hooks/." "$container:/hooks" >/dev/null
+  "$docker" exec "$container" mkdir -p /hooks /var/lib/docker/bundle
+  "$docker" cp "$init" "$container:/usr/local/bin/kind" >/dev/null
+  "$docker" cp "$hooks/." "$container:/hooks" >/dev/null
   # As with the first kind: scripts next to build.sh, which pipelines append to before they build.
   for hook in before-cluster.sh after-cluster.sh; do
-    [ -n "${KIND_HOOKS:-}" ] || [ ! -f "$here/$hook" ] || docker cp "$here/$hook" "$container:/hooks/root-$hook" >/dev/null
+    [ -n "${KIND_HOOKS:-}" ] || [ ! -f "$here/$hook" ] || "$docker" cp "$here/$hook" "$container:/hooks/root-$hook" >/dev/null
   done
-  [ ! -f "$images" ] || docker cp "$images" "$container:/images.sh" >/dev/null
-  [ -z "${KIND_KUBEADM:-}" ] || docker cp "$KIND_KUBEADM" "$container:/hooks/kubeadm.yaml" >/dev/null
+  [ ! -f "$images" ] || "$docker" cp "$images" "$container:/images.sh" >/dev/null
+  [ -z "${KIND_KUBEADM:-}" ] || "$docker" cp "$KIND_KUBEADM" "$container:/hooks/kubeadm.yaml" >/dev/null
   begin "copying the bundle into it"
   # Copied onto the volume, which the commit leaves out.
   for part in bundle.env bin cni images manifests criu; do
-    [ ! -e "$directory/$part" ] || attend docker cp "$directory/$part" "$container:/var/lib/docker/bundle/" >/dev/null
+    [ ! -e "$directory/$part" ] || attend "$docker" cp "$directory/$part" "$container:/var/lib/docker/bundle/" >/dev/null
   done
   begin "baking Kubernetes $version"
-  attend docker exec "${pass[@]}" "$container" \
+  attend "$docker" exec "${pass[@]}" "$container" \
     kind bake --bundle /var/lib/docker/bundle "$@" || die "the bake failed; the reason is above"
 }
 
 # commit NAME...: commits the baked container as an image, without this build's labels.
 commit() {
-  local name began=$SECONDS temporary=kind-build:$id
+  local name label labels=() began=$SECONDS temporary=kind-build:$id
   begin "committing $1"
   temporary_images+=("$temporary")
-  outlast docker commit --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' \
-    --change 'LABEL kind.stage=image kind.build=' --change "LABEL org.opencontainers.image.title=kind \
-    org.opencontainers.image.version=$version \
-    org.opencontainers.image.description='Docker and a single-node Kubernetes cluster in one container, for CI'" \
-    "$container" "$temporary" >/dev/null
-  for name; do docker tag "$temporary" "$name"; done
-  say "$* committed in $((SECONDS - began)) s: $(docker image inspect --format '{{.Size}}' "$temporary" | awk '{printf "%.0f MB", $1 / 1e6}')"
+  for label in kind.stage=image kind.build= org.opencontainers.image.title=kind "org.opencontainers.image.version=$version" \
+    'org.opencontainers.image.description=Docker and a single-node Kubernetes cluster in one container, for CI'; do
+    # Quoted as both engines read it, and one by one, because podman takes the rest of a line for the value.
+    labels+=(--change "LABEL \"${label%%=*}\"=\"${label#*=}\"")
+  done
+  outlast "$docker" commit ${commit_options[@]+"${commit_options[@]}"} \
+    --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' "${labels[@]}" \
+    "$container" "$temporary" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; die "$1 cannot be committed; the reason is above"; }
+  for name; do "$docker" tag "$temporary" "$name"; done
+  say "$* committed in $((SECONDS - began)) s: $("$docker" image inspect --format '{{.Size}}' "$temporary" | awk '{printf "%.0f MB", $1 / 1e6}')"
 }

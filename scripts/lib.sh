@@ -10,7 +10,7 @@ die() { say "error: $*"; exit 1; }
 # Unique to this build: several may run at the same time.
 id=kind-build-$$-$RANDOM
 work=$(mktemp -d)
-doing=starting child='' ends='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
+doing=starting child='' kills=TERM ends='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
 
 # begin WHAT: starts a step; an interruption names it.
 begin() {
@@ -21,7 +21,7 @@ begin() {
 # Bash handles a signal only between commands or in `wait`, so slow commands run in the background.
 # attend COMMAND...: an interruption kills the command. For programs only: a function's children would live on.
 attend() {
-  ends=1
+  ends=$kills
   wait_for "$@"
 }
 
@@ -52,19 +52,19 @@ clean_up() {
   [ -n "$child" ] || child=$(jobs -p)
   if [ -n "$child" ]; then
     # shellcheck disable=SC2086
-    [ -z "$ends" ] || kill $child 2>/dev/null
+    [ -z "$ends" ] || kill "-$ends" $child 2>/dev/null
     # shellcheck disable=SC2086
     wait $child 2>/dev/null
   fi
   if [ -n "$engine" ]; then
-    containers=$(docker ps --all --quiet --filter "label=kind.build=$id")
+    containers=$("$docker" ps --all --quiet --filter "label=kind.build=$id")
     # shellcheck disable=SC2086
-    [ -z "$containers" ] || docker rm --force --volumes $containers >/dev/null 2>&1
+    [ -z "$containers" ] || "$docker" rm --force --volumes $containers >/dev/null 2>&1
     for name in "${temporary_images[@]}"; do
-      docker image rm "$name" >/dev/null 2>&1
+      "$docker" image rm "$name" >/dev/null 2>&1
     done
     # The legacy builder keeps each step of an unfinished build as an untagged image.
-    [ "$status" = 0 ] || docker image prune --force --filter label=kind.stage=build >/dev/null 2>&1
+    [ "$status" = 0 ] || "$docker" image prune --force --filter label=kind.stage=build >/dev/null 2>&1
   fi
   rm -rf "$work" ${temporary_directory:+"$temporary_directory"} ${temporary_file:+"$temporary_file"}
   exit "$status"

@@ -11,12 +11,12 @@ pull() {
   if [ ! -f "$archive" ] || [ ! -s "$archive.digest" ]; then
     [ -t 2 ] || quiet=1
     # Images that the user already had are kept.
-    docker image inspect "$from" >/dev/null 2>&1 || temporary_images+=("$from")
-    docker image inspect "$name" >/dev/null 2>&1 || temporary_images+=("$name")
-    attend docker pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; the reason is above"
-    docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$from" | sed -n "s|^${from%:*}@||p" | head -n 1 >"$work/digest"
-    [ "$from" = "$name" ] || docker tag "$from" "$name"
-    attend docker save --output "$work/image.tar" "$name" || die "$name cannot be saved; the reason is above"
+    "$docker" image inspect "$from" >/dev/null 2>&1 || temporary_images+=("$from")
+    "$docker" image inspect "$name" >/dev/null 2>&1 || temporary_images+=("$name")
+    attend "$docker" pull ${quiet:+--quiet} --platform "linux/$arch" "$from" >&2 || die "$from cannot be pulled; the reason is above"
+    "$docker" image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$from" | sed -n "s|^${from%:*}@||p" | head -n 1 >"$work/digest"
+    [ "$from" = "$name" ] || "$docker" tag "$from" "$name"
+    attend "$docker" save ${save_options[@]+"${save_options[@]}"} --output "$work/image.tar" "$name" || die "$name cannot be saved; the reason is above"
     keep "$work/image.tar" "$archive"
     keep "$work/digest" "$archive.digest"
   fi
@@ -29,7 +29,7 @@ pull_images() {
   local directory=$1 node=$2 name names
   # Only kubeadm knows which images its version needs. It runs in a container, because this machine may not be Linux.
   # shellcheck disable=SC2016
-  attend docker run --rm --interactive --label "kind.build=$id" --entrypoint sh "$node" -c \
+  attend "$docker" run ${bake_options[@]+"${bake_options[@]}"} --rm --interactive --label "kind.build=$id" --entrypoint sh "$node" -c \
     'cat >/kubeadm && chmod +x /kubeadm && /kubeadm config images list --image-repository registry.k8s.io --kubernetes-version "$0"' \
     "$version" <"$directory/bin/kubeadm" >"$work/names" || die "kubeadm cannot list its images; the reason is above"
   names=$(cat "$work/names")

@@ -70,6 +70,10 @@ if [ -n "$(git -C "$here" status --porcelain)" ]; then
   [ -n "$dirty" ] || die "the checkout has changes that are not committed: commit them, or add --dirty"
   commit=$commit-dirty
 fi
+# shellcheck source=scripts/engine.sh
+. "$here/scripts/engine.sh"
+find_engine
+[ -z "$podman" ] || die "publishing needs Docker: podman makes lists of images with other commands"
 arch=$(docker version --format '{{.Server.Arch}}') || die "no Docker engine answers; the reason is above"
 case ",$architectures," in
   *,"$arch",*) ;;

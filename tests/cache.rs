@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use common::build::Machine;
+use common::build::{engine, Machine};
 use common::{wait_for, LIMIT};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -24,7 +24,8 @@ fn machine() -> Machine {
     }
     let seal = "sha256sum bundle.env bin/kubeadm >SHA256SUMS";
     assert!(Command::new("sh").args(["-c", seal]).current_dir(machine.home.join("bundle")).status().unwrap().success());
-    let engine = format!("case $1 in version) echo amd64 ;; image) exit 1 ;; cp) printf '{INIT}' >\"$3\" ;; run) exit 9 ;; esac");
+    let engine = engine("amd64");
+    let engine = format!("case $1 in {engine} image) exit 1 ;; cp) printf '{INIT}' >\"$3\" ;; run) exit 9 ;; esac");
     machine.home.script("bin/docker", &engine);
     let home = machine.home.path().display();
     let copy = format!(

@@ -8,8 +8,16 @@ use std::path::Path;
 use std::process::Command;
 
 /// Names that the documentation uses as examples, or that belong to wait-for-kind.sh or to kubernetes-sigs/kind.
-const OTHERS: [&str; 7] =
-    ["KIND_IMAGE", "KIND_BUNDLE", "KIND_HOST", "KIND_PORT", "KIND_TIMEOUT", "KIND_TEST_SECRET", "KIND_EXPERIMENTAL_DOCKER_NETWORK"];
+const OTHERS: [&str; 8] = [
+    "KIND_IMAGE",
+    "KIND_BUNDLE",
+    "KIND_HOST",
+    "KIND_PORT",
+    "KIND_TIMEOUT",
+    "KIND_TEST_SECRET",
+    "KIND_EXPERIMENTAL_DOCKER_NETWORK",
+    "KIND_EXPERIMENTAL_PROVIDER",
+];
 /// For tests alone.
 const INTERNAL: [&str; 1] = ["KIND_ROOT"];
 const PAGES: [&str; 2] = ["docs", "scripts/debian"];

@@ -44,6 +44,9 @@ wait_for_answer() {
   die "dockerd does not answer; the end of its log is above, the rest in $engine_log"
 }
 
+case $(docker --version 2>/dev/null) in
+  podman*) die "the docker command of this machine is podman's, and these recipes need Docker's: remove the package podman-docker, or leave out --debian" ;;
+esac
 if ! answers; then
   need pgrep:procps dockerd:docker.io iptables:iptables /etc/ssl/certs/ca-certificates.crt:ca-certificates
   # Up to Debian 12 it comes with the package above.

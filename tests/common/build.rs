@@ -1,5 +1,5 @@
-//! Runs `build.sh` with a stub for docker that only reports the engine's architecture: enough for everything up to
-//! the first `docker build`.
+//! Runs `build.sh` with a stub for docker that only says what engine it is: enough for everything up to the first
+//! `docker build`.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -7,7 +7,12 @@ use std::process::{Command, Output};
 use super::TempDir;
 
 /// The message of a build that has come as far as the first `docker build`.
-pub const WENT_ON: &str = "docker build of the node image failed";
+pub const WENT_ON: &str = "build of the node image failed";
+
+/// The cases of a stub for docker that answer build.sh's questions about the engine.
+pub fn engine(arch: &str) -> String {
+    format!("version) echo '{arch} linux 28.5.2 Engine,containerd,' ;; info) echo '[name=seccomp,profile=builtin]' ;;")
+}
 
 /// A machine with an empty cache and the stub for docker.
 pub struct Machine {
@@ -18,7 +23,7 @@ impl Machine {
     pub fn new(arch: &str) -> Machine {
         let home = TempDir::new();
         // `docker image inspect` fails: there are no images.
-        home.script("bin/docker", &format!("case $1 in version) echo {arch} ;; build) exit 9 ;; image) exit 1 ;; esac"));
+        home.script("bin/docker", &format!("case $1 in {} build) exit 9 ;; image) exit 1 ;; esac", engine(arch)));
         fs::create_dir_all(home.join("tmp")).unwrap();
         Machine { home }
     }
@@ -58,7 +63,13 @@ impl Build {
 
     #[track_caller]
     pub fn went_on(&self) {
-        assert!(self.said().contains(WENT_ON), "{}", self.said());
+        self.went_on_with("docker");
+    }
+
+    /// The same with another engine's command.
+    #[track_caller]
+    pub fn went_on_with(&self, engine: &str) {
+        assert!(self.said().contains(&format!("{engine} {WENT_ON}")), "{}", self.said());
     }
 
     #[track_caller]
