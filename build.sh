@@ -99,7 +99,6 @@ announce_version
 
 if [ -n "$debian" ]; then
   attend "$here/scripts/debian/engine.sh"
-  attend "$here/scripts/debian/images.sh" trixie
   : "${DEBIAN_IMAGE:=kind-lab/debian:trixie}" "${DOCKER_IMAGE:=kind-lab/docker:trixie-dind}" "${RUST_IMAGE:=kind-lab/rust:1}"
 fi
 find_engine
@@ -121,6 +120,11 @@ elif [ -n "$bundle" ]; then
   check_bundle "$bundle"
   inputs=$bundle
 fi
+if [ -n "$debian" ]; then
+  # It takes longest, and waits for the network where the rest needs the processor, and the other way round.
+  [ -f "$inputs/bundle.env" ] || beside "$here/scripts/debian/kubernetes.sh" "$inputs"
+  attend "$here/scripts/debian/images.sh" trixie
+fi
 # Whatever fails fast comes first.
 if [ ! -f "$inputs/bundle.env" ] && [ -z "$debian" ]; then
   begin "downloading Kubernetes $version"
@@ -128,9 +132,9 @@ if [ ! -f "$inputs/bundle.env" ] && [ -z "$debian" ]; then
 fi
 make_node "$inputs"
 make_init "$inputs"
-if [ ! -f "$inputs/bundle.env" ] && [ -n "$debian" ]; then
+if [ -n "$other" ]; then
   begin "making a bundle from Debian's Kubernetes"
-  attend "$here/scripts/debian/kubernetes.sh" "$inputs"
+  join_beside || die "the bundle cannot be made; the reason is above"
   version=$(setting "$inputs" KUBERNETES_VERSION)
 elif [ ! -f "$inputs/bundle.env" ]; then
   begin "pulling the images of Kubernetes $version from $IMAGE_REGISTRY"

@@ -10,7 +10,7 @@ die() { say "error: $*"; exit 1; }
 # Unique to this build: several may run at the same time.
 id=kind-build-$$-$RANDOM
 work=$(mktemp -d)
-doing=starting child='' kills=TERM ends='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
+doing=starting child='' other='' kills=TERM ends='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
 
 # begin WHAT: starts a step; an interruption names it.
 begin() {
@@ -32,6 +32,20 @@ outlast() {
   wait_for "$@"
 }
 
+# beside COMMAND...: runs a program while others go on, and kills it if the build ends before; join_beside waits for it.
+beside() {
+  "$@" <&0 8>&- &
+  other=$!
+}
+
+join_beside() {
+  local status=0
+  # An interruption kills it.
+  wait "$other" 2>/dev/null || status=$?
+  other=''
+  return "$status"
+}
+
 wait_for() {
   local status=0
   "$@" <&0 8>&- &
@@ -49,7 +63,8 @@ clean_up() {
   trap '' INT TERM HUP
   set +e
   # The signal may have come after the command started but before its pid was stored.
-  [ -n "$child" ] || child=$(jobs -p)
+  [ -n "$child" ] || child=$(jobs -p | grep -vx "${other:-none}")
+  [ -z "$other" ] || { kill "$other" && wait "$other"; } 2>/dev/null
   if [ -n "$child" ]; then
     # shellcheck disable=SC2086
     [ -z "$ends" ] || kill "-$ends" $child 2>/dev/null

@@ -17,10 +17,10 @@ bootstrap() {
   while IFS= read -r setting; do
     settings+=(--aptopt="$setting")
   done < <(apt-config dump | grep -E '^Acquire::(https?::Proxy |Check-)')
-  mkdir -p "$cache/lab"
   trap 'rm -f "$tarball.$$"' EXIT
   # Sid's lists of a mirror that lags are past their date: nothing here needs fresh ones.
-  # Left out is what slim images leave out too; what apt keeps would double every layer that uses it.
+  # Left out is what slim images leave out too, but not the licenses; what apt keeps would double every layer that
+  # uses it.
   # shellcheck disable=SC2016
   as_root mmdebstrap --quiet --mode=root --variant=minbase \
     --include=ca-certificates,libcap2,libseccomp2,libsystemd0 \
@@ -28,7 +28,7 @@ bootstrap() {
     --aptopt='APT::Install-Recommends "false"' \
     --aptopt='Dir::Cache::pkgcache ""' --aptopt='Dir::Cache::srcpkgcache ""' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin "$1"/var/log/*' \
     --customize-hook='echo "DPkg::Post-Invoke { \"rm -f /var/cache/apt/archives/*.deb\"; };" >"$1"/etc/apt/apt.conf.d/clean' \
     "$suite" - "$mirror" >"$tarball.$$" \
@@ -37,6 +37,11 @@ bootstrap() {
 }
 
 "$lab_dir/engine.sh"
+made_of "$image" "$recipe" && exit
+mkdir -p "$cache/lab"
+# Another script may be making the same image.
+exec 9>"$cache/lab/lock-$suite"
+flock 9
 made_of "$image" "$recipe" && exit
 need mmdebstrap:mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 [ -e "$tarball" ] || timed "Debian $suite" bootstrap

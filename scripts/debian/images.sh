@@ -11,6 +11,8 @@ case $suite in
   *) die "there are no stand-ins for '$suite': use trixie or sid" ;;
 esac
 
+# What build.sh downloads CRIU with.
+need curl:curl /etc/ssl/certs/ca-certificates.crt:ca-certificates
 started=$SECONDS
 "$lab_dir/debian.sh" "$suite"
 build_image "kind-lab/docker:$suite-dind" docker.Dockerfile "$lab_dir/images" --build-arg "SUITE=$suite"

@@ -6,21 +6,18 @@ set -euo pipefail
 
 version=v1.20.2
 recipes=$lab_dir/kubernetes
-toolchain=kind-lab/kubernetes-toolchain:1
 tools=kind-lab/kubernetes-tools:1
 path='ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 bundle=${1:?usage: kubernetes.sh BUNDLE_DIR}
-# The compiler's work is kept apart: it takes ten minutes, and everything else one.
-programs=$cache/lab/kubernetes-$version-$(stamp "$recipes"/{compile,toolchain.Dockerfile})
+# The compiler's work is kept apart: it takes most of the time.
+programs=$cache/lab/kubernetes-$version-$(stamp "$recipes/compile")
 recipe=$(stamp "$0" "$lab_dir/debian.sh" "$recipes"/*)
 made=$cache/lab/bundle-$version-$recipe
 
 compile() {
   local compile_log=$cache/lab/compile.log
-  compiler=$(docker create "$toolchain" nice -n 5 /compile "$version")
-  # An interrupted script must not leave ten minutes of work for nobody behind.
-  trap 'docker rm --force "$compiler" >/dev/null' EXIT
+  compiler=$(docker create kind-lab/debian:bookworm nice -n 5 /compile "$version")
   docker cp "$recipes/compile" "$compiler:/compile"
   docker start --attach "$compiler" >"$compile_log" 2>&1 || {
     tail -n 20 "$compile_log" >&2
@@ -29,6 +26,17 @@ compile() {
   rm -rf "$programs.new"
   docker cp "$compiler:/out" "$programs.new"
   mv "$programs.new" "$programs"
+}
+
+# An interrupted script must not leave minutes of work for nobody behind.
+clean_up() {
+  [ -z "$compiler" ] || docker rm --force "$compiler" >/dev/null
+  [ -z "$builder" ] || kill "$builder" 2>/dev/null || true
+}
+
+make_tools() {
+  "$lab_dir/debian.sh" trixie
+  build_image "$tools" tools.Dockerfile "$recipes"
 }
 
 # The names are kubeadm's to choose.
@@ -54,7 +62,7 @@ assemble() {
   rm -rf "$made.new"
   mkdir -p "$made.new"/{bin,cni,images}
   cp "$programs"/{kubeadm,kubelet,kubectl} "$made.new/bin/"
-  docker run --rm "$toolchain" tar -C /usr/lib/cni -c bridge host-local portmap loopback | tar -C "$made.new/cni" -x
+  docker run --rm "$tools" tar -C /cni -c . | tar -C "$made.new/cni" -x
   names=$("$programs/kubeadm" config images list --image-repository registry.k8s.io --kubernetes-version "$version")
 
   for name in kube-apiserver kube-controller-manager kube-scheduler; do
@@ -78,14 +86,17 @@ assemble() {
 
 make_bundle() {
   "$lab_dir/debian.sh" bookworm
-  "$lab_dir/debian.sh" trixie
   mkdir -p "$cache/lab"
   # Taken after the engine is up, which would inherit the lock and keep it.
   exec 9>"$cache/lab/lock"
   flock 9
-  build_image "$toolchain" toolchain.Dockerfile "$recipes"
-  [ -d "$programs" ] || timed "compiling Kubernetes $version (about ten minutes on two cores)" compile
-  build_image "$tools" tools.Dockerfile "$recipes"
+  trap clean_up EXIT
+  # Mostly waiting for downloads, so beside the compiler.
+  make_tools &
+  builder=$!
+  [ -d "$programs" ] || timed "compiling Kubernetes $version (about five minutes on two cores)" compile
+  wait "$builder"
+  builder=''
   [ -d "$made" ] || timed "the bundle's images" assemble
 }
 
@@ -97,7 +108,7 @@ hand_over() {
   mv "$bundle.new" "$bundle"
 }
 
-bundle=${bundle%/}
+compiler='' builder='' bundle=${bundle%/}
 if [ "$(cat "$bundle/.lab-recipe" 2>/dev/null)" != "$recipe" ]; then
   [ -e "$bundle/.lab-recipe" ] || [ -z "$(ls -A "$bundle" 2>/dev/null)" ] \
     || die "$bundle has something else in it: name a directory that is empty or not there yet"

@@ -20,24 +20,34 @@ as_root() {
 
 # need COMMAND:PACKAGE... installs each package whose command (or file) is missing.
 need() {
-  local pair output missing=()
+  local pair missing=()
   for pair; do
     command -v "${pair%%:*}" >/dev/null || [ -e "${pair%%:*}" ] || missing+=("${pair#*:}")
   done
   [ "${#missing[@]}" = 0 ] && return
+  # apt-get update does not wait for another one (apt-get install does).
+  mkdir -p "$cache"
+  exec 7>"$cache/packages-lock"
+  flock 7
   log "installing ${missing[*]}"
+  install_packages "${missing[@]}"
+  exec 7>&-
+}
+
+install_packages() {
+  local output
   # An update is worth its time only if the package lists are missing or stale.
-  apt install "${missing[@]}" >/dev/null 2>&1 && return
+  apt install "$@" >/dev/null 2>&1 && return
   apt update >/dev/null || die "apt-get update failed: check this machine's apt sources"
-  output=$(apt install "${missing[@]}" 2>&1) \
-    || { tail -n 20 <<<"$output" >&2; die "apt-get install ${missing[*]} failed; its output is above"; }
+  output=$(apt install "$@" 2>&1) \
+    || { tail -n 20 <<<"$output" >&2; die "apt-get install $* failed; its output is above"; }
 }
 
 apt() {
   local verb=$1
   shift
   # Another script may be installing something, such as .ci/run's other rows (seconds).
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o DPkg::Lock::Timeout=600 "$verb" "$@"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o DPkg::Lock::Timeout=600 "$verb" "$@" 7>&-
 }
 
 # timed WHAT COMMAND... logs the start of a long step, and how long it took.

@@ -28,6 +28,10 @@ fn the_image_holds_what_a_job_needs_and_nothing_that_only_a_bake_does() {
         job.exec(&["bash", "-c", &format!("command -v {program}")]).ok();
     }
     assert!(!job.exec(&["bash", "-c", "command -v kubeadm"]).succeeded());
+    // Whoever passes the image on passes these on too.
+    for package in ["bash", "iproute2", "openssl"] {
+        job.exec(&["test", "-s", &format!("/usr/share/doc/{package}/copyright")]).ok();
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
-# As old as the toolchain's etcd.
-FROM kind-lab/debian:bookworm AS etcd-client
-RUN apt-get update && apt-get install -y etcd-client
+# The two ready-made parts of Kubernetes' age, etcd 3.4 and the CNI plugins.
+FROM kind-lab/debian:bookworm AS parts
+RUN apt-get update && apt-get install -y etcd-client etcd-server containernetworking-plugins
 
 # The file trees under /trees become images: programs with just the libraries they are linked to, as
 # every image of the bundle carries its own copy of whatever it is built on. Debian 13, because
@@ -8,8 +8,8 @@ RUN apt-get update && apt-get install -y etcd-client
 FROM kind-lab/debian:trixie
 RUN apt-get update && apt-get install -y busybox-static conntrack dnsmasq-base gcc iptables libc6-dev
 COPY tree pause.c choose-iptables coredns /lab/
-COPY --from=kind-lab/kubernetes-toolchain:1 /usr/bin/etcd /usr/local/bin/
-COPY --from=etcd-client /usr/bin/etcdctl /usr/local/bin/
+COPY --from=parts /usr/bin/etcd /usr/bin/etcdctl /usr/local/bin/
+COPY --from=parts /usr/lib/cni/bridge /usr/lib/cni/host-local /usr/lib/cni/portmap /usr/lib/cni/loopback /cni/
 
 RUN /lab/tree busybox && chmod 1777 /trees/busybox/tmp
 
