@@ -87,6 +87,23 @@ fn a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows() {
     cluster.wait_for_pod(&["afterwards"]);
 }
 
+/// kubelet may be busy, or may have started a pod anew before it reports anything of it.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_container_that_ends_is_noticed_before_kubelet_tells() {
+    let cluster = Cluster::ready(&[]);
+    for victim in ["process", "shim"] {
+        wait_until_stable(&cluster);
+        let watch = Watch::new(&cluster, KUBERNETES_READY);
+        cluster.container.exec(&["pkill", "-STOP", "-x", "kubelet"]).ok();
+        let killed = Instant::now();
+        kill_at_once(&cluster, victim, "kube-proxy");
+        let lost = watch.lost(killed, TRUTH_LIMIT);
+        cluster.container.exec(&["pkill", "-CONT", "-x", "kubelet"]).ok();
+        watch.back(lost, BOOT_LIMIT);
+    }
+}
+
 /// The containers that the API server names of a baked pod.
 fn containers(cluster: &Cluster, process: &str) -> Vec<String> {
     let pods = wait_for("the list of pods", LIMIT, || Api::new(cluster).baked_pods());
