@@ -23,7 +23,7 @@ const COMPILING: &str = "compiling the init";
 /// container, images under its own names or of steps of docker build, files.
 fn inventory() -> BTreeSet<String> {
     let lists = [
-        &["ps", "--all", "--filter", "label=kind.build", "--format", "container {{.ID}} {{.Label \"kind.build\"}}"][..],
+        &["ps", "--all", "--filter", "label=kind.build", "--format", "container {{.ID}} build={{.Label \"kind.build\"}}"][..],
         &["ps", "--all", "--filter", "label=kind.stage=build", "--format", "container {{.ID}} {{.Names}}"],
         &["volume", "ls", "--filter", "dangling=true", "--format", "volume {{.Name}}"],
         &["images", "--filter", "reference=kind-build", "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
@@ -39,7 +39,7 @@ fn inventory() -> BTreeSet<String> {
 /// Whether a build has given it its name that is not this one, or it is a container of a baked image.
 fn is_anothers(what: &str, build: u32) -> bool {
     let build = format!("kind-build-{build}-");
-    what.contains("kind-build-") && !what.contains(&build) || what.starts_with("container ") && what.ends_with(' ')
+    what.contains("kind-build-") && !what.contains(&build) || what.ends_with(" build=")
 }
 
 /// Starts a build, and sends it `signal` as soon as it has said `moment`.
