@@ -87,6 +87,8 @@ clean_up() {
 
 interrupted() {
   say "interrupted while $doing; nothing is left behind"
+  # bash itself may complain about a process that the trap has taken from it ("wait_for: No record of process").
+  exec 2>/dev/null
   exit "$1"
 }
 
