@@ -94,7 +94,7 @@ make_bundle() {
   # Mostly waiting for downloads, so beside the compiler.
   make_tools &
   builder=$!
-  [ -d "$programs" ] || timed "compiling Kubernetes $version (about five minutes on two cores)" compile
+  [ -d "$programs" ] || timed "compiling Kubernetes $version (once: the longest step by far)" compile
   wait "$builder"
   builder=''
   [ -d "$made" ] || timed "the bundle's images" assemble

@@ -31,13 +31,14 @@ fn is_saved() -> bool {
     saved
 }
 
-/// A cluster whose control plane is restored, if the image has a saved one.
+/// A cluster whose control plane is restored, if the image has a saved one; `start` says how long to wait for it.
+fn restored_by(start: fn(&[&str]) -> Cluster) -> Option<Cluster> {
+    is_saved().then(|| start(&ON))
+}
+
+/// The same, with the containers of the restored programs.
 fn restored_cluster() -> Option<Cluster> {
-    is_saved().then(|| {
-        let cluster = Cluster::ready(&ON);
-        wait_for_stand_ins(&cluster);
-        cluster
-    })
+    restored_by(Cluster::ready).inspect(wait_for_stand_ins)
 }
 
 /// The containers of restored programs are started last.
@@ -105,10 +106,7 @@ fn a_start_restores_the_control_plane_and_says_so() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::start(&ON);
+    let Some(cluster) = restored_by(Cluster::start) else { return };
     let address = cluster.address();
     let mut client = wait_for("an open port", LIMIT, || TcpStream::connect((address.as_str(), 8443)).ok());
     // It is not there before its first line.
@@ -131,10 +129,7 @@ fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn the_containers_of_restored_programs_come_without_anybody_noticing() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::ready(&ON);
+    let Some(cluster) = restored_by(Cluster::ready) else { return };
     let uids = || {
         let uids = "--output=jsonpath={.items[*].metadata.uid}";
         cluster.kubectl(&["get", "pods", "-n", "kube-system", "-l", "tier=control-plane", uids]).ok()
