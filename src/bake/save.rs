@@ -19,7 +19,7 @@ use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::node::store::{self, SNAPSHOTS};
-use crate::restore::machine::{self, Machine};
+use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::{start_file, Start};
 use crate::restore::saved::{self, log_of, Program, Saved};
 use crate::restore::{criu, tree, API_SERVER, ETCD, PROGRAMS};
@@ -118,8 +118,7 @@ fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
     let variables = strings(read("environ")?);
     let kept = variables.iter().filter_map(|variable| variable.split_once('='));
     let kept = kept.filter(|(name, _)| KEPT_VARIABLES.contains(name) || own_variables.contains(name));
-    let mut environment = vec![("PATH".to_string(), PATH.to_string()), ("GODEBUG".to_string(), GODEBUG.to_string())];
-    environment.extend(kept.map(|(name, value)| (name.to_string(), value.to_string())));
+    let environment = kept.map(|(name, value)| (name.to_string(), value.to_string())).collect();
     let executable = proc.join("exe");
     let path = fs::read_link(&executable).map_err(|cause| Error::io("read", &executable, cause))?;
     let metadata = fs::metadata(&executable).map_err(|cause| Error::io("read", &executable, cause))?;
@@ -184,7 +183,7 @@ fn save(running: &[Running], static_ip: Ipv4Addr) -> Result<u64> {
     private.map_err(|cause| Error::io("make private", RESTORE_DIR, cause))?;
     mounts::make_dir(saved::images_dir())?;
     mounts::make_dir(RESTORED_DIR)?;
-    let root = start_parent(running)?;
+    let root = start_parent(running, &machine)?;
     let saved = run_and_dump(running, root, machine, static_ip);
     tree::kill(root);
     let _ = fs::remove_dir_all(RESTORED_DIR);
@@ -193,9 +192,12 @@ fn save(running: &[Running], static_ip: Ipv4Addr) -> Result<u64> {
     Ok(saved.images.values().sum())
 }
 
-fn start_parent(running: &[Running]) -> Result<i32> {
+fn start_parent(running: &[Running], machine: &Machine) -> Result<i32> {
+    let go_debug = format!("{GODEBUG}{}", machine.go_debug());
+    let variables = [("PATH", PATH), ("GODEBUG", &go_debug), ("GLIBC_TUNABLES", GLIBC_TUNABLES)];
+    let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
     let start = |program: &Running| {
-        let environment = program.environment.clone();
+        let environment = [&variables, program.environment.as_slice()].concat();
         Ok(Start { name: program.name.into(), executable: program.in_store()?, argv: program.argv.clone(), environment })
     };
     let programs: Vec<Start> = running.iter().map(start).collect::<Result<_>>()?;
@@ -207,7 +209,7 @@ fn start_parent(running: &[Running]) -> Result<i32> {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "setpriv", &format!("--bounding-set={CAPABILITIES}"), "--inh-caps=-all"]);
     command.arg(&parent).arg(PARENT).arg(programs);
-    command.env_clear().env("PATH", PATH).stdout(Stdio::null()).stderr(Stdio::null());
+    command.env_clear().envs(variables).stdout(Stdio::null()).stderr(Stdio::null());
     let unshare = reaper::spawn(&mut command)?.handle().pid();
     let root = || tree::children(unshare).ok()?.first().copied();
     reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the programs' parent does not start"))

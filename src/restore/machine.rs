@@ -6,42 +6,22 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// The features of the CPU that programs look at when they start, and rely on from then on: those of Go's runtime and
-/// its libraries (internal/cpu, golang.org/x/sys/cpu, klauspost/cpuid), as /proc/cpuinfo names them.
-const FEATURES: [&str; 32] = [
-    "adx",
-    "aes",
-    "avx",
-    "avx2",
-    "avx512bw",
-    "avx512cd",
-    "avx512dq",
-    "avx512f",
-    "avx512ifma",
-    "avx512vbmi",
-    "avx512vl",
-    "avx512_bitalg",
-    "avx512_vbmi2",
-    "avx512_vnni",
-    "avx512_vpopcntdq",
-    "bmi1",
-    "bmi2",
-    "cx16",
-    "erms",
-    "fma",
-    "fsrm",
-    "gfni",
-    "pclmulqdq",
-    "popcnt",
-    "rdrand",
-    "rdtscp",
-    "sha_ni",
-    "sse4_1",
-    "sse4_2",
-    "ssse3",
-    "vaes",
-    "vpclmulqdq",
+/// The features of an x86 CPU that saved programs may use, as /proc/cpuinfo and as Go name them: x86-64-v2, and AES as
+/// every server has had it since 2010. A program looks at its CPU once, when it starts, and relies on it from then on,
+/// so whatever else the bake's CPU can do is hidden from it (`Machine::go_debug`, `GLIBC_TUNABLES`), and an image can be restored on others.
+const FEATURES: [(&str, &str); 7] = [
+    ("aes", "aes"),
+    ("pclmulqdq", "pclmulqdq"),
+    ("pni", "sse3"),
+    ("popcnt", "popcnt"),
+    ("sse4_1", "sse41"),
+    ("sse4_2", "sse42"),
+    ("ssse3", "ssse3"),
 ];
+
+/// What hides other features from the GNU C library, which chooses its memory and string functions by them (its manual,
+/// "Hardware Capability Tunables").
+pub const GLIBC_TUNABLES: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,-ERMS,-FMA,-FMA4,-FSRM,-LZCNT,-MOVBE";
 
 /// linux/capability.h: what CRIU cannot restore without. The programs themselves are saved with a container's few.
 const CAP_NET_ADMIN: u32 = 12;
@@ -54,6 +34,7 @@ pub struct Machine {
     pub architecture: String,
     /// For the log only: CRIU decides whether it can restore on another kernel.
     pub kernel: String,
+    /// Those that programs that are saved here may use.
     pub features: BTreeSet<String>,
     /// The label of the security module (AppArmor, SELinux), empty if there is none.
     pub label: String,
@@ -79,6 +60,15 @@ impl Machine {
         }
     }
 
+    /// What hides this x86 CPU's other features from Go's runtime and from golang.org/x/sys/cpu, in `GODEBUG`.
+    pub fn go_debug(&self) -> String {
+        if self.architecture != "x86_64" {
+            return String::new();
+        }
+        let kept = FEATURES.iter().filter(|(flag, _)| self.features.contains(*flag));
+        kept.fold(",cpu.all=off".into(), |list, (_, name)| format!("{list},cpu.{name}=on"))
+    }
+
     /// Why this machine cannot save or restore at all, if so.
     pub fn lacks(&self) -> Option<String> {
         if !self.time_namespaces {
@@ -95,7 +85,7 @@ impl Machine {
         }
         let missing: Vec<&str> = before.features.difference(&self.features).map(String::as_str).collect();
         if !missing.is_empty() {
-            return Some(format!("this CPU lacks {}, which that of the bake has", missing.join(", ")));
+            return Some(format!("this CPU lacks {}, which the saved programs use", missing.join(", ")));
         }
         if self.label != before.label {
             return Some(format!("the security label is \"{}\" here and was \"{}\" in the bake", self.label, before.label));
@@ -107,11 +97,11 @@ impl Machine {
     }
 }
 
-/// The relevant features in /proc/cpuinfo: `flags` on x86, `Features` on ARM, where all count.
+/// The features in /proc/cpuinfo that count: some of the `flags` on x86, and all `Features` on ARM.
 fn features(cpuinfo: &str) -> BTreeSet<String> {
     let list = |name: &str| cpuinfo.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
     match (list("flags"), list("Features")) {
-        (Some(flags), _) => flags.split_whitespace().filter(|flag| FEATURES.contains(flag)).map(str::to_string).collect(),
+        (Some(flags), _) => flags.split_whitespace().filter(|flag| FEATURES.iter().any(|(name, _)| name == flag)).map(str::to_string).collect(),
         (None, Some(features)) => features.split_whitespace().map(str::to_string).collect(),
         (None, None) => BTreeSet::new(),
     }
@@ -179,12 +169,12 @@ mod tests {
     fn a_lesser_machine_is_refused_and_a_greater_one_is_not() {
         let more = |flags: &str| Machine { features: features(&format!("flags : {flags}")), ..machine() };
         assert_eq!(machine().differs_from(&machine()), None);
-        assert_eq!(more("sse4_2 avx2 popcnt avx512f").differs_from(&machine()), None);
+        assert_eq!(more("sse4_2 popcnt avx512f").differs_from(&machine()), None);
         assert_eq!(Machine { kernel: "5.10.0".into(), ..machine() }.differs_from(&machine()), None);
         assert_eq!(machine().differs_from(&Machine { ipv6: false, ..machine() }), None);
         for (here, why) in [
-            (more("sse4_2 popcnt"), "this CPU lacks avx2"),
-            (more(""), "this CPU lacks avx2, popcnt, sse4_2"),
+            (more("sse4_2 avx2"), "this CPU lacks popcnt, which"),
+            (more(""), "this CPU lacks popcnt, sse4_2, which"),
             (Machine { architecture: "aarch64".into(), ..machine() }, "this machine is aarch64"),
             (Machine { label: "docker-default (enforce)".into(), ..machine() }, "docker-default"),
             (Machine { ipv6: false, ..machine() }, "no IPv6"),
@@ -194,9 +184,15 @@ mod tests {
     }
 
     #[test]
-    fn only_what_programs_rely_on_counts() {
-        assert_eq!(machine().features, ["avx2", "popcnt", "sse4_2"].map(String::from).into());
+    fn only_what_programs_may_use_counts() {
+        assert_eq!(machine().features, ["popcnt", "sse4_2"].map(String::from).into());
         assert_eq!(features("processor : 0\nFeatures\t: fp asimd aes\n"), ["fp", "asimd", "aes"].map(String::from).into());
+    }
+
+    #[test]
+    fn what_programs_may_not_use_is_hidden_from_them() {
+        assert_eq!(machine().go_debug(), ",cpu.all=off,cpu.popcnt=on,cpu.sse42=on");
+        assert_eq!(Machine { architecture: "aarch64".into(), ..machine() }.go_debug(), "");
     }
 
     #[test]
