@@ -212,6 +212,18 @@ pub fn trim_heap() {
     }
 }
 
+/// The niceness of a thread; 0 stands for this one (getpriority(2)).
+pub fn niceness(thread: i32) -> i32 {
+    // SAFETY: the call takes two numbers and touches no memory. A thread that has ended has -1, as an error does.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, thread as libc::id_t) }
+}
+
+/// Returns whether the thread has that niceness now.
+pub fn set_niceness(thread: i32, niceness: i32) -> bool {
+    // SAFETY: the call takes three numbers and touches no memory.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, thread as libc::id_t, niceness) == 0 }
+}
+
 /// Opens a descriptor that stands for a process (pidfd_open(2), Linux 5.3).
 pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two numbers; the descriptor that it returns is new and nobody else's.

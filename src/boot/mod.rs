@@ -35,7 +35,9 @@ use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
+use crate::node::{
+    self, cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch,
+};
 use crate::readiness::{Failure, State};
 use crate::restore::start::{self as restore, Restore};
 use crate::supervisor::pause::Pause;
@@ -144,13 +146,14 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
             certificates.finish()?;
             init.readiness.milestone("certificates");
         }
-        init.supervise(dockerd).map(drop)
+        init.supervise(dockerd)
     };
     match restore {
         // Its first questions are answered when the API server is restored.
         Some(restore) if restore.holds_clients => {
             hide_manifests(control_plane::ALL);
-            start_docker()?;
+            let docker = start_docker()?;
+            kubelet.yields_to = node::can_raise_priority().then_some(docker);
             init.supervise(kubelet)?;
             match restore.finish() {
                 true => show_manifests_when_pods_run(init)?,

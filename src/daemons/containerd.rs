@@ -66,6 +66,7 @@ pub fn spec(form: Form, pause_image: String, iptables: Iptables) -> Spec {
         before_reload: None,
         condition: |state| &mut state.containerd,
         pause: None,
+        yields_to: None,
     }
 }
 

@@ -140,6 +140,7 @@ fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf
         before_reload: None,
         condition: |state| &mut state.docker,
         pause: None,
+        yields_to: None,
     }
 }
 

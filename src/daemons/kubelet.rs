@@ -48,6 +48,7 @@ pub fn spec(node_ip: Ipv4Addr, view: KubeletView, iptables: Iptables, more: Vec<
         before_reload: None,
         condition: |state| &mut state.kubelet,
         pause: None,
+        yields_to: None,
     }
 }
 

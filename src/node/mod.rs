@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 /// linux/capability.h
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_NICE: u32 = 23;
 const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Fails unless the container has the privileges that Docker and Kubernetes need.
@@ -56,13 +57,18 @@ pub fn can_lower_oom_score() -> bool {
     has_capability(CAP_SYS_RESOURCE)
 }
 
+/// Without it, a process that was made to wait for others could not get its share of the CPU back.
+pub fn can_raise_priority() -> bool {
+    has_capability(CAP_SYS_NICE)
+}
+
 fn has_capability(capability: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     effective_capabilities(&status) & (1 << capability) != 0
 }
 
 /// The `CapEff` line of proc_pid_status(5).
-fn effective_capabilities(status: &str) -> u64 {
+pub fn effective_capabilities(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }

@@ -6,6 +6,8 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use crate::node;
+
 /// The features of an x86 CPU that saved programs may use, as /proc/cpuinfo and as Go name them: x86-64-v2, and AES as
 /// every server has had it since 2010. A program looks at its CPU once, when it starts, and relies on it from then on,
 /// so whatever else the bake's CPU can do is hidden from it (`Machine::go_debug`, `GLIBC_TUNABLES`), and an image can be restored on others.
@@ -21,7 +23,8 @@ const FEATURES: [(&str, &str); 7] = [
 
 /// What hides other features from the GNU C library, which chooses its memory and string functions by them (its manual,
 /// "Hardware Capability Tunables").
-pub const GLIBC_TUNABLES: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,-ERMS,-FMA,-FMA4,-FSRM,-LZCNT,-MOVBE";
+pub const GLIBC_TUNABLES: &str =
+    "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,-ERMS,-FMA,-FMA4,-FSRM,-LZCNT,-MOVBE";
 
 /// linux/capability.h: what CRIU cannot restore without. The programs themselves are saved with a container's few.
 const CAP_NET_ADMIN: u32 = 12;
@@ -56,7 +59,7 @@ impl Machine {
             label: read("/proc/self/attr/current").trim_matches(['\0', '\n']).into(),
             ipv6: fs::exists("/proc/net/if_inet6").unwrap_or_default(),
             time_namespaces: fs::exists("/proc/self/ns/time").unwrap_or_default(),
-            capabilities: capabilities(&read("/proc/self/status")),
+            capabilities: node::effective_capabilities(&read("/proc/self/status")),
         }
     }
 
@@ -101,16 +104,12 @@ impl Machine {
 fn features(cpuinfo: &str) -> BTreeSet<String> {
     let list = |name: &str| cpuinfo.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'));
     match (list("flags"), list("Features")) {
-        (Some(flags), _) => flags.split_whitespace().filter(|flag| FEATURES.iter().any(|(name, _)| name == flag)).map(str::to_string).collect(),
+        (Some(flags), _) => {
+            flags.split_whitespace().filter(|flag| FEATURES.iter().any(|(name, _)| name == flag)).map(str::to_string).collect()
+        }
         (None, Some(features)) => features.split_whitespace().map(str::to_string).collect(),
         (None, None) => BTreeSet::new(),
     }
-}
-
-/// The `CapEff` line of proc_pid_status(5).
-fn capabilities(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// A TCP socket of this network namespace.

@@ -14,13 +14,14 @@ use crate::cluster::api::Api;
 use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
-use crate::node::scratch;
+use crate::node::{self, scratch};
 use crate::readiness::files::CONTROL_PLANE;
 use crate::restore::held_port::HeldPort;
 use crate::restore::machine::{self, Machine};
 use crate::restore::saved::{self, Saved};
 use crate::restore::tree::Process;
 use crate::restore::{criu, owner, tree};
+use crate::supervisor::priority;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
@@ -167,6 +168,10 @@ fn refusal(saved: &Saved, here: &Machine) -> Option<String> {
 fn bring_back(saved: &Saved, waited: &mut Stopwatch) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
     let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
+    if node::can_raise_priority() {
+        // Docker's start comes first; the programs themselves come back with the priority that they had.
+        priority::lower(child.handle().pid());
+    }
     let status = child.wait_timeout(LIMIT.saturating_sub(waited.elapsed()));
     let Some(status) = status else {
         tree::kill(child.handle().pid());

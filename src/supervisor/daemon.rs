@@ -15,6 +15,7 @@ use crate::config::{DAEMON_LIMIT, POLL};
 use crate::error::{Error, Result};
 use crate::readiness::{Failure, Readiness, State};
 use crate::supervisor::pause::Pause;
+use crate::supervisor::priority;
 use crate::supervisor::reaper::{self, Child, Handle};
 use crate::supervisor::shutdown::Shutdown;
 
@@ -40,6 +41,8 @@ pub struct Spec {
     pub condition: fn(&mut State) -> &mut bool,
     /// Where its first start waits for something.
     pub pause: Option<Pause>,
+    /// Until this one answers, its first start waits for others whenever they want the CPU.
+    pub yields_to: Option<Arc<Daemon>>,
 }
 
 pub struct Daemon {
@@ -188,12 +191,25 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
         None => command.stdout(output).stderr(errors),
     };
     let child = reaper::spawn(&mut command)?;
+    if let Some(other) = daemon.spec.yields_to.clone().filter(|_| is_first) {
+        yield_to(other, child.handle())?;
+    }
     daemon.change(|progress| progress.process = Some(child.handle()));
     // A stop that began during the spawn did not find this process, so nobody has signalled it.
     if shutdown.stopping() {
         child.handle().signal(Signal::SIGTERM);
     }
     Ok(child)
+}
+
+fn yield_to(other: Arc<Daemon>, process: Handle) -> Result<()> {
+    priority::lower(process.pid());
+    let restore = move || {
+        other.wait_until_answers(DAEMON_LIMIT);
+        priority::restore(process.pid());
+    };
+    let started = thread::Builder::new().name("priority".into()).spawn(restore);
+    started.map(drop).map_err(|cause| Error::new(format!("cannot start a thread: {cause}")))
 }
 
 /// Waits until the process answers, then until it ends. Sets `answered` to the time of the first answer.

@@ -3,6 +3,7 @@
 
 pub mod daemon;
 pub mod pause;
+pub mod priority;
 pub mod reaper;
 pub mod shutdown;
 pub mod signals;
