@@ -44,6 +44,9 @@ pub struct Machine {
     pub ipv6: bool,
     /// Whether the kernel has time namespaces. Without them CRIU restores with a clock that jumps, and says nothing.
     pub time_namespaces: bool,
+    /// Whether this container's clocks differ from the kernel's, which CRIU does not take into account.
+    #[serde(skip)]
+    pub other_clocks: bool,
     #[serde(skip)]
     pub capabilities: u64,
 }
@@ -59,6 +62,7 @@ impl Machine {
             label: read("/proc/self/attr/current").trim_matches(['\0', '\n']).into(),
             ipv6: fs::exists("/proc/net/if_inet6").unwrap_or_default(),
             time_namespaces: fs::exists("/proc/self/ns/time").unwrap_or_default(),
+            other_clocks: have_offsets(&read("/proc/self/timens_offsets")),
             capabilities: node::effective_capabilities(&read("/proc/self/status")),
         }
     }
@@ -76,6 +80,9 @@ impl Machine {
     pub fn lacks(&self) -> Option<String> {
         if !self.time_namespaces {
             return Some("this kernel has no time namespaces (Linux 5.6, CONFIG_TIME_NS)".into());
+        }
+        if self.other_clocks {
+            return Some("this container runs in a time namespace with clocks of its own".into());
         }
         let missing = NEEDED.iter().find(|(bit, _)| self.capabilities & (1 << bit) == 0);
         missing.map(|(_, name)| format!("this container lacks {name}"))
@@ -110,6 +117,11 @@ fn features(cpuinfo: &str) -> BTreeSet<String> {
         (None, Some(features)) => features.split_whitespace().map(str::to_string).collect(),
         (None, None) => BTreeSet::new(),
     }
+}
+
+/// Whether a clock has an offset: `timens_offsets` has a name, seconds and nanoseconds for each (time_namespaces(7)).
+fn have_offsets(clocks: &str) -> bool {
+    clocks.lines().any(|line| line.split_whitespace().skip(1).any(|offset| offset != "0"))
 }
 
 /// A TCP socket of this network namespace.
@@ -149,6 +161,7 @@ mod tests {
             label: "unconfined".into(),
             ipv6: true,
             time_namespaces: true,
+            other_clocks: have_offsets("monotonic           0         0\nboottime            0         0\n"),
             capabilities: u64::MAX,
         }
     }
@@ -158,6 +171,10 @@ mod tests {
         assert_eq!(machine().lacks(), None);
         for (machine, why) in [
             (Machine { time_namespaces: false, ..machine() }, "time namespaces"),
+            (
+                Machine { other_clocks: have_offsets("monotonic           0         0\nboottime          -5         0\n"), ..machine() },
+                "clocks",
+            ),
             (Machine { capabilities: !(1 << 19), ..machine() }, "lacks CAP_SYS_PTRACE"),
         ] {
             assert!(machine.lacks().unwrap().contains(why), "{why}");

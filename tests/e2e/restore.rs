@@ -280,7 +280,14 @@ fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
         std::fs::set_permissions(&file, permissions).expect("it is ours");
         cluster.container.copy_to(&file, path);
     };
-    let cases: [Case; 6] = [
+    let clock = "#!/bin/sh\nexec unshare --time --monotonic 86400 kind run\n";
+    let cases: [Case; 7] = [
+        (
+            &["--env", "KIND_RESTORE=1", "--entrypoint", "/clock"],
+            &|cluster| put(cluster, "/clock", clock),
+            "time namespace with clocks of its own",
+            REFUSAL_LIMIT,
+        ),
         (&["--env", "KIND_RESTORE=0"], &nothing, "KIND_RESTORE=0", REFUSAL_LIMIT),
         (
             &ON,
