@@ -15,9 +15,6 @@ pub struct Dialect {
     pub ecdsa: &'static str,
     /// Whether KubeletConfiguration has `failCgroupV1` (since 1.31). Without it, 1.35 and later refuse cgroup v1.
     pub fail_cgroup_v1: bool,
-    /// Whether kubelet says that the node is Ready as soon as it is. Until 1.26 it looks every
-    /// `nodeStatusUpdateFrequency`, which is 10 s.
-    pub fast_node_status: bool,
     /// The oldest containerd, as major and minor version, that kubelet accepts.
     containerd: (u32, u32),
 }
@@ -29,7 +26,6 @@ const TABLE: [Dialect; 3] = [
         api: "kubeadm.k8s.io/v1beta2",
         ecdsa: "featureGates: {PublicKeysECDSA: true}",
         fail_cgroup_v1: false,
-        fast_node_status: false,
         containerd: (1, 7),
     },
     Dialect {
@@ -37,7 +33,6 @@ const TABLE: [Dialect; 3] = [
         api: "kubeadm.k8s.io/v1beta4",
         ecdsa: "encryptionAlgorithm: ECDSA-P256",
         fail_cgroup_v1: true,
-        fast_node_status: true,
         containerd: (1, 7),
     },
     // From 1.38 on, kubelet asks the runtime for its cgroup driver, which containerd 1.7 cannot tell.
@@ -46,7 +41,6 @@ const TABLE: [Dialect; 3] = [
         api: "kubeadm.k8s.io/v1beta4",
         ecdsa: "encryptionAlgorithm: ECDSA-P256",
         fail_cgroup_v1: true,
-        fast_node_status: true,
         containerd: (2, 0),
     },
 ];

@@ -9,7 +9,8 @@
 //! the machine affects all of them. `KIND_BUNDLE` is the bundle whose kubeadm creates a cluster at start, and from
 //! which `KIND_BENCH_SIZES` bakes larger images. The boot with the median time is drawn to `target/boot.svg`, or to
 //! the file that `KIND_BENCH_SVG` names. `KIND_BENCH_ARGUMENTS` are more arguments of `docker run` for the image's own
-//! starts, such as `--cpus 1`.
+//! starts, such as `--cpus 1`. `KIND_BENCH_COLD` is how many starts are measured with nothing in the page cache, which
+//! is emptied before each of them.
 #![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
 #[allow(dead_code, reason = "only the tests use all of it")]
@@ -53,6 +54,14 @@ fn main() {
         }
         unpacked.extend(rivals::unpack(engine::image()));
     }
+    let (mut cold, mut cold_plain) = (vec![], vec![]);
+    for run in 1..=setting("KIND_BENCH_COLD").map_or(0, |text| text.parse().expect("KIND_BENCH_COLD is a number")) {
+        eprintln!("cold run {run}");
+        start::drop_caches();
+        cold.push(Start::measure(&more).kubernetes_ready);
+        start::drop_caches();
+        cold_plain.push(Start::measure(&plain_arguments).kubernetes_ready);
+    }
     let of_plain = |value: fn(&Start) -> f64| plain.iter().map(value).collect::<Vec<_>>();
     let plain_ready =
         Series::new("rival: KIND_RESTORE=0, docker run → kubernetes-ready", "s", "", of_plain(|start| start.kubernetes_ready));
@@ -71,6 +80,8 @@ fn main() {
         store.clone(),
         Series::new("a built image → its pod Running", "s", "≤ 1.5", of(|start| start.pod_running)),
         cpu.clone(),
+        Series::new("memory when ready, whole container", "MB", "", of(|start| start.memory)),
+        Series::new("cold page cache: docker run → kubernetes-ready", "s", "", cold),
         Series::new("docker stop", "s", "≤ 3", of(|start| start.stop)),
         Series::new("the init: resident memory", "MB", "≤ 6", vec![idle.memory]),
         Series::new("the init: binary", "MB", "≤ 4", vec![idle.binary]),
@@ -78,6 +89,8 @@ fn main() {
         plain_ready.clone(),
         Series::new("rival: KIND_RESTORE=0, docker run → docker-ready", "s", "", of_plain(|start| start.docker_ready)),
         plain_cpu.clone(),
+        Series::new("rival: KIND_RESTORE=0, memory when ready", "MB", "", of_plain(|start| start.memory)),
+        Series::new("rival: KIND_RESTORE=0, cold page cache: docker run → kubernetes-ready", "s", "", cold_plain),
         kubeadm.clone(),
         unpacked.clone(),
     ];

@@ -15,6 +15,8 @@ pub struct Start {
     pub kubernetes_ready: f64,
     pub pod_running: f64,
     pub cpu: f64,
+    /// In MB.
+    pub memory: f64,
     pub stop: f64,
     /// Milestones, in seconds since the start of the init.
     pub timeline: Vec<(f64, String)>,
@@ -30,6 +32,7 @@ impl Start {
         cluster.wait_until_ready();
         let kubernetes_ready = began.elapsed().as_secs_f64();
         let cpu = cpu_seconds(&cluster);
+        let memory = memory_megabytes(&cluster);
         let timeline = cluster.file(TIMELINE).expect("there is always a timeline");
         let line = |line: &str| line.split_once(' ').and_then(|(at, what)| Some((at.parse().ok()?, what.to_string())));
         let timeline = timeline.lines().filter_map(line).collect();
@@ -44,7 +47,7 @@ impl Start {
 
         let began = Instant::now();
         docker_within(LIMIT, &["stop", &cluster.container.id]).ok();
-        Start { docker_ready, kubernetes_ready, pod_running, cpu, stop: began.elapsed().as_secs_f64(), timeline }
+        Start { docker_ready, kubernetes_ready, pod_running, cpu, memory, stop: began.elapsed().as_secs_f64(), timeline }
     }
 
     /// When a milestone was reached, in seconds since the start of the init.
@@ -60,6 +63,21 @@ fn cpu_seconds(cluster: &Cluster) -> f64 {
     let text = cluster.container.exec(&["sh", "-c", &read]).ok();
     let numbers: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
     numbers[0] / numbers[1]
+}
+
+/// The memory that the container uses, as `docker stats` has it: without the inactive part of the page cache.
+fn memory_megabytes(cluster: &Cluster) -> f64 {
+    let read = "cd /sys/fs/cgroup; if test -e memory.current; then cat memory.current; else cd memory; cat memory.usage_in_bytes; fi";
+    let read = format!("{read}; awk '$1 == \"total_inactive_file\" {{ print $2; found = 1 }} $1 == \"inactive_file\" {{ own = $2 }} END {{ if (!found) print own }}' memory.stat");
+    let text = cluster.container.exec(&["sh", "-c", &read]).ok();
+    let numbers: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    (numbers[0] - numbers[1]) / 1e6
+}
+
+/// Empties the page cache of the machine, which takes root.
+pub fn drop_caches() {
+    nix::unistd::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").expect("KIND_BENCH_COLD is for root on a machine of its own");
 }
 
 /// The init of an idle cluster.
