@@ -39,7 +39,7 @@ pub struct Machine {
     pub kernel: String,
     /// Those that programs that are saved here may use.
     pub features: BTreeSet<String>,
-    /// The label of the security module (AppArmor, SELinux), empty if there is none.
+    /// The label of the security module (AppArmor, SELinux), empty if none confines the container.
     pub label: String,
     pub ipv6: bool,
     /// Whether the kernel has time namespaces. Without them CRIU restores with a clock that jumps, and says nothing.
@@ -59,7 +59,7 @@ impl Machine {
             architecture: std::env::consts::ARCH.into(),
             kernel: read("/proc/sys/kernel/osrelease").trim().into(),
             features: features(&read("/proc/cpuinfo")),
-            label: read("/proc/self/attr/current").trim_matches(['\0', '\n']).into(),
+            label: label(&read("/proc/self/attr/current")),
             ipv6: fs::exists("/proc/net/if_inet6").unwrap_or_default(),
             time_namespaces: fs::exists("/proc/self/ns/time").unwrap_or_default(),
             other_clocks: have_offsets(&read("/proc/self/timens_offsets")),
@@ -119,6 +119,17 @@ fn features(cpuinfo: &str) -> BTreeSet<String> {
     }
 }
 
+/// The label in /proc/PID/attr/current. AppArmor's name for no profile, which privileged containers have, is the same as
+/// none to CRIU.
+fn label(current: &str) -> String {
+    let label = current.trim_matches(['\0', '\n']);
+    if label == "unconfined" {
+        String::new()
+    } else {
+        label.into()
+    }
+}
+
 /// Whether a clock has an offset: `timens_offsets` has a name, seconds and nanoseconds for each (time_namespaces(7)).
 fn have_offsets(clocks: &str) -> bool {
     clocks.lines().any(|line| line.split_whitespace().skip(1).any(|offset| offset != "0"))
@@ -158,7 +169,7 @@ mod tests {
             architecture: "x86_64".into(),
             kernel: "6.18.0".into(),
             features: features("processor\t: 0\nflags\t\t: fpu sse4_2 avx2 popcnt\n"),
-            label: "unconfined".into(),
+            label: label("unconfined\n"),
             ipv6: true,
             time_namespaces: true,
             other_clocks: have_offsets("monotonic           0         0\nboottime            0         0\n"),
@@ -188,6 +199,7 @@ mod tests {
         assert_eq!(more("sse4_2 popcnt avx512f").differs_from(&machine()), None);
         assert_eq!(Machine { kernel: "5.10.0".into(), ..machine() }.differs_from(&machine()), None);
         assert_eq!(machine().differs_from(&Machine { ipv6: false, ..machine() }), None);
+        assert_eq!(Machine { label: label(""), ..machine() }.differs_from(&machine()), None);
         for (here, why) in [
             (more("sse4_2 avx2"), "this CPU lacks popcnt, which"),
             (more(""), "this CPU lacks popcnt, sse4_2, which"),

@@ -7,8 +7,9 @@ use serde_json::Value;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 use ureq::Agent;
 
-use crate::cluster::{Cluster, CREDENTIALS};
+use crate::cluster::{Cluster, CREDENTIALS, LIMIT};
 use crate::engine::tools;
+use crate::process::wait_for;
 
 pub struct Api {
     agent: Agent,
@@ -26,6 +27,11 @@ pub struct Pod {
 impl Pod {
     pub fn is_from_the_bake(&self) -> bool {
         self.containers.iter().any(|id| tools().baked_containers.contains(id))
+    }
+
+    /// Static pods are named after their node.
+    pub fn is_of_the_control_plane(&self) -> bool {
+        self.name.starts_with("kube-system/") && self.name.ends_with("-kind")
     }
 
     /// Whether the pod is Ready, with containers that are not the bake's.
@@ -62,6 +68,14 @@ impl Api {
         let list: Value = serde_json::from_str(&response.body_mut().read_to_string().ok()?).ok()?;
         let pods = list["items"].as_array()?.iter().map(pod);
         Some(pods.filter(|pod| tools().baked_pods.contains(&pod.name)).collect())
+    }
+
+    /// The baked pods, once all of them run. The containers of restored programs follow `kubernetes-ready`.
+    pub fn wait_until_baked_pods_run(&self) -> Vec<Pod> {
+        wait_for("every baked pod runs", LIMIT, || {
+            let pods = self.baked_pods()?;
+            (pods.len() == tools().baked_pods.len() && pods.iter().all(Pod::runs_in_this_boot)).then_some(pods)
+        })
     }
 }
 

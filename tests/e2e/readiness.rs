@@ -69,12 +69,13 @@ fn observe(cluster: &Cluster) -> Observed {
     seen
 }
 
-/// Asserts that every baked pod runs, with containers of this boot.
+/// Asserts that every baked pod runs, with containers of this boot. Those of restored programs follow within seconds.
 fn assert_pods_run(api: &Api) {
     let pods = api.baked_pods().expect("the API server answers");
     assert_eq!(pods.len(), tools().baked_pods.len(), "{pods:?} instead of {:?}", tools().baked_pods);
-    let not_running: Vec<_> = pods.iter().filter(|pod| !pod.runs_in_this_boot()).collect();
+    let not_running: Vec<_> = pods.iter().filter(|pod| !pod.runs_in_this_boot() && !pod.is_of_the_control_plane()).collect();
     assert!(not_running.is_empty(), "kubernetes-ready is served, but these pods do not run: {not_running:?}");
+    api.wait_until_baked_pods_run();
 }
 
 #[test]

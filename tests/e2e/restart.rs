@@ -41,10 +41,9 @@ fn a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_bui
     let status = wait_for("an answer", LIMIT, || cluster.status(KUBERNETES_READY));
     assert_eq!(status, 404, "the second start served the first one's readiness");
     cluster.wait_until_ready();
-    let pods = Api::new(&cluster).baked_pods().expect("the API server answers");
-    assert_eq!(pods.len(), tools().baked_pods.len(), "{pods:?}");
+    let pods = Api::new(&cluster).wait_until_baked_pods_run();
     let of_first = |pod: &crate::api::Pod| pod.containers.iter().any(|id| first.contains(id));
-    assert!(pods.iter().all(|pod| pod.runs_in_this_boot() && !of_first(pod)), "{pods:?}, of the first start were {first:?}");
+    assert!(!pods.iter().any(of_first), "{pods:?}, of the first start were {first:?}");
     let deployments = cluster.kubectl(&["get", "deployments,pods", "--output=name"]).ok();
     assert_eq!(deployments, "", "the first start's objects are still there");
     // Nor does anything run that the API server does not know of.
