@@ -15,13 +15,6 @@ const STATES: [&str; 7] = [DOCKER_READY, CONFIG, CREDENTIALS[0], CREDENTIALS[1],
 /// The file server answers without delay.
 const ANSWER_LIMIT: Duration = Duration::from_millis(100);
 
-/// Slows kubelet's first call of iptables down, before which it does not ask the runtime for pods.
-const SLOW_IPTABLES: &str = "#!/bin/sh
-read -r parent </proc/$PPID/comm
-if [ \"$parent\" = kubelet ] && mkdir /run/slow; then sleep 1; fi 2>/dev/null
-exec /usr/sbin/${0##*/} \"$@\"
-";
-
 /// A boot as observed from before the container's start.
 struct Observed {
     /// The HTTP status of each of `STATES` at the port's first response.
@@ -187,25 +180,4 @@ fn without_kubelet_nothing_is_ready_and_failed_says_why() {
     assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded());
     docker(&["stop", &cluster.container.id]).ok();
     assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "3", "the exit status is not kubelet's");
-}
-
-/// When kubelet first reports its node, it may not have asked the runtime for pods yet.
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
-    let cluster = Cluster::create(&[]);
-    for name in ["iptables", "iptables-legacy"] {
-        put_program(&cluster, &format!("/usr/local/sbin/{name}"), SLOW_IPTABLES);
-    }
-    cluster.container.start();
-    cluster.wait_until_ready();
-    cluster.container.exec(&["grep", "-q", "Node became not ready", "/var/log/kind/kubelet.log"]).ok();
-    let timeline = cluster.file(TIMELINE).expect("the timeline is served");
-    let at = |name: &str| -> f64 {
-        let line = timeline.lines().find_map(|line| line.strip_suffix(&format!(" {name}")));
-        line.and_then(|at| at.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {timeline}"))
-    };
-    // By default kubelet would report it again 10 s after the first time.
-    let waited = at(KUBERNETES_READY) - at("pods").max(at("dns"));
-    assert!(waited < 2.0, "{timeline}");
 }
