@@ -130,11 +130,10 @@ fn disable_certificate_rotation(path: &Path) -> Result<()> {
 fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String]) -> String {
     let Dialect { api, ecdsa, .. } = dialect;
     let fail_cgroup_v1 = if dialect.fail_cgroup_v1 { "failCgroupV1: false\n" } else { "" };
-    // A node that is not Ready at kubelet's first look stays so until the next one, by default 10 s later: newer versions
-    // look more often only if etcd, as the bake has left it, does not have the node as Ready yet (fastNodeStatusUpdate in
-    // pkg/kubelet/kubelet_node_status.go). With the second line, whose default is the first one's value, an unchanged
-    // status is still written rarely.
-    let node_status = "nodeStatusUpdateFrequency: 1s\nnodeStatusReportFrequency: 5m\n";
+    // nodeStatus…: a node that is not Ready at kubelet's first look stays so until the next one, by default 10 s later.
+    // Newer versions look more often only if the API server does not have the node as Ready yet, as it does from the bake
+    // (fastNodeStatusUpdate in pkg/kubelet/kubelet_node_status.go). With the report's frequency, whose default is that of
+    // the update, an unchanged status is still written rarely.
     let ClusterNetwork { pod_subnet, service_subnet, .. } = cluster_network::current();
     let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
     format!(
@@ -165,7 +164,9 @@ cgroupDriver: cgroupfs
 cgroupRoot: /kubelet
 failSwapOn: false
 resolvConf: {RESOLV_CONF}
-{fail_cgroup_v1}{node_status}# kubelet sees the usage of the host's disk, which is not ours to clean up.
+{fail_cgroup_v1}nodeStatusUpdateFrequency: 1s
+nodeStatusReportFrequency: 5m
+# kubelet sees the usage of the host's disk, which is not ours to clean up.
 imageGCHighThresholdPercent: 100
 evictionHard:
   imagefs.available: \"0%\"
@@ -233,6 +234,7 @@ mod tests {
         assert!(old.contains("kubeadm.k8s.io/v1beta2") && !old.contains("failCgroupV1"), "{old}");
         assert!(new.contains("kubeadm.k8s.io/v1beta4") && new.contains("failCgroupV1: false"), "{new}");
         for text in [old, new] {
+            assert!(text.contains("nodeStatusUpdateFrequency: 1s\nnodeStatusReportFrequency: 5m\n"), "{text}");
             assert!(text.contains("advertiseAddress: 172.99.99.1\n  bindPort: 8443"), "{text}");
         }
     }

@@ -10,7 +10,8 @@ use crate::node;
 
 /// The features of an x86 CPU that saved programs may use, as /proc/cpuinfo and as Go name them: x86-64-v2, and AES as
 /// every server has had it since 2010. A program looks at its CPU once, when it starts, and relies on it from then on,
-/// so whatever else the bake's CPU can do is hidden from it (`Machine::go_debug`, `GLIBC_TUNABLES`), and an image can be restored on others.
+/// so whatever else the bake's CPU can do is hidden from it (`Machine::go_debug`, `GLIBC_TUNABLES`), and an image can be
+/// restored on others.
 const FEATURES: [(&str, &str); 7] = [
     ("aes", "aes"),
     ("pclmulqdq", "pclmulqdq"),

@@ -192,7 +192,7 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
     };
     let child = reaper::spawn(&mut command)?;
     if let Some(other) = daemon.spec.yields_to.clone().filter(|_| is_first) {
-        yield_to(other, child.handle())?;
+        yield_to(other, child.handle());
     }
     daemon.change(|progress| progress.process = Some(child.handle()));
     // A stop that began during the spawn did not find this process, so nobody has signalled it.
@@ -202,14 +202,15 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
     Ok(child)
 }
 
-fn yield_to(other: Arc<Daemon>, process: Handle) -> Result<()> {
+fn yield_to(other: Arc<Daemon>, process: Handle) {
     priority::lower(process.pid());
     let restore = move || {
         other.wait_until_answers(DAEMON_LIMIT);
         priority::restore(process.pid());
     };
-    let started = thread::Builder::new().name("priority".into()).spawn(restore);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start a thread: {cause}")))
+    if thread::Builder::new().name("priority".into()).spawn(restore).is_err() {
+        priority::restore(process.pid());
+    }
 }
 
 /// Waits until the process answers, then until it ends. Sets `answered` to the time of the first answer.

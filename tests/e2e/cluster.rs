@@ -1,6 +1,7 @@
 //! A cluster under test: a container of the image with its three ports published on loopback.
 
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -189,8 +190,18 @@ impl Cluster {
 
     /// Writes a file into a container that is not started yet.
     pub fn put(&self, path: &str, text: &str) {
+        self.put_with_mode(path, text, 0o644);
+    }
+
+    /// The same with an executable script.
+    pub fn put_program(&self, path: &str, script: &str) {
+        self.put_with_mode(path, script, 0o755);
+    }
+
+    fn put_with_mode(&self, path: &str, text: &str, mode: u32) {
         let file = session().dir.join(format!("put-{}", &self.container.id[..12]));
         std::fs::write(&file, text).expect("the session's directory can be written");
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).expect("the file is ours");
         self.container.copy_to(&file, path);
     }
 

@@ -1,13 +1,12 @@
 //! The files on port 10080 appear in order, and only once they are true.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{fetch_within, Cluster, BOOT_LIMIT, CONFIG, CREDENTIALS, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT, TIMELINE};
-use crate::engine::{docker, session, tools};
+use crate::engine::{docker, tools};
 use crate::process::wait_for;
 
 const STATES: [&str; 7] = [DOCKER_READY, CONFIG, CREDENTIALS[0], CREDENTIALS[1], CREDENTIALS[2], KUBERNETES_READY, FAILED];
@@ -76,7 +75,7 @@ fn assert_pods_run(api: &Api) {
 fn every_state_appears_in_order_and_only_when_it_is_true() {
     let cluster = Cluster::create(&[]);
     // Delay dockerd: otherwise Docker is ready before this machine can reach the container.
-    put_program(&cluster, "/usr/local/sbin/dockerd", "#!/bin/sh\nsleep 2\nexec /usr/local/bin/dockerd \"$@\"\n");
+    cluster.put_program("/usr/local/sbin/dockerd", "#!/bin/sh\nsleep 2\nexec /usr/local/bin/dockerd \"$@\"\n");
     let seen = observe(&cluster);
     assert!(seen.first.iter().all(|status| *status == 404), "at the port's first response: {:?} for {STATES:?}", seen.first);
     let ready = seen.served[KUBERNETES_READY];
@@ -90,14 +89,6 @@ fn every_state_appears_in_order_and_only_when_it_is_true() {
     assert!(cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "kubernetes-ready is served, but the health check fails");
     check_timeline(&cluster.file(TIMELINE).expect("the timeline is served"));
     check_log(&cluster.container.logs());
-}
-
-/// Writes an executable script into a container that is not started yet.
-fn put_program(cluster: &Cluster, path: &str, script: &str) {
-    let file = session().dir.join(format!("program-{}", &cluster.container.id[..12]));
-    std::fs::write(&file, script).expect("the session's directory can be written");
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("the file is ours");
-    cluster.container.copy_to(&file, path);
 }
 
 /// Milestones are sorted by time, and each comes after those that it depends on.
@@ -172,7 +163,7 @@ fn pods_that_were_ready_in_the_bake_do_not_count() {
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn without_kubelet_nothing_is_ready_and_failed_says_why() {
     let cluster = Cluster::create(&[]);
-    put_program(&cluster, "/usr/local/bin/kubelet", "#!/bin/sh\necho this kubelet does not start\nexit 3\n");
+    cluster.put_program("/usr/local/bin/kubelet", "#!/bin/sh\necho this kubelet does not start\nexit 3\n");
     cluster.container.start();
     let why = cluster.ready_within(LIMIT).expect_err("it must not become ready");
     assert!(why.contains("kubelet") && why.contains("this kubelet does not start"), "{why}");

@@ -268,16 +268,6 @@ fn a_second_start_restores_again_from_fresh_files() {
     assert_eq!(cluster.container.logs().matches(RESTORED).count(), 3);
 }
 
-/// Puts a program into a container that is not started yet.
-fn put(cluster: &Cluster, path: &str, text: &str) {
-    let file = session().dir.join("put");
-    std::fs::write(&file, text).expect("the session's directory can be written");
-    let mut permissions = std::fs::metadata(&file).expect("it was just written").permissions();
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
-    std::fs::set_permissions(&file, permissions).expect("it is ours");
-    cluster.container.copy_to(&file, path);
-}
-
 /// A container's arguments, what is made different about it before it starts, the reason that it gives, and how many
 /// seconds it may take to.
 type Case<'a> = (&'a [&'a str], &'a dyn Fn(&Cluster), &'a str, f64);
@@ -293,26 +283,26 @@ fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
     let cases: [Case; 7] = [
         (
             &["--env", "KIND_RESTORE=1", "--entrypoint", "/clock"],
-            &|cluster| put(cluster, "/clock", clock),
+            &|cluster| cluster.put_program("/clock", clock),
             "time namespace with clocks of its own",
             REFUSAL_LIMIT,
         ),
         (&["--env", "KIND_RESTORE=0"], &nothing, "KIND_RESTORE=0", REFUSAL_LIMIT),
         (
             &ON,
-            &|cluster| put(cluster, "/kind/restore/images/files.img", "cut"),
+            &|cluster| cluster.put("/kind/restore/images/files.img", "cut"),
             "the saved state in /kind/restore is damaged",
             REFUSAL_LIMIT,
         ),
-        (&ON, &|cluster| put(cluster, "/kind/restore/saved.json", "{}"), "saved.json is not valid", REFUSAL_LIMIT),
+        (&ON, &|cluster| cluster.put("/kind/restore/saved.json", "{}"), "saved.json is not valid", REFUSAL_LIMIT),
         (
             &ON,
-            &|cluster| put(cluster, "/etc/kubernetes/pki/sa.pub", "another"),
+            &|cluster| cluster.put("/etc/kubernetes/pki/sa.pub", "another"),
             "/etc/kubernetes/pki/sa.pub is not what it was",
             REFUSAL_LIMIT,
         ),
-        (&ON, &|cluster| put(cluster, "/kind/criu/ld.so", "#!/bin/sh\nexit 3\n"), "CRIU ended with status 3", 2.0),
-        (&ON, &|cluster| put(cluster, "/kind/criu/ld.so", "#!/bin/sh\nsleep 60\n"), "CRIU has not finished after 5 s", HANG_LIMIT),
+        (&ON, &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nexit 3\n"), "CRIU ended with status 3", 2.0),
+        (&ON, &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nsleep 60\n"), "CRIU has not finished after 5 s", HANG_LIMIT),
     ];
     for (arguments, change, why, limit) in cases {
         let cluster = Cluster::create(arguments);
@@ -371,7 +361,7 @@ fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
     }
     let cluster = Cluster::create(&ON);
     for name in ["iptables", "iptables-legacy"] {
-        put(&cluster, &format!("/usr/local/sbin/{name}"), SLOW_IPTABLES);
+        cluster.put_program(&format!("/usr/local/sbin/{name}"), SLOW_IPTABLES);
     }
     cluster.container.start();
     cluster.wait_until_ready();
