@@ -212,16 +212,21 @@ pub fn trim_heap() {
     }
 }
 
-/// The niceness of a thread; 0 stands for this one (getpriority(2)).
-pub fn niceness(thread: i32) -> i32 {
-    // SAFETY: the call takes two numbers and touches no memory. A thread that has ended has -1, as an error does.
-    unsafe { libc::getpriority(libc::PRIO_PROCESS, thread as libc::id_t) }
+/// The scheduling policy of a thread, while it runs; 0 stands for this one (sched_getscheduler(2)).
+pub fn scheduling_policy(thread: i32) -> Option<i32> {
+    // SAFETY: the call takes a number and touches no memory. musl's function of that name only fails.
+    match unsafe { libc::syscall(libc::SYS_sched_getscheduler, thread) } {
+        -1 => None,
+        policy => Some(policy as i32),
+    }
 }
 
-/// Returns whether the thread has that niceness now.
-pub fn set_niceness(thread: i32, niceness: i32) -> bool {
-    // SAFETY: the call takes three numbers and touches no memory.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, thread as libc::id_t, niceness) == 0 }
+/// Returns whether the thread has that policy now, which must be one without a priority of its own.
+pub fn set_scheduling_policy(thread: i32, policy: i32) -> bool {
+    // The only field that Linux has (`struct sched_param`).
+    let priority: libc::c_int = 0;
+    // SAFETY: the call reads `priority`, which lives longer. musl's function of that name only fails.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &priority as *const libc::c_int) == 0 }
 }
 
 /// Opens a descriptor that stands for a process (pidfd_open(2), Linux 5.3).

@@ -138,6 +138,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
+    let restore = restore.decide();
     let mut kubelet =
         kubelet::spec(cluster.static_ip, KubeletView::prepare(&init.config)?, iptables.clone(), init.config.kubelet_arguments.clone());
     kubelet.pause = restore.as_ref().and_then(Restore::answered).map(|until| Pause { line: kubelet::ASKS_FOR_NODE, until });

@@ -57,7 +57,7 @@ pub fn can_lower_oom_score() -> bool {
     has_capability(CAP_SYS_RESOURCE)
 }
 
-/// Without it, a process that was made to wait for others could not get its share of the CPU back.
+/// Without it, a process that was made to wait for others might not get its share of the CPU back.
 pub fn can_raise_priority() -> bool {
     has_capability(CAP_SYS_NICE)
 }

@@ -37,6 +37,20 @@ const NOTICES_CERTIFICATES: u32 = 23;
 /// The milestone at which the restored API server answers.
 pub const RESTORED: &str = "restored";
 
+/// A restore that has begun. There may be a reason not to go on with it.
+pub struct Begun {
+    restore: Restore,
+    holds_clients: Receiver<bool>,
+}
+
+impl Begun {
+    /// Waits until that is known, some hundredths of a second at most. `None` if there is a reason.
+    pub fn decide(self) -> Option<Restore> {
+        let holds_clients = self.holds_clients.recv().ok()?;
+        Some(Restore { holds_clients, ..self.restore })
+    }
+}
+
 /// A restore that goes on beside the boot.
 pub struct Restore {
     thread: JoinHandle<bool>,
@@ -63,27 +77,20 @@ impl Restore {
     }
 }
 
-/// Begins to restore the control plane. `None` if there is a reason not to. The node must be prepared: its address is
-/// there, and so are /etc/kubernetes and etcd's directory.
-pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
+/// Begins to restore the control plane. The node must be prepared: its address is there, and so are /etc/kubernetes and
+/// etcd's directory.
+pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Begun> {
     let began = Instant::now();
-    let static_ip = cluster.static_ip;
-    let saved = match saved_for(init, cluster) {
-        Ok(saved) => saved,
-        Err(error) => {
-            report_plain(init, &error.to_string(), began);
-            return Ok(None);
-        }
-    };
-    saved::make_directory()?;
-    let stand_ins = owner::listen()?;
-    let held = HeldPort::listen(&init.config, &saved.ports);
-    let held = held.inspect_err(|error| log::info!(target: "restore", "kubelet is started after the restore, not beside it: {error}")).ok();
-    let (ours, holds_clients) = (init.clone(), held.is_some());
+    let (ours, cluster) = (init.clone(), cluster.clone());
     let (ends, ended) = channel::<()>();
+    let (decides, decided) = channel();
     let body = move || {
         let _ends = ends;
-        match restore(&ours, &saved, static_ip, stand_ins, held) {
+        let go_on = |prepared: Prepared| {
+            let _ = decides.send(prepared.held.is_some());
+            restore(&ours, cluster.static_ip, prepared)
+        };
+        match prepare(&ours, &cluster).and_then(go_on) {
             Ok(()) => {
                 let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
                 log::info!(target: "restore", "the control plane is {what}");
@@ -92,20 +99,32 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Option<Restore>> {
                 true
             }
             Err(error) => {
-                report_plain(&ours, &error.to_string(), began);
+                let seconds = began.elapsed().as_secs_f64();
+                log::info!(target: "restore", "the control plane is started, not restored, after {seconds:.2} s: {error}");
+                ours.readiness.publish(CONTROL_PLANE, format!("started, not restored: {error}").as_bytes());
                 false
             }
         }
     };
-    let started = thread::Builder::new().name("restore".into()).spawn(body);
-    started
-        .map(|thread| Some(Restore { thread, holds_clients, ended: Arc::new(Mutex::new(ended)) }))
-        .map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))
+    let thread = thread::Builder::new().name("restore".into()).spawn(body);
+    let thread = thread.map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))?;
+    Ok(Begun { restore: Restore { thread, holds_clients: false, ended: Arc::new(Mutex::new(ended)) }, holds_clients: decided })
 }
 
-fn report_plain(init: &Init, why: &str, began: Instant) {
-    log::info!(target: "restore", "the control plane is started, not restored, after {:.2} s: {why}", began.elapsed().as_secs_f64());
-    init.readiness.publish(CONTROL_PLANE, format!("started, not restored: {why}").as_bytes());
+/// What a restore needs, once nothing speaks against it.
+struct Prepared {
+    saved: Saved,
+    stand_ins: UnixListener,
+    held: Option<HeldPort>,
+}
+
+fn prepare(init: &Init, cluster: &Cluster) -> Result<Prepared> {
+    let saved = saved_for(init, cluster)?;
+    saved::make_directory()?;
+    let stand_ins = owner::listen()?;
+    let held = HeldPort::listen(&init.config, &saved.ports);
+    let held = held.inspect_err(|error| log::info!(target: "restore", "kubelet is started after the restore, not beside it: {error}")).ok();
+    Ok(Prepared { saved, stand_ins, held })
 }
 
 /// The saved state, if it can be restored here and now.
@@ -131,15 +150,16 @@ fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
     }
 }
 
-fn restore(init: &Arc<Init>, saved: &Saved, static_ip: Ipv4Addr, stand_ins: UnixListener, held: Option<HeldPort>) -> Result<()> {
+fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared) -> Result<()> {
+    let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     let mut waited = Stopwatch::start();
-    let root = saved.put_files().and_then(|()| bring_back(saved, &mut waited));
+    let root = saved.put_files().and_then(|()| bring_back(&saved, &mut waited));
     // From here on whoever has connected is the restored server's client.
     drop(held);
-    let look_after = |processes| owner::start(init, &stand_ins, saved, processes);
+    let look_after = |processes| owner::start(init, &stand_ins, &saved, processes);
     let restored = root.and_then(|root| {
-        let owner = take_over(init, saved, root, &api, &mut waited).and_then(look_after);
+        let owner = take_over(init, &saved, root, &api, &mut waited).and_then(look_after);
         owner.inspect_err(|_| tree::kill(root))
     });
     if restored.is_err() {
@@ -168,13 +188,17 @@ fn refusal(saved: &Saved, here: &Machine) -> Option<String> {
 fn bring_back(saved: &Saved, waited: &mut Stopwatch) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
     let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
+    let pid = child.handle().pid();
     if node::can_raise_priority() {
-        // Docker's start comes first; the programs themselves come back with the priority that they had.
-        priority::lower(child.handle().pid());
+        // Docker's start comes first; the programs themselves come back with the policy that they had.
+        priority::lower(pid);
     }
-    let status = child.wait_timeout(LIMIT.saturating_sub(waited.elapsed()));
+    let status = child.wait_timeout(priority::YIELD_LIMIT).or_else(|| {
+        tree::visit(pid, priority::restore);
+        child.wait_timeout(LIMIT.saturating_sub(waited.elapsed()))
+    });
     let Some(status) = status else {
-        tree::kill(child.handle().pid());
+        tree::kill(pid);
         return Err(Error::new(format!("CRIU has not finished after {} s", LIMIT.as_secs())));
     };
     let root = fs::read_to_string(work.join(criu::PID)).ok().and_then(|text| text.trim().parse::<i32>().ok());

@@ -69,15 +69,21 @@ pub fn inner_pid(pid: i32) -> Option<i32> {
     line.split_whitespace().last()?.parse().ok()
 }
 
-/// Kills a process and everything below it, and waits until all of them have ended.
-pub fn kill(root: i32) {
+/// Visits a process and everything below it, each before those below it. Returns them in that order.
+pub fn visit(root: i32, visit: fn(i32)) -> Vec<i32> {
     let mut pids = vec![root];
     let mut next = 0;
-    while next < pids.len() {
-        let pid = pids[next];
-        next += 1;
+    while let Some(pid) = pids.get(next).copied() {
+        visit(pid);
         pids.extend(children(pid).unwrap_or_default());
+        next += 1;
     }
+    pids
+}
+
+/// Kills a process and everything below it, and waits until all of them have ended.
+pub fn kill(root: i32) {
+    let pids = visit(root, |_| {});
     reaper::signal_all(&pids, Signal::SIGKILL);
     reaper::poll(POLL, KILL_LIMIT, || pids.iter().all(|pid| has_ended(*pid)).then_some(()));
 }

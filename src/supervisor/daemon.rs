@@ -41,7 +41,7 @@ pub struct Spec {
     pub condition: fn(&mut State) -> &mut bool,
     /// Where its first start waits for something.
     pub pause: Option<Pause>,
-    /// Until this one answers, its first start waits for others whenever they want the CPU.
+    /// Until this one answers, or for `priority::YIELD_LIMIT`, its first start has only the CPU that nothing else wants.
     pub yields_to: Option<Arc<Daemon>>,
 }
 
@@ -205,7 +205,7 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
 fn yield_to(other: Arc<Daemon>, process: Handle) {
     priority::lower(process.pid());
     let restore = move || {
-        other.wait_until_answers(DAEMON_LIMIT);
+        other.wait_until_answers(priority::YIELD_LIMIT);
         priority::restore(process.pid());
     };
     if thread::Builder::new().name("priority".into()).spawn(restore).is_err() {

@@ -1,32 +1,38 @@
-//! Has programs wait for others, by their niceness (sched(7)).
+//! Has processes run only on CPUs that nothing else wants (SCHED_IDLE, sched(7)), for a while.
 
 use std::fs;
+use std::time::Duration;
+
+use nix::libc::{SCHED_IDLE, SCHED_OTHER};
 
 use crate::sys;
 
-/// How much nicer than the init: about a tenth of the CPU time of what they compete with.
-const NICER: i32 = 10;
-/// While all threads get a niceness, one of them may start another that still has the old one.
+/// After this, whoever waits gets its share, even if what it waits for is not done: on a slow machine, and when Docker
+/// has much to load.
+pub const YIELD_LIMIT: Duration = Duration::from_millis(1500);
+/// While the threads of a process are changed, one of them may start another that is still as before.
 const PASSES: usize = 10;
 
-/// Has a process and its threads wait for others.
+/// Has a process and its threads wait for others. They must be the init's children, or below: they have its policy.
 pub fn lower(pid: i32) {
-    set(pid, sys::niceness(0) + NICER);
+    change(pid, SCHED_OTHER, SCHED_IDLE);
 }
 
-/// Takes that back, which needs CAP_SYS_NICE.
+/// Takes that back, which needs CAP_SYS_NICE or an RLIMIT_NICE.
 pub fn restore(pid: i32) {
-    set(pid, sys::niceness(0));
+    change(pid, SCHED_IDLE, SCHED_OTHER);
 }
 
-fn set(pid: i32, niceness: i32) {
+/// An init that has another policy, because the engine was asked for it, keeps it, and so do its children.
+fn change(pid: i32, from: i32, to: i32) {
+    if sys::scheduling_policy(0) != Some(SCHED_OTHER) {
+        return;
+    }
     for _ in 0..PASSES {
-        let mut changed = false;
         let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
-            changed |= sys::niceness(thread) != niceness && sys::set_niceness(thread, niceness);
-        }
-        if !changed {
+        let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let changed = threads.filter(|thread| sys::scheduling_policy(*thread) == Some(from) && sys::set_scheduling_policy(*thread, to));
+        if changed.count() == 0 {
             return;
         }
     }
@@ -41,15 +47,15 @@ mod tests {
 
     #[test]
     fn a_process_is_made_to_wait_and_gets_its_share_back() {
-        let before = sys::niceness(0);
         let child = reaper::spawn(Command::new("sleep").arg("60")).unwrap();
         let pid = child.handle().pid();
         lower(pid);
-        assert_eq!(sys::niceness(pid), before + NICER);
-        // Without CAP_SYS_NICE, which root has, it stays as it is.
-        let is_root = nix::unistd::geteuid().is_root();
+        assert_eq!(sys::scheduling_policy(pid), Some(SCHED_IDLE));
         restore(pid);
-        assert_eq!(sys::niceness(pid) == before, is_root);
+        // Otherwise it depends on a limit (RLIMIT_NICE).
+        if nix::unistd::geteuid().is_root() {
+            assert_eq!(sys::scheduling_policy(pid), Some(SCHED_OTHER));
+        }
         child.handle().kill_group();
     }
 }

@@ -26,6 +26,16 @@ if [ \"$parent\" = kubelet ] && mkdir /run/slow; then sleep 1; fi 2>/dev/null
 exec /usr/sbin/${0##*/} \"$@\"
 ";
 
+/// A Docker that has much to load, and leaves no CPU to those that run only on what it leaves. 16 loops are enough for any
+/// machine that runs this suite.
+const BUSY_DOCKER: &str = "#!/bin/sh
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
+    timeout 8 sh -c 'while :; do :; done' &
+done
+wait
+exec /usr/local/bin/dockerd \"$@\"
+";
+
 /// Whether the image has a saved state. If not, the tests have nothing to test, and say so.
 fn is_saved() -> bool {
     let container = Container::create(&[image()]);
@@ -374,4 +384,39 @@ fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
     // By default kubelet would report it again 10 s after the first time.
     let waited = at(KUBERNETES_READY) - at("pods").max(at("dns"));
     assert!(waited < 2.0, "{timeline}");
+}
+
+/// CRIU and kubelet run on CPUs that nothing else wants until Docker answers.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn every_program_has_its_share_of_the_cpu_once_docker_answers() {
+    let Some(cluster) = restored_by(Cluster::ready) else { return };
+    let stats = cluster.container.exec(&["sh", "-c", "cat /proc/[0-9]*/task/*/stat 2>/dev/null"]).stdout;
+    // proc_pid_stat(5): the name is in parentheses, and the scheduling policy is the 41st field; 0 is the normal one.
+    let policies: Vec<(&str, &str)> = stats
+        .lines()
+        .map(|line| {
+            let (name, rest) = line.rsplit_once(") ").expect("the name is in parentheses");
+            let name = name.split_once('(').expect("the name is in parentheses").1;
+            (name, rest.split(' ').nth(38).expect("there are 52 fields"))
+        })
+        .collect();
+    for name in PROGRAMS.map(comm).into_iter().chain(["kubelet"]) {
+        assert!(policies.iter().any(|(program, _)| *program == name), "no {name} in {policies:?}");
+    }
+    let waiting: Vec<_> = policies.iter().filter(|(_, policy)| *policy != "0").collect();
+    assert!(waiting.is_empty(), "{waiting:?}");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_docker_that_keeps_every_cpu_busy_does_not_prevent_the_restore() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::create(&ON);
+    cluster.put_program("/usr/local/sbin/dockerd", BUSY_DOCKER);
+    cluster.container.start();
+    cluster.wait_until_ready();
+    assert!(cluster.container.logs().contains(RESTORED), "{}", cluster.container.logs());
 }
