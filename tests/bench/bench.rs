@@ -75,8 +75,7 @@ fn main() {
     let unpacked = Series::new("rival: the store unpacked from an lz4 tarball", "s", "", unpacked);
     let idle = start::idle();
     let docker_ready = Series::new("docker run → docker-ready", "s", "≤ 1.2", of(|start| start.docker_ready));
-    let plain_docker_ready =
-        Series::new("rival: KIND_RESTORE=0, docker run → docker-ready", "s", "", of_plain(|start| start.docker_ready));
+    let plain_docker_ready = Series::new("rival: KIND_RESTORE=0, docker run → docker-ready", "s", "", of_plain(|start| start.docker_ready));
     let mut table = vec![
         ready.clone(),
         docker_ready.clone(),
