@@ -36,11 +36,12 @@ use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::{
-    self, cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch,
+    self, capacity, cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch,
 };
 use crate::readiness::{Failure, State};
 use crate::restore::start::{self as restore, Restore};
 use crate::supervisor::pause::Pause;
+use crate::supervisor::priority::YIELD_LIMIT;
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
@@ -154,7 +155,11 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         Some(restore) if restore.holds_clients => {
             hide_manifests(control_plane::ALL);
             let docker = start_docker()?;
-            kubelet.yields_to = node::can_raise_priority().then_some(docker);
+            if capacity::has_less_time_than_cpus() {
+                docker.wait_until_answers(YIELD_LIMIT);
+            } else {
+                kubelet.yields_to = node::can_raise_priority().then_some(docker);
+            }
             init.supervise(kubelet)?;
             match restore.finish() {
                 true => show_manifests_when_pods_run(init)?,

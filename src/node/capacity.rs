@@ -55,6 +55,13 @@ pub fn prepare() -> Result<Vec<String>> {
     Ok(if reserved > 0 { vec![format!("--system-reserved=cpu={reserved}m")] } else { vec![] })
 }
 
+/// Whether the container may use less CPU time than its CPUs have (`docker run --cpus`). Then even a process that has a
+/// CPU for itself takes time from the others.
+pub fn has_less_time_than_cpus() -> bool {
+    let online = fs::read_to_string(format!("{CPUS}/online")).unwrap_or_default();
+    Limits::read(Path::new(CGROUP_DIR)).have_less_time_than_cpus(&parse_list(&online))
+}
+
 /// What kubelet is shown instead of the machine's.
 pub fn directory() -> PathBuf {
     Path::new(RUN_DIR).join("capacity")
@@ -78,6 +85,15 @@ impl Limits {
             cpus: text("cpuset/cpuset.cpus").map(|text| parse_list(&text)),
         }
     }
+
+    /// The CPUs that the container may use.
+    fn allowed<'a>(&'a self, online: &'a [u32]) -> &'a [u32] {
+        self.cpus.as_ref().filter(|cpus| !cpus.is_empty()).map_or(online, Vec::as_slice)
+    }
+
+    fn have_less_time_than_cpus(&self, online: &[u32]) -> bool {
+        self.cpu_millis.is_some_and(|millis| millis < 1000 * self.allowed(online).len() as u64)
+    }
 }
 
 fn parse_bytes(text: &str) -> Option<u64> {
@@ -88,7 +104,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
 fn parse_quota(text: &str) -> Option<u64> {
     let (quota, period) = text.trim().split_once(' ')?;
     let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
-    (quota * 1000).checked_div(period)
+    quota.checked_mul(1000)?.checked_div(period)
 }
 
 /// Parses cpuset(7)'s list format, such as `0-2,8`.
@@ -102,7 +118,7 @@ fn parse_list(text: &str) -> Vec<u32> {
 
 /// The CPUs that the node has: as many whole ones as the limit needs, from the allowed ones.
 fn visible_cpus(online: &[u32], limits: &Limits) -> Vec<u32> {
-    let allowed = limits.cpus.as_ref().filter(|cpus| !cpus.is_empty()).map_or(online, Vec::as_slice);
+    let allowed = limits.allowed(online);
     let count = limits.cpu_millis.map_or(allowed.len(), |millis| millis.div_ceil(1000).max(1) as usize);
     allowed.iter().take(count).copied().collect()
 }
@@ -198,6 +214,16 @@ mod tests {
             let limits = Limits { memory_bytes: None, cpu_millis, cpus };
             assert_eq!(visible_cpus(&online, &limits), visible, "{limits:?}");
             assert_eq!(reserved_millis(visible.len(), visible.len(), &limits), reserved, "{limits:?}");
+        }
+        for (cpu_millis, cpus, less) in [
+            (None, None, false),
+            (Some(4000), None, false),
+            (Some(3900), None, true),
+            (Some(1500), Some(vec![2, 3]), true),
+            (Some(1500), Some(vec![2]), false),
+        ] {
+            let limits = Limits { memory_bytes: None, cpu_millis, cpus };
+            assert_eq!(limits.have_less_time_than_cpus(&online), less, "{limits:?}");
         }
         // If we cannot show kubelet fewer CPUs, the others are reserved.
         assert_eq!(reserved_millis(4, 2, &Limits { cpu_millis: Some(1500), ..Limits::default() }), 2500);

@@ -13,8 +13,9 @@ use crate::clock::Stopwatch;
 use crate::cluster::api::Api;
 use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
+use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
-use crate::node::{self, scratch};
+use crate::node::{self, capacity, scratch};
 use crate::readiness::files::CONTROL_PLANE;
 use crate::restore::held_port::HeldPort;
 use crate::restore::machine::{self, Machine};
@@ -153,6 +154,9 @@ fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
 fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared) -> Result<()> {
     let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
+    if capacity::has_less_time_than_cpus() {
+        reaper::poll(POLL, priority::YIELD_LIMIT, || init.readiness.has_reached(DOCKERD).then_some(()));
+    }
     let mut waited = Stopwatch::start();
     let root = saved.put_files().and_then(|()| bring_back(&saved, &mut waited));
     // From here on whoever has connected is the restored server's client.

@@ -426,3 +426,15 @@ fn a_docker_that_keeps_every_cpu_busy_keeps_the_others_waiting_for_a_moment_only
         assert!(milestone(&timeline, name) < 7.0, "{timeline}");
     }
 }
+
+/// With a limit of CPU time, CRIU would take it from Docker on any CPU.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn with_a_limit_of_cpu_time_docker_answers_before_the_restore_begins() {
+    if !is_saved() {
+        return;
+    }
+    let cluster = Cluster::ready(&[&ON[..], &["--cpus", "0.9"]].concat());
+    let timeline = cluster.file(TIMELINE).expect("the timeline is served");
+    assert!(milestone(&timeline, "dockerd") < milestone(&timeline, "restored"), "{timeline}");
+}
