@@ -155,7 +155,8 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared) -> Result<
     let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     if capacity::has_less_time_than_cpus() {
-        reaper::poll(POLL, priority::YIELD_LIMIT, || init.readiness.has_reached(DOCKERD).then_some(()));
+        let docker_answers = || init.readiness.has_reached(DOCKERD) || init.shutdown.stopping();
+        reaper::poll(POLL, priority::YIELD_LIMIT, || docker_answers().then_some(()));
     }
     let mut waited = Stopwatch::start();
     let root = saved.put_files().and_then(|()| bring_back(&saved, &mut waited));
