@@ -196,7 +196,7 @@ mod tests {
     /// What kubelet says of a pod that is Ready with these containers.
     fn known(containers: &[&str]) -> Known {
         let containers = containers.iter().map(|id| id.to_string()).collect();
-        [(POD.to_string(), Seen { state: Ok(()), owner: None, containers, is_unready: false })].into()
+        [(POD.to_string(), Seen { state: Ok(()), owner: None, containers, lag: None })].into()
     }
 
     /// A directory with a cgroup's list of processes, which, as version 1 has it, says nothing when one ends.

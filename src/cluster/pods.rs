@@ -18,8 +18,17 @@ pub struct Seen {
     pub owner: Option<String>,
     /// Ids of the containers that run, of a pod that is Ready.
     pub containers: Vec<String>,
+    pub lag: Option<Lag>,
+}
+
+/// What the start waits for in a pod that kubelet can be asked to look at again: it takes no changes to a static pod from
+/// the API server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Lag {
     /// Its containers run, but kubelet's probes have not found all of them ready.
-    pub is_unready: bool,
+    Unready,
+    /// Not all of its containers have been started in this boot.
+    NotStarted,
 }
 
 /// The pods that readiness depends on, by `namespace/name`.
@@ -86,12 +95,18 @@ pub fn state(pod: &Pod, baked: &BTreeSet<String>) -> State {
     }
 }
 
-/// Whether every container of the pod runs in this boot and the pod is not Ready, because of one of them. kubelet takes no
-/// changes to a static pod from the API server.
-fn is_unready(pod: &Pod, baked: &BTreeSet<String>) -> bool {
-    let runs = |container: &ContainerStatus| container.state.running.is_some() && container.id().is_some_and(|id| !baked.contains(id));
+fn lag(pod: &Pod, baked: &BTreeSet<String>) -> Option<Lag> {
+    if is_static(pod) || ["Succeeded", "Failed"].contains(&pod.status.phase.as_str()) {
+        return None;
+    }
+    let is_new = |container: &ContainerStatus| container.id().is_some_and(|id| !baked.contains(id));
+    let containers = &pod.status.container_statuses;
+    if containers.is_empty() || !containers.iter().all(is_new) {
+        return Some(Lag::NotStarted);
+    }
     let unready = condition(pod, "Ready").is_some_and(|ready| ready.status != "True" && ready.reason == "ContainersNotReady");
-    unready && !is_static(pod) && pod.status.container_statuses.iter().all(runs)
+    let runs = containers.iter().all(|container| container.state.running.is_some());
+    (unready && runs).then_some(Lag::Unready)
 }
 
 /// Why a pod is not ready: the reason of `state`, and the messages of kubelet and the scheduler.
@@ -132,8 +147,8 @@ pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool)
     if is_deleted || is_terminating {
         known.remove(&name);
     } else {
-        let is_unready = is_unready(pod, &cluster.containers);
-        known.insert(name, Seen { state: explain(pod, &cluster.containers), owner, containers: running_containers(pod), is_unready });
+        let (state, lag) = (explain(pod, &cluster.containers), lag(pod, &cluster.containers));
+        known.insert(name, Seen { state, owner, containers: running_containers(pod), lag });
     }
 }
 
@@ -203,21 +218,23 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pod_whose_containers_run_waits_for_its_probe() {
+    fn a_pod_lags_until_its_containers_run_and_then_until_it_is_ready() {
         let mut unready = pod("new", "False");
-        assert!(!is_unready(&parsed(&unready), &baked()), "for another reason");
+        assert_eq!(lag(&parsed(&unready), &baked()), None, "not Ready for another reason");
         unready["status"]["conditions"][1]["reason"] = json!("ContainersNotReady");
-        assert!(!is_unready(&parsed(&unready), &baked()), "no container runs");
+        assert_eq!(lag(&parsed(&unready), &baked()), None, "its container has ended");
         unready["status"]["containerStatuses"][0]["state"] = json!({"running": {"startedAt": "2026-11-26T02:00:37Z"}});
-        assert!(is_unready(&parsed(&unready), &baked()));
+        assert_eq!(lag(&parsed(&unready), &baked()), Some(Lag::Unready));
         let of = |field: &str, value: Value| {
             let mut pod = unready.clone();
             *pod.pointer_mut(field).unwrap() = value;
-            is_unready(&parsed(&pod), &baked())
+            lag(&parsed(&pod), &baked())
         };
-        assert!(!of("/status/containerStatuses/0/containerID", json!("containerd://old")));
-        assert!(!of("/status/conditions/1/status", json!("True")));
-        assert!(!of("/metadata", json!({"annotations": {"kubernetes.io/config.mirror": "x"}})));
+        assert_eq!(of("/status/conditions/1/status", json!("True")), None);
+        assert_eq!(of("/status/containerStatuses/0/containerID", json!("containerd://old")), Some(Lag::NotStarted));
+        assert_eq!(of("/status/containerStatuses", json!([])), Some(Lag::NotStarted));
+        assert_eq!(of("/status", json!({"phase": "Succeeded"})), None);
+        assert_eq!(of("/metadata", json!({"annotations": {"kubernetes.io/config.mirror": "x"}})), None);
     }
 
     #[test]
@@ -252,7 +269,7 @@ mod tests {
     }
 
     fn seen(state: State, owner: Option<&str>) -> Seen {
-        Seen { state, owner: owner.map(String::from), containers: vec![], is_unready: false }
+        Seen { state, owner: owner.map(String::from), containers: vec![], lag: None }
     }
 
     #[test]

@@ -1,19 +1,21 @@
-//! Has the pods of a start probed as soon as they answer.
+//! Has kubelet look again at the pods of a start, sooner than it would.
 //!
-//! kubelet probes a container at once when it learns that it runs, which is often a moment too early, and then once per
-//! period, a second at least. It also probes when it looks at the pod again, and that it does when one of the pod's
-//! annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go). So as long as the start waits for a
-//! pod whose containers run, this changes an annotation a few times. It is removed when the cluster is ready.
+//! It probes a container at once when it learns that it runs, which is often a moment too early, and then once per
+//! period, a second at least. And when it could not start a pod, for example because a network plugin has failed, it tries
+//! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it looks at the pod again, and
+//! that it does when one of the pod's annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go,
+//! `UpdatePod` in pkg/kubelet/pod_workers.go). So as long as the start waits for a pod, this changes an annotation a few
+//! times. It is removed when the cluster is ready.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
 use crate::cluster::api::Api;
 use crate::cluster::follow;
-use crate::cluster::pods::Known;
+use crate::cluster::pods::{Known, Lag};
 use crate::error::Result;
 use crate::supervisor::Init;
 
@@ -21,12 +23,24 @@ use crate::supervisor::Init;
 const ANNOTATION: &str = "kind-init/probe";
 /// Most programs that a start waits for answer a few tenths of a second after they have started.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Per pod. One that needs longer has its own period.
-const MOST: u32 = 6;
+/// Probes per pod. One that needs longer has its own period.
+const MOST_PROBES: u32 = 6;
+/// A pod that kubelet could start takes less.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Per pod. One that cannot be started for longer is left to kubelet.
+const MOST_RETRIES: u32 = 10;
 
-/// The pods whose containers run and that are not Ready, as `namespace/name`.
+/// The pods that the start waits for, as `namespace/name`.
 #[derive(Default)]
-pub struct Probes(Mutex<BTreeSet<String>>);
+pub struct Probes(Mutex<BTreeMap<String, Lag>>);
+
+/// What kubelet has been asked for a pod.
+struct Asked {
+    probes: u32,
+    retries: u32,
+    /// Of the latest retry, or when the pod was first seen.
+    at: Instant,
+}
 
 impl Probes {
     /// Starts the thread, which ends when the cluster is ready for the first time.
@@ -40,26 +54,48 @@ impl Probes {
                 init.shutdown.pause(INTERVAL);
             }
             if init.readiness.wait_until(|state| state.kubernetes_ready()) {
-                asked.keys().for_each(|pod| annotate(&api, pod, &Value::Null));
+                let annotated = asked.iter().filter(|(_, asked)| asked.times() > 0);
+                annotated.for_each(|(pod, _)| annotate(&api, pod, &Value::Null));
             }
         })?;
         Ok(probes)
     }
 
     pub fn tell(&self, known: &Known) {
-        let unready = known.iter().filter(|(_, pod)| pod.is_unready).map(|(name, _)| name.clone()).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = unready;
+        let lagging = known.iter().filter_map(|(name, pod)| Some((name.clone(), pod.lag?))).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lagging;
     }
 
-    fn ask(&self, api: &Api, asked: &mut BTreeMap<String, u32>) {
-        let unready = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for pod in unready {
-            let times = asked.entry(pod.clone()).or_default();
-            if *times < MOST {
-                *times += 1;
-                annotate(api, &pod, &json!(times.to_string()));
+    fn ask(&self, api: &Api, asked: &mut BTreeMap<String, Asked>) {
+        let lagging = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (pod, lag) in lagging {
+            let now = Instant::now();
+            let asked = asked.entry(pod.clone()).or_insert(Asked { probes: 0, retries: 0, at: now });
+            if asked.is_due(lag, now) {
+                annotate(api, &pod, &json!(asked.times().to_string()));
             }
         }
+    }
+}
+
+impl Asked {
+    fn times(&self) -> u32 {
+        self.probes + self.retries
+    }
+
+    /// Whether kubelet is to be asked now, and counts it.
+    fn is_due(&mut self, lag: Lag, now: Instant) -> bool {
+        let (count, most) = match lag {
+            Lag::Unready => (&mut self.probes, MOST_PROBES),
+            Lag::NotStarted if now - self.at >= RETRY_INTERVAL => {
+                self.at = now;
+                (&mut self.retries, MOST_RETRIES)
+            }
+            Lag::NotStarted => return false,
+        };
+        let is_due = *count < most;
+        *count += u32::from(is_due);
+        is_due
     }
 }
 
@@ -69,5 +105,19 @@ fn annotate(api: &Api, pod: &str, value: &Value) {
     if let Err(error) = api.patch(&path, &json!({"metadata": {"annotations": {ANNOTATION: value}}})) {
         // It has been deleted, for example. Its own period remains.
         log::debug!(target: "cluster", "{error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubelet_is_asked_often_for_a_probe_and_once_a_second_for_a_start() {
+        let began = Instant::now();
+        let mut asked = Asked { probes: 0, retries: 0, at: began };
+        let mut retries = |lag| (0..200).filter(|tick| asked.is_due(lag, began + INTERVAL * *tick)).collect::<Vec<_>>();
+        assert_eq!(retries(Lag::NotStarted), (10..=100).step_by(10).collect::<Vec<_>>());
+        assert_eq!(retries(Lag::Unready), [0, 1, 2, 3, 4, 5]);
     }
 }

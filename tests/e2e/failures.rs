@@ -11,6 +11,36 @@ use crate::watch::Watch;
 /// How soon a state that is no longer true must be withdrawn.
 const TRUTH_LIMIT: Duration = Duration::from_secs(5);
 
+/// Fails the first call with which a network plugin adds a rule for a pod, and notes when the first and the next came.
+const FAILING_IPTABLES: &str = "#!/bin/sh
+pod=${CNI_ARGS##*K8S_POD_NAME=}
+if [ \"$CNI_COMMAND\" = ADD ] && [ \"$3\" = -A ]; then
+    mkdir \"/run/failed-${pod%%;*}\" && exit 4
+    mkdir \"/run/again-${pod%%;*}\"
+fi 2>/dev/null
+exec /usr/sbin/${0##*/} \"$@\"
+";
+
+/// kubelet itself would wait 10 to 15 s.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_pod_whose_network_fails_once_is_tried_again_a_moment_later() {
+    let cluster = Cluster::create(&[]);
+    for name in ["iptables", "iptables-legacy", "iptables-nft"] {
+        cluster.put_program(&format!("/usr/local/sbin/{name}"), FAILING_IPTABLES);
+    }
+    cluster.container.start();
+    cluster.wait_until_ready();
+    let waits = "for failed in /run/failed-*; do
+        echo $(($(stat -c %Y /run/again-${failed#/run/failed-}) - $(stat -c %Y $failed)))
+    done";
+    let waits = cluster.container.exec(&["sh", "-c", waits]).ok();
+    let seconds: Vec<u32> = waits.lines().map(|line| line.parse().expect("it is a number")).collect();
+    assert!(!seconds.is_empty() && seconds.iter().all(|seconds| *seconds < 8), "{seconds:?}");
+    let arguments = ["get", "pods", "--all-namespaces", "--output=jsonpath={.items[*].metadata.annotations}"];
+    wait_for("the annotations' removal", LIMIT, || (!cluster.kubectl(&arguments).ok().contains("kind-init/probe")).then_some(()));
+}
+
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_system_pod_that_dies_withdraws_kubernetes_ready_until_it_runs_again() {
