@@ -18,7 +18,7 @@ pub mod node;
 pub mod objects;
 pub mod pods;
 pub mod postmortem;
-mod probes;
+mod resync;
 pub mod wait;
 
 use std::collections::BTreeSet;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Pod};
-use crate::cluster::probes::Probes;
+use crate::cluster::resync::Resync;
 use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, node, pods, Cluster};
 use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
         dns::follow(&init.readiness, server)?;
     }
     let alive = Alive::follow(&init.readiness, cluster)?;
-    let probes = Probes::start(init, api.clone())?;
+    let resync = Resync::start(init, api.clone())?;
     // A restored start shows its manifests itself.
     let (mut served, mut hidden) = (false, init.readiness.state().restored.is_empty());
     while !init.shutdown.stopping() {
@@ -53,7 +53,7 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
         }
         // The server ends each watch after half an hour or so; then list the pods again. If it ended because the
         // server did, the next round finds out.
-        if let Err(error) = follow(init, api, cluster, &alive, &probes) {
+        if let Err(error) = follow(init, api, cluster, &alive, &resync) {
             log::debug!(target: "cluster", "{error}");
             init.readiness.update(|state| state.api_server = false);
             init.shutdown.pause(POLL);
@@ -71,20 +71,20 @@ fn serve_credentials(init: &Init) -> Result<()> {
     Ok(())
 }
 
-fn follow(init: &Init, api: &Api, cluster: &Cluster, alive: &Alive, probes: &Probes) -> Result<()> {
+fn follow(init: &Init, api: &Api, cluster: &Cluster, alive: &Alive, resync: &Resync) -> Result<()> {
     let list: List<Pod> = api.get("/api/v1/pods")?;
     let mut known = pods::Known::new();
     list.items.iter().for_each(|pod| pods::update(&mut known, cluster, pod, false));
     let version = list.metadata.resource_version;
     // Free the list before the watch, which stays open.
     drop(list.items);
-    probes.tell(&known);
+    resync.tell(&known);
     update_pods(init, cluster, &known, alive);
     for event in api.watch::<Pod>(&format!("/api/v1/pods?watch=1&allowWatchBookmarks=true&resourceVersion={version}"))? {
         let event = event?;
         if event.kind != "BOOKMARK" {
             pods::update(&mut known, cluster, &event.object, event.kind == "DELETED");
-            probes.tell(&known);
+            resync.tell(&known);
             update_pods(init, cluster, &known, alive);
         }
     }

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::api::Api;
-use crate::cluster::{Cluster, KUBERNETES_READY, LIMIT, TIMELINE};
+use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT, TIMELINE};
 use crate::engine::{docker, image, session, Container};
 use crate::process::wait_for;
 
@@ -52,7 +52,17 @@ fn restored_by(start: fn(&[&str]) -> Cluster) -> Option<Cluster> {
     is_saved().then(|| start(&ON))
 }
 
-/// The same, with the containers of the restored programs.
+/// The same with a program of the test's own in the container.
+fn restored_with_programs(paths: &[&str], script: &str) -> Option<Cluster> {
+    is_saved().then(|| {
+        let cluster = Cluster::create(&ON);
+        paths.iter().for_each(|path| cluster.put_program(path, script));
+        cluster.container.start();
+        cluster
+    })
+}
+
+/// The same as `restored_by`, with the containers of the restored programs.
 fn restored_cluster() -> Option<Cluster> {
     restored_by(Cluster::ready).inspect(wait_for_stand_ins)
 }
@@ -371,14 +381,8 @@ fn a_signal_that_the_owners_thread_takes_ends_no_program() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::create(&ON);
-    for name in ["iptables", "iptables-legacy"] {
-        cluster.put_program(&format!("/usr/local/sbin/{name}"), SLOW_IPTABLES);
-    }
-    cluster.container.start();
+    let paths = ["/usr/local/sbin/iptables", "/usr/local/sbin/iptables-legacy"];
+    let Some(cluster) = restored_with_programs(&paths, SLOW_IPTABLES) else { return };
     cluster.wait_until_ready();
     cluster.container.exec(&["grep", "-q", "Node became not ready", "/var/log/kind/kubelet.log"]).ok();
     let timeline = cluster.file(TIMELINE).expect("the timeline is served");
@@ -388,42 +392,46 @@ fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
     assert!(waited < 2.0, "{timeline}");
 }
 
+/// The name and the scheduling policy of every thread in the container.
+fn policies(cluster: &Cluster) -> Vec<(String, String)> {
+    let stats = cluster.container.exec(&["sh", "-c", "cat /proc/[0-9]*/task/*/stat 2>/dev/null"]).stdout;
+    // proc_pid_stat(5): the name is in parentheses, and the policy is the 41st field.
+    let thread = |line: &str| {
+        let (name, rest) = line.rsplit_once(") ").expect("the name is in parentheses");
+        let name = name.split_once('(').expect("the name is in parentheses").1;
+        (name.to_string(), rest.split(' ').nth(38).expect("there are 52 fields").to_string())
+    };
+    stats.lines().map(thread).collect()
+}
+
+/// Whether a program runs, and all of its threads have the normal policy (SCHED_OTHER, 0).
+fn has_its_share(policies: &[(String, String)], program: &str) -> bool {
+    let mut threads = policies.iter().filter(|(name, _)| name == comm(program)).peekable();
+    threads.peek().is_some() && threads.all(|(_, policy)| policy == "0")
+}
+
 /// CRIU and kubelet run on CPUs that nothing else wants until Docker answers.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn every_program_has_its_share_of_the_cpu_once_docker_answers() {
     let Some(cluster) = restored_by(Cluster::ready) else { return };
-    let stats = cluster.container.exec(&["sh", "-c", "cat /proc/[0-9]*/task/*/stat 2>/dev/null"]).stdout;
-    // proc_pid_stat(5): the name is in parentheses, and the scheduling policy is the 41st field; 0 is the normal one.
-    let policies: Vec<(&str, &str)> = stats
-        .lines()
-        .map(|line| {
-            let (name, rest) = line.rsplit_once(") ").expect("the name is in parentheses");
-            let name = name.split_once('(').expect("the name is in parentheses").1;
-            (name, rest.split(' ').nth(38).expect("there are 52 fields"))
-        })
-        .collect();
-    for name in PROGRAMS.map(comm).into_iter().chain(["kubelet"]) {
-        assert!(policies.iter().any(|(program, _)| *program == name), "no {name} in {policies:?}");
+    let policies = policies(&cluster);
+    for program in PROGRAMS.into_iter().chain(["kubelet"]) {
+        assert!(has_its_share(&policies, program), "{program}: {policies:?}");
     }
-    let waiting: Vec<_> = policies.iter().filter(|(_, policy)| *policy != "0").collect();
-    assert!(waiting.is_empty(), "{waiting:?}");
 }
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_docker_that_keeps_every_cpu_busy_keeps_the_others_waiting_for_a_moment_only() {
-    if !is_saved() {
-        return;
-    }
-    let cluster = Cluster::create(&ON);
-    cluster.put_program("/usr/local/sbin/dockerd", BUSY_DOCKER);
-    cluster.container.start();
+    let Some(cluster) = restored_with_programs(&["/usr/local/sbin/dockerd"], BUSY_DOCKER) else { return };
+    // Whether it answers by then is no measure: kubelet 1.20 itself waits 5 s for a Docker that does not.
+    wait_for("kubelet's share of the CPU", LIMIT, || has_its_share(&policies(&cluster), "kubelet").then_some(()));
+    assert!(!cluster.serves(DOCKER_READY), "kubelet has waited for Docker");
     cluster.wait_until_ready();
     assert!(cluster.container.logs().contains(RESTORED), "{}", cluster.container.logs());
     let timeline = cluster.file(TIMELINE).expect("the timeline is served");
-    // kubelet of older versions answers later than that on a busy machine, whatever its policy.
-    assert!(milestone(&timeline, "restored") < 7.0, "{timeline}");
+    assert!(milestone(&timeline, "restored") < milestone(&timeline, "dockerd") - 1.0, "{timeline}");
 }
 
 /// With a limit of CPU time, CRIU would take it from Docker on any CPU.

@@ -1,8 +1,8 @@
-//! Has kubelet look again at the pods of a start, sooner than it would.
+//! Has kubelet sync the pods of a start again, sooner than it would.
 //!
 //! It probes a container at once when it learns that it runs, which is often a moment too early, and then once per
 //! period, a second at least. And when it could not start a pod, for example because a network plugin has failed, it tries
-//! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it looks at the pod again, and
+//! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it syncs the pod again, and
 //! that it does when one of the pod's annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go,
 //! `UpdatePod` in pkg/kubelet/pod_workers.go). So as long as the start waits for a pod, this changes an annotation a few
 //! times. It is removed when the cluster is ready.
@@ -30,9 +30,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Per pod. One that cannot be started for longer is left to kubelet.
 const MOST_RETRIES: u32 = 10;
 
-/// The pods that the start waits for, as `namespace/name`.
+/// Of the pods that the start waits for, as `namespace/name`.
 #[derive(Default)]
-pub struct Probes(Mutex<BTreeMap<String, Lag>>);
+pub struct Resync(Mutex<BTreeMap<String, Lag>>);
 
 /// What kubelet has been asked for a pod.
 struct Asked {
@@ -42,12 +42,12 @@ struct Asked {
     at: Instant,
 }
 
-impl Probes {
+impl Resync {
     /// Starts the thread, which ends when the cluster is ready for the first time.
-    pub fn start(init: &Arc<Init>, api: Arc<Api>) -> Result<Arc<Probes>> {
-        let probes = Arc::new(Probes::default());
-        let (ours, init) = (probes.clone(), init.clone());
-        follow::start_once("probes", move || {
+    pub fn start(init: &Arc<Init>, api: Arc<Api>) -> Result<Arc<Resync>> {
+        let resync = Arc::new(Resync::default());
+        let (ours, init) = (resync.clone(), init.clone());
+        follow::start_once("resync", move || {
             let mut asked = BTreeMap::new();
             while init.readiness.wait_until(|state| state.api_server) && !init.readiness.has_reached("pods") {
                 ours.ask(&api, &mut asked);
@@ -58,7 +58,7 @@ impl Probes {
                 annotated.for_each(|(pod, _)| annotate(&api, pod, &Value::Null));
             }
         })?;
-        Ok(probes)
+        Ok(resync)
     }
 
     pub fn tell(&self, known: &Known) {
