@@ -10,7 +10,7 @@ die() { say "error: $*"; exit 1; }
 # Unique to this build: several may run at the same time.
 id=kind-build-$$-$RANDOM
 work=$(mktemp -d)
-doing=starting child='' other='' kills=TERM ends='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
+doing=starting child='' other='' kills=TERM ends='' interruption='' temporary_images=("kind-build:$id") temporary_directory='' temporary_file=''
 
 # begin WHAT: starts a step; an interruption names it.
 begin() {
@@ -56,9 +56,16 @@ wait_for() {
   return "$status"
 }
 
+remove_containers() {
+  local containers
+  containers=$("$docker" ps --all --quiet --filter "label=kind.build=$id" 2>/dev/null) || return
+  # shellcheck disable=SC2086
+  [ -z "$containers" ] || "$docker" rm --force --volumes $containers >/dev/null 2>&1
+}
+
 # Leaves nothing behind, whichever step fails or is interrupted.
 clean_up() {
-  local status=$? name containers
+  local status=$? name ending='; nothing is left behind'
   trap - EXIT
   trap '' INT TERM HUP
   set +e
@@ -72,9 +79,7 @@ clean_up() {
     wait $child 2>/dev/null
   fi
   if [ -n "$engine" ]; then
-    containers=$("$docker" ps --all --quiet --filter "label=kind.build=$id")
-    # shellcheck disable=SC2086
-    [ -z "$containers" ] || "$docker" rm --force --volumes $containers >/dev/null 2>&1
+    remove_containers || ending=''
     for name in "${temporary_images[@]}"; do
       "$docker" image rm "$name" >/dev/null 2>&1
     done
@@ -82,11 +87,16 @@ clean_up() {
     [ "$status" = 0 ] || "$docker" image prune --force --filter label=kind.stage=build >/dev/null 2>&1
   fi
   rm -rf "$work" ${temporary_directory:+"$temporary_directory"} ${temporary_file:+"$temporary_file"}
+  # Only now, when what was under way has ended, are these the last words.
+  [ -n "$ending" ] || say "the engine may have kept this build's container; to remove it:" \
+    "$docker rm --force --volumes \$($docker ps --all --quiet --filter label=kind.build=$id)"
+  [ -z "$interruption" ] || say "interrupted while $interruption$ending"
   exit "$status"
 }
 
 interrupted() {
-  say "interrupted while $doing; nothing is left behind"
+  interruption=$doing
+  say "interrupted; cleaning up"
   # bash itself may complain about a process that the trap has taken from it ("wait_for: No record of process").
   exec 2>/dev/null
   exit "$1"
