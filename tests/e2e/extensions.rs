@@ -1,7 +1,5 @@
 //! What users add at the start of the container: manifests, scripts, arguments for the daemons.
 
-use std::path::PathBuf;
-
 use crate::cluster::{fetch, Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY, LIMIT, TIMELINE};
 use crate::engine::{session, BUSYBOX};
 use crate::process::wait_for;
@@ -53,13 +51,6 @@ spec:
     )
 }
 
-/// Writes a file that is not executable, as in a ConfigMap, into a container that is not started yet.
-fn put(cluster: &Cluster, path: &str, text: &str) {
-    let local: PathBuf = session().dir.join(format!("{}-{}", &cluster.container.id[..12], path.replace('/', "_")));
-    std::fs::write(&local, text).expect("the session's directory can be written");
-    cluster.container.copy_to(&local, path);
-}
-
 fn make_directory(cluster: &Cluster, path: &str) {
     let local = session().dir.join(format!("empty-{}", path.replace('/', "_")));
     std::fs::create_dir_all(&local).expect("the session's directory can be written");
@@ -73,18 +64,18 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
         ["--env", "KIND_KUBELET_ARGS=--max-pods=50 --system-reserved=memory=64Mi", "--env", "KIND_DOCKERD_ARGS=--label=tier=ci"];
     let cluster = Cluster::create(&arguments);
     make_directory(&cluster, "/kind/manifests");
-    put(&cluster, "/kind/manifests/10-custom.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: added}\n");
-    put(&cluster, "/kind/manifests/20-slow.yaml", &SLOW_WEB.replace("BUSYBOX", BUSYBOX));
-    put(&cluster, "/kind/manifests/05-large.yaml", &large_crd());
+    cluster.put("/kind/manifests/10-custom.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: added}\n");
+    cluster.put("/kind/manifests/20-slow.yaml", &SLOW_WEB.replace("BUSYBOX", BUSYBOX));
+    cluster.put("/kind/manifests/05-large.yaml", &large_crd());
     // kubelet names a static pod after its manifest's own name and namespace, not after the file.
-    put(&cluster, "/etc/kubernetes/manifests/of-the-user.yaml", &STATIC_POD.replace("BUSYBOX", BUSYBOX));
+    cluster.put("/etc/kubernetes/manifests/of-the-user.yaml", &STATIC_POD.replace("BUSYBOX", BUSYBOX));
     let note = "echo \"$(basename $0) $(kubectl get deployment slow --output=jsonpath={.status.readyReplicas})\" >>/seen\n";
-    put(&cluster, "/kubernetes-ready.sh", &format!("{note}echo 'to the log'\n[ ! -e /var/kind/kubernetes-ready ] || echo early >>/seen\n"));
+    cluster.put("/kubernetes-ready.sh", &format!("{note}echo 'to the log'\n[ ! -e /var/kind/kubernetes-ready ] || echo early >>/seen\n"));
     make_directory(&cluster, "/kubernetes-ready.d");
-    put(&cluster, "/kubernetes-ready.d/20-last.sh", note);
+    cluster.put("/kubernetes-ready.d/20-last.sh", note);
     // kubernetes-ready does not wait for processes that a script leaves in the background.
-    put(&cluster, "/kubernetes-ready.d/10-first.sh", &format!("{note}sleep 1000 &\n"));
-    put(&cluster, "/kubernetes-ready.d/notes.txt", "exit 1\n");
+    cluster.put("/kubernetes-ready.d/10-first.sh", &format!("{note}sleep 1000 &\n"));
+    cluster.put("/kubernetes-ready.d/notes.txt", "exit 1\n");
     cluster.container.start();
     cluster.wait_until_ready();
     let seen = cluster.container.exec(&["cat", "/seen"]).ok();
@@ -110,9 +101,9 @@ fn failure(cluster: &Cluster) -> String {
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_script_that_fails_fails_the_boot() {
     let cluster = Cluster::create(&[]);
-    put(&cluster, "/kubernetes-ready.sh", "echo 'the seed data is broken' >&2\nexit 7\n");
+    cluster.put("/kubernetes-ready.sh", "echo 'the seed data is broken' >&2\nexit 7\n");
     make_directory(&cluster, "/kubernetes-ready.d");
-    put(&cluster, "/kubernetes-ready.d/after.sh", "echo ran >/ran\n");
+    cluster.put("/kubernetes-ready.d/after.sh", "echo ran >/ran\n");
     cluster.container.start();
     let why = failure(&cluster);
     assert!(why.contains("/kubernetes-ready.sh ended with status 7") && why.contains("the seed data is broken"), "{why}");
@@ -133,7 +124,7 @@ fn a_script_that_fails_fails_the_boot() {
 fn a_manifest_that_cannot_be_applied_is_named_with_kubectls_error() {
     let cluster = Cluster::create(&[]);
     make_directory(&cluster, "/kind/manifests");
-    put(&cluster, "/kind/manifests/wrong.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Not_A_Name}\n");
+    cluster.put("/kind/manifests/wrong.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Not_A_Name}\n");
     cluster.container.start();
     let why = failure(&cluster);
     assert!(why.contains("/kind/manifests/wrong.yaml cannot be applied") && why.contains("Not_A_Name"), "{why}");
