@@ -63,9 +63,14 @@ remove_containers() {
   [ -z "$containers" ] || "$docker" rm --force --volumes $containers >/dev/null 2>&1
 }
 
+# remove_image NAME: succeeds as well if there is none, because a build may end before it has made it.
+remove_image() {
+  "$docker" image rm "$1" >/dev/null 2>&1 || ! "$docker" image inspect "$1" >/dev/null 2>&1
+}
+
 # Leaves nothing behind, whichever step fails or is interrupted.
 clean_up() {
-  local status=$? name ending='; nothing is left behind'
+  local status=$? name kept=() ending='; nothing is left behind'
   trap - EXIT
   trap '' INT TERM HUP
   set +e
@@ -79,17 +84,19 @@ clean_up() {
     wait $child 2>/dev/null
   fi
   if [ -n "$engine" ]; then
-    remove_containers || ending=''
+    remove_containers || kept+=("$docker rm --force --volumes \$($docker ps --all --quiet --filter label=kind.build=$id)")
     for name in "${temporary_images[@]}"; do
-      "$docker" image rm "$name" >/dev/null 2>&1
+      remove_image "$name" || kept+=("$docker image rm $name")
     done
     # The legacy builder keeps each step of an unfinished build as an untagged image.
     [ "$status" = 0 ] || "$docker" image prune --force --filter label=kind.stage=build >/dev/null 2>&1
   fi
   rm -rf "$work" ${temporary_directory:+"$temporary_directory"} ${temporary_file:+"$temporary_file"}
   # Only now, when what was under way has ended, are these the last words.
-  [ -n "$ending" ] || say "the engine may have kept this build's container; to remove it:" \
-    "$docker rm --force --volumes \$($docker ps --all --quiet --filter label=kind.build=$id)"
+  for name in ${kept[@]+"${kept[@]}"}; do
+    say "the engine may have kept something of this build; to remove it: $name"
+    ending=''
+  done
   [ -z "$interruption" ] || say "interrupted while $interruption$ending"
   exit "$status"
 }

@@ -12,8 +12,8 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 /// Interrupts a bake whose program still has something to say when it is told to end, by an engine that answers
-/// `docker ps` and `docker rm` like this. What the build has said after the interruption.
-fn interrupted(signal: Signal, ps_and_rm: &str) -> String {
+/// some questions like this. What the build has said after the interruption.
+fn interrupted(signal: Signal, answers: &str) -> String {
     let machine = Machine::new("amd64");
     for (name, text) in [("bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=amd64\n"), ("kind", "the init"), ("node.tar", "")] {
         machine.home.write(&format!("bundle/{name}"), text);
@@ -24,7 +24,7 @@ fn interrupted(signal: Signal, ps_and_rm: &str) -> String {
     machine.home.script(
         "bin/docker",
         &format!(
-            "case $1 in {} load) echo 'Loaded image: node' ;; {ps_and_rm} image) exit 1 ;;\n\
+            "case $1 in {} load) echo 'Loaded image: node' ;; {answers} image) exit 1 ;;\n\
              exec) case \"$*\" in *'kind bake'*) {bake} ;; esac ;; esac",
             engine("amd64")
         ),
@@ -62,11 +62,17 @@ fn its_last_words_come_after_those_of_what_was_under_way() {
 
 #[test]
 fn what_the_engine_has_not_removed_is_named_with_how_to_remove_it() {
-    for engine in ["ps) echo 0123 ;; rm) exit 1 ;;", "ps) echo 'no such host' >&2; exit 1 ;;"] {
+    let container = "docker rm --force --volumes $(docker ps --all --quiet --filter label=kind.build=kind-build-";
+    // Of the images, one that was loaded for the build.
+    for (engine, command) in [
+        ("ps) echo 0123 ;; rm) exit 1 ;;", container),
+        ("ps) echo 'no such host' >&2; exit 1 ;;", container),
+        ("image) [ \"$*\" != 'image rm node' ] || exit 1; exit 0 ;;", "docker image rm node"),
+    ] {
         let said = interrupted(Signal::SIGTERM, engine);
         let last: Vec<_> = said.lines().skip(2).collect();
         let [how, what] = last.as_slice() else { panic!("{said}") };
-        assert!(how.contains("to remove it: docker rm --force --volumes $(docker ps --all --quiet --filter label=kind.build="), "{said}");
+        assert!(how.contains(&format!("may have kept something of this build; to remove it: {command}")), "{said}");
         assert_eq!(*what, "build: interrupted while baking Kubernetes v1.36.2");
     }
 }

@@ -23,6 +23,7 @@ use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::{start_file, Start};
 use crate::restore::saved::{self, log_of, Program, Saved};
 use crate::restore::{criu, tree, API_SERVER, ETCD, PROGRAMS};
+use crate::supervisor::descendants;
 use crate::supervisor::reaper;
 
 /// The label that kubelet puts on its containers.
@@ -211,7 +212,7 @@ fn start_parent(running: &[Running], machine: &Machine) -> Result<i32> {
     command.arg(&parent).arg(PARENT).arg(programs);
     command.env_clear().envs(variables).stdout(Stdio::null()).stderr(Stdio::null());
     let unshare = reaper::spawn(&mut command)?.handle().pid();
-    let root = || tree::children(unshare).ok()?.first().copied();
+    let root = || descendants::children(unshare).ok()?.first().copied();
     reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the programs' parent does not start"))
 }
 
@@ -248,7 +249,7 @@ fn wait(what: &str, mut answers: impl FnMut() -> bool) -> Result<()> {
 
 /// The programs' processes, in the order of `PROGRAMS`.
 fn processes(root: i32) -> Result<Vec<i32>> {
-    let pids = tree::children(root)?;
+    let pids = descendants::children(root)?;
     if pids.len() != PROGRAMS.len() {
         return Err(Error::new(format!("{} of {} programs run", pids.len(), PROGRAMS.len())));
     }

@@ -35,9 +35,8 @@ use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{
-    self, capacity, cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch,
-};
+use crate::node::yielding::Yielding;
+use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
 use crate::restore::start::{self as restore, Restore};
 use crate::supervisor::pause::Pause;
@@ -120,7 +119,8 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
         log::warn!(target: "boot", "{error}");
     }
-    let restore = restore::begin(init, cluster)?;
+    let yielding = Yielding::here();
+    let restore = restore::begin(init, cluster, yielding)?;
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
@@ -155,10 +155,12 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         Some(restore) if restore.holds_clients => {
             hide_manifests(control_plane::ALL);
             let docker = start_docker()?;
-            if capacity::has_less_time_than_cpus() {
-                docker.wait_until_answers(YIELD_LIMIT);
-            } else {
-                kubelet.yields_to = node::can_raise_priority().then_some(docker);
+            match yielding {
+                Yielding::Later => {
+                    docker.wait_until_answers(YIELD_LIMIT);
+                }
+                Yielding::OnIdleCpus => kubelet.yields_to = Some(docker),
+                Yielding::Not => {}
             }
             init.supervise(kubelet)?;
             match restore.finish() {

@@ -2,8 +2,8 @@
 //!
 //! It probes a container at once when it learns that it runs, which is often a moment too early, and then once per
 //! period, a second at least. And when it could not start a pod, for example because a network plugin has failed, it tries
-//! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it syncs the pod again, and
-//! that it does when one of the pod's annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go,
+//! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it syncs the pod again, which
+//! it does when one of the pod's annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go,
 //! `UpdatePod` in pkg/kubelet/pod_workers.go). So as long as the start waits for a pod, this changes an annotation a few
 //! times. It is removed when the cluster is ready.
 
@@ -25,10 +25,10 @@ const ANNOTATION: &str = "kind-init/probe";
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Probes per pod. One that needs longer has its own period.
 const MOST_PROBES: u32 = 6;
-/// A pod that kubelet could start takes less.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Most pods that kubelet could start take less, since it looks once a second which containers run.
+const RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// Per pod. One that cannot be started for longer is left to kubelet.
-const MOST_RETRIES: u32 = 10;
+const MOST_RETRIES: u32 = 30;
 
 /// Of the pods that the start waits for, as `namespace/name`.
 #[derive(Default)]
@@ -49,7 +49,7 @@ impl Resync {
         let (ours, init) = (resync.clone(), init.clone());
         follow::start_once("resync", move || {
             let mut asked = BTreeMap::new();
-            while init.readiness.wait_until(|state| state.api_server) && !init.readiness.has_reached("pods") {
+            while init.readiness.wait_until(|state| state.api_server && state.kubelet) && !init.readiness.has_reached("pods") {
                 ours.ask(&api, &mut asked);
                 init.shutdown.pause(INTERVAL);
             }
@@ -113,11 +113,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kubelet_is_asked_often_for_a_probe_and_once_a_second_for_a_start() {
+    fn kubelet_is_asked_often_for_a_probe_and_seldom_for_a_start() {
         let began = Instant::now();
         let mut asked = Asked { probes: 0, retries: 0, at: began };
-        let mut retries = |lag| (0..200).filter(|tick| asked.is_due(lag, began + INTERVAL * *tick)).collect::<Vec<_>>();
-        assert_eq!(retries(Lag::NotStarted), (10..=100).step_by(10).collect::<Vec<_>>());
+        let mut retries = |lag| (0..600).filter(|tick| asked.is_due(lag, began + INTERVAL * *tick)).collect::<Vec<_>>();
+        assert_eq!(retries(Lag::NotStarted), (15..=450).step_by(15).collect::<Vec<_>>());
         assert_eq!(retries(Lag::Unready), [0, 1, 2, 3, 4, 5]);
     }
 }

@@ -21,6 +21,7 @@ pub mod registry;
 
 pub mod scratch;
 pub mod store;
+pub mod yielding;
 
 use std::fs;
 

@@ -15,7 +15,8 @@ use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
-use crate::node::{self, capacity, scratch};
+use crate::node::scratch;
+use crate::node::yielding::Yielding;
 use crate::readiness::files::CONTROL_PLANE;
 use crate::restore::held_port::HeldPort;
 use crate::restore::machine::{self, Machine};
@@ -26,7 +27,8 @@ use crate::supervisor::priority;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// An API server that does not answer this long after the restore began is given up.
+/// An API server that does not answer this long after the restore began, or after it no longer yields to Docker's start,
+/// is given up.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
@@ -38,7 +40,7 @@ const NOTICES_CERTIFICATES: u32 = 23;
 /// The milestone at which the restored API server answers.
 pub const RESTORED: &str = "restored";
 
-/// A restore that has begun. There may be a reason not to go on with it.
+/// A restore that has begun. It may still turn out that it must not go on.
 pub struct Begun {
     restore: Restore,
     holds_clients: Receiver<bool>,
@@ -65,14 +67,14 @@ impl Restore {
     pub fn answered(&self) -> Option<Arc<dyn Fn() + Send + Sync>> {
         let ended = self.ended.clone();
         let wait = move || {
-            // The thread that restores drops its end when it ends.
-            let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(LIMIT);
+            // The thread that restores drops its end when it ends, which it does.
+            let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv();
             thread::sleep(ANSWERED);
         };
         self.holds_clients.then(|| Arc::new(wait) as _)
     }
 
-    /// Waits until it is done or given up, which takes 5 s at most. Returns whether the control plane runs restored.
+    /// Waits until it is done or given up, which takes `LIMIT` after Docker's start at most. Returns whether the control plane runs restored.
     pub fn finish(self) -> bool {
         self.thread.join().unwrap_or(false)
     }
@@ -80,7 +82,7 @@ impl Restore {
 
 /// Begins to restore the control plane. The node must be prepared: its address is there, and so are /etc/kubernetes and
 /// etcd's directory.
-pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Begun> {
+pub fn begin(init: &Arc<Init>, cluster: &Cluster, yielding: Yielding) -> Result<Begun> {
     let began = Instant::now();
     let (ours, cluster) = (init.clone(), cluster.clone());
     let (ends, ended) = channel::<()>();
@@ -89,11 +91,11 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Begun> {
         let _ends = ends;
         let go_on = |prepared: Prepared| {
             let _ = decides.send(prepared.held.is_some());
-            restore(&ours, cluster.static_ip, prepared)
+            restore(&ours, cluster.static_ip, prepared, yielding)
         };
         match prepare(&ours, &cluster).and_then(go_on) {
-            Ok(()) => {
-                let what = format!("restored in {:.2} s", began.elapsed().as_secs_f64());
+            Ok(took) => {
+                let what = format!("restored in {:.2} s", took.as_secs_f64());
                 log::info!(target: "restore", "the control plane is {what}");
                 ours.readiness.milestone(RESTORED);
                 ours.readiness.publish(CONTROL_PLANE, what.as_bytes());
@@ -151,15 +153,18 @@ fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
     }
 }
 
-fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared) -> Result<()> {
+/// Returns how long it took, without the wait for Docker.
+fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: Yielding) -> Result<Duration> {
     let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
-    if capacity::has_less_time_than_cpus() {
-        let docker_answers = || init.readiness.has_reached(DOCKERD) || init.shutdown.stopping();
-        reaper::poll(POLL, priority::YIELD_LIMIT, || docker_answers().then_some(()));
+    if yielding == Yielding::Later {
+        reaper::poll(POLL, priority::YIELD_LIMIT, || docker_goes_on(init).then_some(()));
+        if init.shutdown.stopping() {
+            return Err(Error::new("the container stops"));
+        }
     }
-    let mut waited = Stopwatch::start();
-    let root = saved.put_files().and_then(|()| bring_back(&saved, &mut waited));
+    let (began, mut waited) = (Instant::now(), Stopwatch::start());
+    let root = saved.put_files().and_then(|()| bring_back(init, &saved, yielding, &mut waited));
     // From here on whoever has connected is the restored server's client.
     drop(held);
     let look_after = |processes| owner::start(init, &stand_ins, &saved, processes);
@@ -174,7 +179,12 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared) -> Result<
         // Stand-ins that wait become the programs when `stand_ins` is dropped, and so does everyone who finds no socket.
         let _ = fs::remove_file(owner::socket());
     }
-    restored
+    restored.map(|()| began.elapsed())
+}
+
+/// Whether Docker's start needs nothing of ours any more.
+fn docker_goes_on(init: &Init) -> bool {
+    init.readiness.has_reached(DOCKERD) || init.shutdown.stopping()
 }
 
 /// Why the saved state must not be restored here, if so.
@@ -190,18 +200,23 @@ fn refusal(saved: &Saved, here: &Machine) -> Option<String> {
 }
 
 /// Runs CRIU. Returns the process id of the programs' parent.
-fn bring_back(saved: &Saved, waited: &mut Stopwatch) -> Result<i32> {
+fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopwatch) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
     let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
     let pid = child.handle().pid();
-    if node::can_raise_priority() {
-        // Docker's start comes first; the programs themselves come back with the policy that they had.
+    let mut status = None;
+    if yielding == Yielding::OnIdleCpus {
+        // The programs themselves come back with the policy that they had.
         priority::lower(pid);
+        while status.is_none() && !docker_goes_on(init) && waited.elapsed() < priority::YIELD_LIMIT {
+            status = child.wait_timeout(POLL);
+        }
+        if status.is_none() {
+            priority::restore(pid);
+        }
+        *waited = Stopwatch::start();
     }
-    let status = child.wait_timeout(priority::YIELD_LIMIT).or_else(|| {
-        tree::visit(pid, priority::restore);
-        child.wait_timeout(LIMIT.saturating_sub(waited.elapsed()))
-    });
+    let status = status.or_else(|| child.wait_timeout(LIMIT.saturating_sub(waited.elapsed())));
     let Some(status) = status else {
         tree::kill(pid);
         return Err(Error::new(format!("CRIU has not finished after {} s", LIMIT.as_secs())));

@@ -11,6 +11,7 @@ use crate::config::POLL;
 use crate::error::{Error, Result};
 use crate::restore::parent;
 use crate::restore::saved::{Program, Saved};
+use crate::supervisor::descendants::{children, visit};
 use crate::supervisor::reaper;
 use crate::sys;
 
@@ -55,30 +56,11 @@ pub fn find(root: i32, saved: &Saved) -> Result<Vec<Process>> {
     saved.programs.iter().map(find).collect()
 }
 
-/// The children of a process, in the order in which it started them.
-pub fn children(parent: i32) -> Result<Vec<i32>> {
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let text = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
-    Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
-}
-
 /// The id that a process has in its own PID namespace (`NSpid` of proc_pid_status(5)).
 pub fn inner_pid(pid: i32) -> Option<i32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
-}
-
-/// Visits a process and everything below it, each before those below it. Returns them in that order.
-pub fn visit(root: i32, visit: fn(i32)) -> Vec<i32> {
-    let mut pids = vec![root];
-    let mut next = 0;
-    while let Some(pid) = pids.get(next).copied() {
-        visit(pid);
-        pids.extend(children(pid).unwrap_or_default());
-        next += 1;
-    }
-    pids
 }
 
 /// Kills a process and everything below it, and waits until all of them have ended.

@@ -24,6 +24,8 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// Give up after this many deaths in a row. The pauses between them add up to 6 s.
 const MAX_DEATHS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Longer than a program takes to start a thread, even if others have the CPU meanwhile.
+const STARTS_THREAD: Duration = Duration::from_millis(200);
 /// Lines at the end of the daemon's log that a failure message includes.
 const TAIL_LINES: usize = 15;
 
@@ -86,8 +88,12 @@ impl Daemon {
     pub fn wait_until_answers(&self, limit: Duration) -> bool {
         let mut waited = Stopwatch::start();
         let mut progress = self.progress();
-        while !progress.answers && !progress.given_up && waited.elapsed() < limit {
-            let wait = self.changed.wait_timeout(progress, TICK);
+        while !progress.answers && !progress.given_up {
+            let left = limit.saturating_sub(waited.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            let wait = self.changed.wait_timeout(progress, left.min(TICK));
             (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
         }
         progress.answers
@@ -206,6 +212,9 @@ fn yield_to(other: Arc<Daemon>, process: Handle) {
     priority::lower(process.pid());
     let restore = move || {
         other.wait_until_answers(priority::YIELD_LIMIT);
+        priority::restore(process.pid());
+        // A thread that was being started at that moment shows up only now.
+        thread::sleep(STARTS_THREAD);
         priority::restore(process.pid());
     };
     if thread::Builder::new().name("priority".into()).spawn(restore).is_err() {

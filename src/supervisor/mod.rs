@@ -2,6 +2,7 @@
 //! by name: `boot` decides which ones there are and in which order they stop.
 
 pub mod daemon;
+pub mod descendants;
 pub mod pause;
 pub mod priority;
 pub mod reaper;

@@ -25,6 +25,7 @@ mod certificates;
 mod clients;
 mod cluster;
 mod dind;
+mod docker_first;
 mod engine;
 mod extensions;
 mod failures;
