@@ -27,8 +27,7 @@ use crate::supervisor::priority;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// An API server that does not answer this long after the restore began, or after it no longer yields to Docker's start,
-/// is given up.
+/// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is given up.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
@@ -67,14 +66,15 @@ impl Restore {
     pub fn answered(&self) -> Option<Arc<dyn Fn() + Send + Sync>> {
         let ended = self.ended.clone();
         let wait = move || {
-            // The thread that restores drops its end when it ends, which it does.
+            // The thread that restores drops its end when it ends.
             let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv();
             thread::sleep(ANSWERED);
         };
         self.holds_clients.then(|| Arc::new(wait) as _)
     }
 
-    /// Waits until it is done or given up, which takes `LIMIT` after Docker's start at most. Returns whether the control plane runs restored.
+    /// Waits until it is done or given up, which takes `YIELD_LIMIT` and `LIMIT` at most. Returns whether the control plane
+    /// runs restored.
     pub fn finish(self) -> bool {
         self.thread.join().unwrap_or(false)
     }
