@@ -79,12 +79,12 @@ mod tests {
             "image inspect "* | "image ls "*) exit 1 ;;
             *) echo "real $*" ;;
         esac"#;
-        fs::write(&real, format!("#!/bin/sh\n{engine}\n")).unwrap();
-        fs::set_permissions(&real, PermissionsExt::from_mode(0o755)).unwrap();
         fs::write(&ours, DOCKER.replace("/usr/local/bin/docker", &real.to_string_lossy())).unwrap();
         #[allow(clippy::disallowed_methods, reason = "nobody else reaps in a test of a script")]
         let output = Command::new("sh")
-            .arg(&ours)
+            // While another thread's child has a descriptor of ours, a program that is being written cannot be run.
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$2\" && chmod 755 \"$2\" && shift 2 && exec sh \"$0\" \"$@\""])
+            .args([ours.as_os_str(), engine.as_ref(), real.as_os_str()])
             .args(arguments.split(' '))
             .env_remove("DOCKER_DEFAULT_PLATFORM")
             .env_remove("KIND_BUNDLE_COMPLETE")

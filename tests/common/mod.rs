@@ -53,11 +53,14 @@ impl TempDir {
         path
     }
 
-    /// Writes an executable shell script.
+    /// Writes an executable shell script. A process of its own does: this one's descriptor would be in every process
+    /// that another thread starts meanwhile, and while that has it, the script cannot be run (ETXTBSY).
     pub fn script(&self, name: &str, body: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
-        let path = self.write(name, &format!("#!/bin/sh\n{body}\n"));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = self.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\""]).arg(&path).arg(body);
+        assert!(command.status().unwrap().success(), "{} cannot be written", path.display());
         path
     }
 
