@@ -6,7 +6,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use common::build::{engine, Machine};
 use common::{wait_for, LIMIT};
@@ -19,11 +18,7 @@ const INIT: &str = "the whole init";
 /// folder is on another file system than its cache, so that `mv` copies: slowly, as long as there is a file `slow`.
 fn machine() -> Machine {
     let machine = Machine::new("amd64");
-    for (name, text) in [("bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=amd64\n"), ("bin/kubeadm", "kubeadm")] {
-        machine.home.write(&format!("bundle/{name}"), text);
-    }
-    let seal = "sha256sum bundle.env bin/kubeadm >SHA256SUMS";
-    assert!(Command::new("sh").args(["-c", seal]).current_dir(machine.home.join("bundle")).status().unwrap().success());
+    machine.bundle(&[("bin/kubeadm", "kubeadm")]);
     let engine = engine("amd64");
     let engine = format!("case $1 in {engine} image) exit 1 ;; cp) printf '{INIT}' >\"$3\" ;; run) exit 9 ;; esac");
     machine.home.script("bin/docker", &engine);

@@ -5,7 +5,7 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use common::build::{engine, Machine};
 use nix::sys::signal::{kill, Signal};
@@ -15,11 +15,6 @@ use nix::unistd::Pid;
 /// some questions like this. What the build has said after the interruption.
 fn interrupted(signal: Signal, answers: &str) -> String {
     let machine = Machine::new("amd64");
-    for (name, text) in [("bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=amd64\n"), ("kind", "the init"), ("node.tar", "")] {
-        machine.home.write(&format!("bundle/{name}"), text);
-    }
-    let seal = "sha256sum bundle.env kind node.tar >SHA256SUMS";
-    assert!(Command::new("sh").args(["-c", seal]).current_dir(machine.home.join("bundle")).status().unwrap().success());
     let bake = "trap 'sleep 0.5; echo the hook is done >&2; exit 1' TERM; echo the hook runs >&2; while :; do sleep 0.1; done";
     machine.home.script(
         "bin/docker",
@@ -29,7 +24,7 @@ fn interrupted(signal: Signal, answers: &str) -> String {
             engine("amd64")
         ),
     );
-    let bundle = machine.home.join("bundle").to_string_lossy().into_owned();
+    let bundle = machine.bundle(&[("kind", "the init"), ("node.tar", "")]);
     let mut command = machine.command(&["--bundle", &bundle, "an-image"], &[]);
     let mut build = command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
     let (mut said, mut lines) = (String::new(), BufReader::new(build.stderr.take().unwrap()));

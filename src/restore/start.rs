@@ -27,7 +27,8 @@ use crate::supervisor::priority;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
-/// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is given up.
+/// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is
+/// given up.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
@@ -158,7 +159,7 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     if yielding == Yielding::Later {
-        reaper::poll(POLL, priority::YIELD_LIMIT, || docker_goes_on(init).then_some(()));
+        reaper::poll(POLL, priority::YIELD_LIMIT, || docker_has_started(init).then_some(()));
         if init.shutdown.stopping() {
             return Err(Error::new("the container stops"));
         }
@@ -182,8 +183,8 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     restored.map(|()| began.elapsed())
 }
 
-/// Whether Docker's start needs nothing of ours any more.
-fn docker_goes_on(init: &Init) -> bool {
+/// Whether nobody has to yield to Docker any more: it answers, or the container stops.
+fn docker_has_started(init: &Init) -> bool {
     init.readiness.has_reached(DOCKERD) || init.shutdown.stopping()
 }
 
@@ -208,7 +209,7 @@ fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopw
     if yielding == Yielding::OnIdleCpus {
         // The programs themselves come back with the policy that they had.
         priority::lower(pid);
-        while status.is_none() && !docker_goes_on(init) && waited.elapsed() < priority::YIELD_LIMIT {
+        while status.is_none() && !docker_has_started(init) && waited.elapsed() < priority::YIELD_LIMIT {
             status = child.wait_timeout(POLL);
         }
         if status.is_none() {

@@ -28,6 +28,17 @@ impl Machine {
         Machine { home }
     }
 
+    /// Makes a bundle with these files, as `--bundle-only` seals it. Returns its path.
+    pub fn bundle(&self, files: &[(&str, &str)]) -> String {
+        for (name, text) in [&[("bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=amd64\n")], files].concat() {
+            self.home.write(&format!("bundle/{name}"), text);
+        }
+        let directory = self.home.join("bundle");
+        let seal = "find * -type f ! -name SHA256SUMS -exec sha256sum {} + >SHA256SUMS";
+        assert!(Command::new("sh").args(["-c", seal]).current_dir(&directory).status().unwrap().success());
+        directory.to_string_lossy().into_owned()
+    }
+
     /// Runs build.sh with `settings` and otherwise only the variables that `command` sets.
     pub fn build(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Build {
         let mut command = self.command(arguments, settings);
