@@ -13,7 +13,7 @@ Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each furt
   --run          start the image once it is baked, and show how long it takes to become ready
   --env NAME     pass an environment variable on to images.sh and the hooks; may be repeated
   --bundle DIR   build from a bundle, without using the network
-  --bundle-only  make a bundle (in DIR, or in ./bundle) instead of an image
+  --bundle-only  make a bundle (in DIR, or in ./bundle) instead of an image, or complete the one in DIR
   --debian       build from Debian packages, the Docker engine included; otherwise only crates.io is used
   --print-version  print the version of Kubernetes that would be baked, such as v1.36.5, and build nothing
 
@@ -116,6 +116,7 @@ if [ -n "$bundle_only" ]; then
   bundle=${bundle%/}
   refuse_other_directory "$bundle"
   temporary_directory=$bundle.$id inputs=$bundle.$id
+  ! is_partial "$bundle" || { check_bundle "$bundle" && cp -R "$bundle" "$inputs" && rm "$inputs/SHA256SUMS"; }
 elif [ -n "$bundle" ]; then
   check_bundle "$bundle"
   inputs=$bundle

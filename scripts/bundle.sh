@@ -38,6 +38,9 @@ refuse_other_directory() {
     || die "$1 contains something else: choose a directory that is empty or does not exist yet"
 }
 
+# is_partial DIR: whether it holds a Kubernetes, but not what `complete_bundle` adds, such as one that was compiled.
+is_partial() { [ -f "$1/bundle.env" ] && [ "$(setting "$1" COMPLETE)" != 1 ]; }
+
 # setting DIR NAME: prints a line's value from bundle.env.
 setting() { sed -n "s/^$2=//p" "$1/bundle.env"; }
 

@@ -17,7 +17,7 @@ choose_version() {
     [[ $wanted =~ ^(1\.[0-9]+)(\.[0-9]+)?$ ]] || die "KUBERNETES_VERSION=$KUBERNETES_VERSION is not a version: use one such as 1.36 or v1.36.5"
     minor=${BASH_REMATCH[1]}
   fi
-  if [ -n "$bundle" ] && [ -z "$bundle_only" ]; then
+  if [ -n "$bundle" ] && { [ -z "$bundle_only" ] || is_partial "$bundle"; }; then
     [ -f "$bundle/bundle.env" ] || die "$bundle is not a bundle, because it has no bundle.env: ./build.sh --bundle-only makes one"
     version=$(setting "$bundle" KUBERNETES_VERSION) whose="the bundle $bundle holds"
     [[ $version =~ ^v1\.[0-9]+\. ]] || die "$bundle/bundle.env names no KUBERNETES_VERSION such as v1.36.5: copy the bundle again, or recreate it"

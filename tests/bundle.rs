@@ -87,6 +87,24 @@ fn a_directory_with_other_files_is_not_overwritten() {
     assert_eq!(machine.home.read("papers/thesis"), "years of work");
 }
 
+/// Its Kubernetes is what the bundle has: nothing is downloaded, and the directory is as it was if the build fails.
+#[test]
+fn a_bundle_of_kubernetes_alone_is_completed() {
+    let (machine, bundle) = machine();
+    let servers = [("KUBERNETES_URL", "http://127.0.0.1:1"), ("CNI_URL", "http://127.0.0.1:1"), ("CRIU_URL", "http://127.0.0.1:1")];
+    let before = machine.home.read("bundle/SHA256SUMS");
+    let build = machine.build(&["--bundle-only", "--bundle", &bundle], &servers);
+    build.went_on();
+    assert!(!build.said().contains("127.0.0.1"), "{}", build.said());
+    assert_eq!(machine.home.read("bundle/SHA256SUMS"), before);
+    machine.home.write("bundle/bin/kubeadm", "another");
+    machine.build(&["--bundle-only", "--bundle", &bundle], &servers).failed_with(&["damaged", "bin/kubeadm"]);
+    // The control: a complete one is made anew, of the release server's newest version.
+    machine.home.write("bundle/bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=amd64\nCOMPLETE=1\n");
+    let said = machine.build(&["--bundle-only", "--bundle", &bundle], &[&servers[..], &[("KIND_STALL", "1")]].concat()).said();
+    assert!(said.contains("127.0.0.1:1/stable.txt does not answer"), "{said}");
+}
+
 #[test]
 fn an_invalid_command_line_is_refused() {
     let (machine, bundle) = machine();

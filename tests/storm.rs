@@ -29,7 +29,7 @@ fn release(dir: &TempDir) {
 }
 
 #[test]
-fn sigterm_acts_at_once_while_five_thousand_orphans_end() {
+fn a_sigterm_is_not_lost_while_five_thousand_orphans_end() {
     let dir = TempDir::new();
     let line = waiting_orphans(&dir);
     let Some(mut kind) = as_pid1(&dir, &[KIND, "run", "sh", "-c", &line]) else { return };
@@ -37,7 +37,7 @@ fn sigterm_acts_at_once_while_five_thousand_orphans_end() {
     release(&dir);
     let asked = Instant::now();
     kind.signal(Signal::SIGTERM);
-    // The goal is a second. On a busy machine each of the orphans gets as much of the CPU as the init.
+    // How long it takes is printed, not judged: on a busy machine each of the orphans gets as much of the CPU as the init.
     assert_eq!(kind.wait(FORK_LIMIT), 143);
     println!("{ORPHANS} orphans ended; SIGTERM acted within {:.3} s", asked.elapsed().as_secs_f64());
 }

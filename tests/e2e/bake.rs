@@ -34,7 +34,7 @@ fn a_hook_that_fails_fails_the_build_and_leaves_nothing() {
     let target = format!("kind-e2e-{}:failed", std::process::id());
     let mut build = Command::new(build_sh());
     build.arg("--bundle").arg(bundle()).arg(&target).env("KIND_HOOKS", &hooks);
-    let outcome = run(&mut build, LIMIT);
+    let outcome = run(with_lab_images(&mut build), LIMIT);
     assert!(!outcome.succeeded(), "{outcome}");
     let log = outcome.output();
     for words in ["the hook's own words", "and why it fails", "before-cluster.sh", "7", "build: error: the bake failed"] {
@@ -96,10 +96,10 @@ pub fn minor_of(version: &str) -> &str {
 pub fn partial_bundle() -> PathBuf {
     let partial = session().dir.join("partial-bundle");
     let script = r#"
-        rm -rf "$2" && cp -r "$1" "$2" && cd "$2" && rm -f node.tar kind images/pulled.tar
-        grep -v -e node.tar -e ' kind$' -e pulled.tar SHA256SUMS >sums && mv sums SHA256SUMS
+        rm -rf "$2" && cp -r "$1" "$2" && cd "$2" && rm -f node.tar kind images/pulled.tar SHA256SUMS
+        sed -i /^COMPLETE=/d bundle.env && find * -type f -exec sha256sum {} + >../sums && mv ../sums SHA256SUMS
     "#;
-    run(Command::new("sh").args(["-c", script, "sh"]).arg(bundle()).arg(&partial), LIMIT).ok();
+    run(Command::new("sh").args(["-ec", script, "sh"]).arg(bundle()).arg(&partial), LIMIT).ok();
     partial
 }
 

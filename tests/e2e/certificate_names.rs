@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::cluster::{shared, Cluster, CREDENTIALS, DOCKER_READY, LIMIT};
 use crate::engine::{docker, tools, Container, Network};
 use crate::process::{poll, wait_for, Outcome};
+use crate::start::{on_both_starts, Start};
 
 const SERVER_NAME: &str = "tls-server-name: localhost\n";
 /// As the init has it.
@@ -128,12 +129,10 @@ fn any_client_is_let_in_under_the_containers_address_and_host_name_from_the_star
     }
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn any_client_is_let_in_under_a_name_that_config_was_asked_for_under() {
+fn any_client_is_let_in_under_a_name_that_config_was_asked_for_under(start: Start) {
     let (network, later) = (Network::create("names", &[]), Network::create("names-later", &[]));
     let aliases = ["--network-alias", "my_project__1.ci", "--network-alias", "Another", "--network-alias", "nobody-asks"];
-    let cluster = Cluster::ready(&[&["--network", &network.name], &aliases[..]].concat());
+    let cluster = start.ready(&[&["--network", &network.name], &aliases[..]].concat());
     let job = Job::new(&network.name, &cluster.address());
     job.is_not_let_in("my_project__1.ci");
     assert!(job.fetch("my_project__1.ci", "config").contains(SERVER_NAME), "it was not seen yet");
@@ -159,6 +158,7 @@ fn any_client_is_let_in_under_a_name_that_config_was_asked_for_under() {
     docker(&["stop", &cluster.container.id]).ok();
     cluster.container.start();
     cluster.wait_until_ready();
+    start.check(&cluster);
     job.is_let_in("my_project__1.ci");
     job.is_let_in("another");
     job.is_not_let_in("nobody-asks");
@@ -235,4 +235,8 @@ fn a_name_that_is_none_is_refused_and_one_that_no_certificate_holds_is_not_signe
     }
     let changed = poll(Duration::from_secs(3), || (shown(&cluster, &["-serial"]) != serial).then_some(()));
     assert!(changed.is_none(), "signed again for {:?}", names(&cluster));
+}
+
+on_both_starts! {
+    any_client_is_let_in_under_a_name_that_config_was_asked_for_under
 }

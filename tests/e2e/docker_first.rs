@@ -1,9 +1,10 @@
 //! Docker's start comes before the cluster's: CRIU and kubelet leave it the CPU, but not for long.
 
-use crate::cluster::{Cluster, LIMIT, TIMELINE};
+use crate::cluster::{LIMIT, TIMELINE};
 use crate::engine::docker;
 use crate::process::wait_for;
-use crate::restore::{comm, is_saved, milestone, restored_by, restored_with_programs, ON, PROGRAMS, RESTORED, STARTED};
+use crate::restore::{comm, milestone, restored_with_programs, PROGRAMS};
+use crate::start::{Start, COLD, RESTORED};
 
 /// The normal policy (SCHED_OTHER), and that of what runs on idle CPUs only (SCHED_IDLE).
 const NORMAL: &str = "0";
@@ -57,7 +58,7 @@ fn any(policies: &Policies, program: &str, policy: &str) -> bool {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn every_program_has_its_share_of_the_cpu_when_kubernetes_is_ready() {
-    let Some(cluster) = restored_by(Cluster::ready) else { return };
+    let cluster = Start::Restored.ready(&[]);
     let policies = parse(&cluster.container.exec(&["sh", "-c", "cat /proc/[0-9]*/task/*/stat 2>/dev/null"]).stdout);
     for program in PROGRAMS.into_iter().chain(["kubelet", "dockerd", "containerd"]) {
         assert!(any(&policies, program, NORMAL), "{program}: {policies:?}");
@@ -68,7 +69,7 @@ fn every_program_has_its_share_of_the_cpu_when_kubernetes_is_ready() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_docker_that_keeps_every_cpu_busy_keeps_the_others_waiting_for_a_moment_only() {
-    let Some(cluster) = restored_with_programs(&["/usr/local/sbin/dockerd"], BUSY_DOCKER) else { return };
+    let cluster = restored_with_programs(&["/usr/local/sbin/dockerd"], BUSY_DOCKER);
     cluster.wait_until_ready();
     // Whether kubelet answers by then is no measure: that of 1.20 waits 5 s for a Docker that does not.
     let threads = cluster.container.exec(&["cat", "/run/threads"]).ok();
@@ -87,8 +88,8 @@ fn a_docker_that_keeps_every_cpu_busy_keeps_the_others_waiting_for_a_moment_only
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn criu_has_its_share_of_the_cpu_as_soon_as_docker_answers() {
-    let Some(cluster) = restored_with_programs(&["/kind/criu/ld.so"], IDLE_CRIU) else { return };
-    wait_for("the end of the restore", LIMIT, || cluster.container.logs().contains(STARTED).then_some(()));
+    let cluster = restored_with_programs(&["/kind/criu/ld.so"], IDLE_CRIU);
+    wait_for("the end of the restore", LIMIT, || cluster.container.logs().contains(COLD).then_some(()));
     let said = cluster.container.exec(&["cat", "/run/policies"]).ok();
     let count = |moment: &str| said.lines().filter(|line| *line == moment).count();
     assert!(count("no 5") > 0 && count("yes 0") > 0, "{said}");
@@ -100,11 +101,8 @@ fn criu_has_its_share_of_the_cpu_as_soon_as_docker_answers() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn with_a_limit_of_cpu_time_the_cluster_begins_when_docker_answers() {
-    if !is_saved() {
-        return;
-    }
     let cpus: f64 = docker(&["info", "--format", "{{.NCPU}}"]).ok().parse().expect("it is a number");
-    let cluster = Cluster::create(&[&ON[..], &["--cpus", &format!("{:.1}", cpus - 0.1)]].concat());
+    let cluster = Start::Restored.create(&["--cpus", &format!("{:.1}", cpus - 0.1)]);
     cluster.put_program("/usr/local/sbin/dockerd", SLOW_DOCKER);
     cluster.container.start();
     cluster.wait_until_ready();

@@ -10,8 +10,10 @@
 //! run. Nothing depends on its version of Kubernetes: the tests take kubectl, the init and the list of baked pods
 //! from it. `DEBIAN_IMAGE` and `DOCKER_IMAGE` are passed on to `build.sh`.
 //!
-//! `.ci/run` runs several processes of them at a time. A test that limits how long something may take belongs in a
-//! module of its list `timed`: those run alone.
+//! `.ci/run` runs several processes of them at a time. A test that limits how long something may take, or changes what
+//! all containers of a machine share, belongs in a module of its list `alone`.
+//!
+//! Where a restored and a cold start could differ, a test is run on both (`start`).
 //!
 //! Tests that change nothing share a cluster; the others start their own, and remove it. Even if the test process is
 //! killed, everything that it has created is removed (`engine`).
@@ -53,6 +55,7 @@ mod secrets;
 #[path = "../common/server.rs"]
 mod server;
 mod settings;
+mod start;
 mod storage;
 mod store;
 mod volumes;

@@ -6,13 +6,12 @@ use crate::cluster::{Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY};
 use crate::engine::{docker, Container, Volume};
 use crate::failures::{kill_at_once, VICTIMS};
 use crate::process::{poll, wait_for};
+use crate::start::{on_both_starts, Start};
 
 const MOMENTS: u32 = 10;
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_container_that_is_killed_at_any_moment_of_its_boot_becomes_ready_at_the_next_start() {
-    let cluster = Cluster::create(&[]);
+fn a_container_that_is_killed_at_any_moment_of_its_boot_becomes_ready_at_the_next_start(start: Start) {
+    let cluster = start.create(&[]);
     // How long a boot takes here.
     let started = Instant::now();
     cluster.container.start();
@@ -21,7 +20,7 @@ fn a_container_that_is_killed_at_any_moment_of_its_boot_becomes_ready_at_the_nex
     docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
     for moment in 0..MOMENTS {
         // The first ones on a new volume, where the store is made; the others on one that comes back.
-        let fresh = (moment < MOMENTS / 2).then(|| Cluster::create(&[]));
+        let fresh = (moment < MOMENTS / 2).then(|| start.create(&[]));
         let cluster = fresh.as_ref().unwrap_or(&cluster);
         let after = boot * moment / MOMENTS;
         cluster.container.start();
@@ -79,12 +78,11 @@ fn a_start_that_finds_half_made_containers_becomes_ready_with_the_images_built_s
     cluster.wait_for_pod(&["of-kubelet"]);
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready() {
+fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready(start: Start) {
     let daemons = ["containerd", "dockerd", "kubelet"].map(|daemon| ("process", daemon));
     for (victim, process) in daemons.into_iter().chain(VICTIMS) {
-        let cluster = Cluster::start(&[]);
+        let cluster = start.create(&[]);
+        cluster.container.start();
         kill_at_once(&cluster, victim, process);
         let ready = cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("{victim} {process} was killed in the boot: {why}"));
         println!("{victim} {process} was killed in the boot: ready {:.1} s later", ready.as_secs_f64());
@@ -95,7 +93,7 @@ fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready()
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_container_that_is_paused_in_its_boot_has_not_failed_for_it() {
-    const TIMEOUT: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(25);
     let cluster = Cluster::start(&["--env", &format!("KIND_READY_TIMEOUT={}", TIMEOUT.as_secs())]);
     docker(&["pause", &cluster.container.id]).ok();
     std::thread::sleep(TIMEOUT + Duration::from_secs(5));
@@ -130,4 +128,9 @@ fn a_panic_ends_the_container_with_a_message() {
     assert_eq!(status.as_deref(), Some("101"), "{}", cluster.container.logs());
     let log = cluster.container.logs();
     assert_eq!(log.lines().filter(|line| line.contains("internal error, please report it")).count(), 1, "{log}");
+}
+
+on_both_starts! {
+    a_container_that_is_killed_at_any_moment_of_its_boot_becomes_ready_at_the_next_start
+    what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready
 }

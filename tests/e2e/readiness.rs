@@ -8,6 +8,7 @@ use crate::api::Api;
 use crate::cluster::{fetch_within, Cluster, BOOT_LIMIT, CONFIG, CREDENTIALS, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT, TIMELINE};
 use crate::engine::{docker, tools};
 use crate::process::wait_for;
+use crate::start::{on_both_starts, Start};
 
 const STATES: [&str; 7] = [DOCKER_READY, CONFIG, CREDENTIALS[0], CREDENTIALS[1], CREDENTIALS[2], KUBERNETES_READY, FAILED];
 
@@ -70,10 +71,8 @@ fn assert_pods_run(api: &Api) {
     api.wait_until_baked_pods_run();
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn every_state_appears_in_order_and_only_when_it_is_true() {
-    let cluster = Cluster::create(&[]);
+fn every_state_appears_in_order_and_only_when_it_is_true(start: Start) {
+    let cluster = start.create(&[]);
     // Delay dockerd: otherwise Docker is ready before this machine can reach the container.
     cluster.put_program("/usr/local/sbin/dockerd", "#!/bin/sh\nsleep 2\nexec /usr/local/bin/dockerd \"$@\"\n");
     let seen = observe(&cluster);
@@ -88,6 +87,7 @@ fn every_state_appears_in_order_and_only_when_it_is_true() {
     }
     assert!(cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "kubernetes-ready is served, but the health check fails");
     check_timeline(&cluster.file(TIMELINE).expect("the timeline is served"));
+    start.check(&cluster);
     check_log(&cluster.container.logs());
 }
 
@@ -129,10 +129,9 @@ pub fn check_log(log: &str) {
     }
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn pods_that_were_ready_in_the_bake_do_not_count() {
-    let cluster = Cluster::start(&[]);
+fn pods_that_were_ready_in_the_bake_do_not_count(start: Start) {
+    let cluster = start.create(&[]);
+    cluster.container.start();
     // With etcd and the API server running and kubelet frozen, the API server reports what the bake has left.
     let freeze =
         "until pgrep -x etcd && pgrep -x kube-apiserver && pgrep -x kubelet; do sleep 0.02; done >/dev/null; pkill -STOP -x kubelet";
@@ -171,4 +170,9 @@ fn without_kubelet_nothing_is_ready_and_failed_says_why() {
     assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded());
     docker(&["stop", &cluster.container.id]).ok();
     assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "3", "the exit status is not kubelet's");
+}
+
+on_both_starts! {
+    every_state_appears_in_order_and_only_when_it_is_true
+    pods_that_were_ready_in_the_bake_do_not_count
 }

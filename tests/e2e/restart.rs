@@ -7,6 +7,7 @@ use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT};
 use crate::engine::{docker, tools, Container};
 use crate::process::wait_for;
 use crate::readiness::check_log;
+use crate::start::{on_both_starts, Start};
 
 /// After which Docker kills a container.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -25,10 +26,8 @@ fn stop(cluster: &Cluster) -> String {
     log
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_built_since() {
-    let cluster = Cluster::ready(&[]);
+fn a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_built_since(start: Start) {
+    let cluster = start.ready(&[]);
     cluster.build("since:1", "built since").ok();
     cluster.kubectl(&["create", "deployment", "since", "--image=since:1"]).ok();
     cluster.kubectl(&["rollout", "status", "deployment", "since", "--timeout=60s"]).ok();
@@ -41,6 +40,7 @@ fn a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_bui
     let status = wait_for("an answer", LIMIT, || cluster.status(KUBERNETES_READY));
     assert_eq!(status, 404, "the second start served the first one's readiness");
     cluster.wait_until_ready();
+    start.check(&cluster);
     let pods = Api::new(&cluster).wait_until_baked_pods_run();
     let of_first = |pod: &crate::api::Pod| pod.containers.iter().any(|id| first.contains(id));
     assert!(!pods.iter().any(of_first), "{pods:?}, of the first start were {first:?}");
@@ -63,10 +63,9 @@ fn a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_bui
     check_log(&log);
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_stop_in_the_middle_of_the_boot_is_orderly_too() {
-    let cluster = Cluster::start(&[]);
+fn a_stop_in_the_middle_of_the_boot_is_orderly_too(start: Start) {
+    let cluster = start.create(&[]);
+    cluster.container.start();
     wait_for("docker-ready", LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
     stop(&cluster);
 }
@@ -128,27 +127,37 @@ fn read_setting(container: &Container, name: &str) -> String {
     container.exec(&["cat", &format!("/proc/sys/{name}")]).ok().trim().to_string()
 }
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn the_machines_kernel_settings_are_left_alone_when_that_is_asked_for() {
-    let settings = HostSettings::change();
-    let chosen: Vec<&str> = HOST_SETTINGS.iter().map(|(_, value)| *value).collect();
-    let cluster = Cluster::ready(&["--env", "KIND_SYSCTLS=0"]);
-    assert_eq!(settings.now(), chosen);
-    assert!(cluster.container.logs().contains("KIND_SYSCTLS=0: the machine's kernel settings stay as they are"));
-    // Volumes that kubelet mounts still reach the pods.
-    let own = cluster.kubectl(&[
-        "exec",
-        "--namespace=from-hook",
-        "deployment/web",
-        "--",
-        "cat",
-        "/var/run/secrets/kubernetes.io/serviceaccount/namespace",
-    ]);
-    assert_eq!(own.ok(), "from-hook");
-    drop(cluster);
-    // The negative control.
-    let _cluster = Cluster::ready(&[]);
-    let raised: Vec<String> = settings.now();
-    assert!(raised.iter().zip(&chosen).all(|(now, chosen)| now != chosen), "{raised:?}");
+on_both_starts! {
+    a_stop_is_orderly_and_the_next_start_is_the_baked_cluster_with_the_images_built_since
+    a_stop_in_the_middle_of_the_boot_is_orderly_too
+}
+
+/// What all containers of a machine share: run with no other cluster beside.
+mod alone {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+    fn the_machines_kernel_settings_are_left_alone_when_that_is_asked_for() {
+        let settings = HostSettings::change();
+        let chosen: Vec<&str> = HOST_SETTINGS.iter().map(|(_, value)| *value).collect();
+        let cluster = Cluster::ready(&["--env", "KIND_SYSCTLS=0"]);
+        assert_eq!(settings.now(), chosen);
+        assert!(cluster.container.logs().contains("KIND_SYSCTLS=0: the machine's kernel settings stay as they are"));
+        // Volumes that kubelet mounts still reach the pods.
+        let own = cluster.kubectl(&[
+            "exec",
+            "--namespace=from-hook",
+            "deployment/web",
+            "--",
+            "cat",
+            "/var/run/secrets/kubernetes.io/serviceaccount/namespace",
+        ]);
+        assert_eq!(own.ok(), "from-hook");
+        drop(cluster);
+        // The negative control.
+        let _cluster = Cluster::ready(&[]);
+        let raised: Vec<String> = settings.now();
+        assert!(raised.iter().zip(&chosen).all(|(now, chosen)| now != chosen), "{raised:?}");
+    }
 }

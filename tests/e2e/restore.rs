@@ -1,5 +1,5 @@
 //! The control plane that is restored instead of started: that it is, that nobody can tell but by what docs/limits.md
-//! lists, and that every start can still be made the plain way. An image whose bake could not save has nothing of this.
+//! lists, and that every start can still be made the plain way. An image whose bake could not save its control plane fails these tests.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,14 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{Cluster, KUBERNETES_READY, LIMIT, TIMELINE};
-use crate::engine::{docker, image, session, Container};
+use crate::engine::docker;
 use crate::process::wait_for;
+use crate::start::{Start, COLD, RESTORED};
 
 pub const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
-pub const RESTORED: &str = "the control plane is restored in";
-pub const STARTED: &str = "the control plane is started, not restored";
-/// An old API server, such as CI's, is restored only when that is asked for.
-pub const ON: [&str; 2] = ["--env", "KIND_RESTORE=1"];
 /// Beyond what a plain start takes: a refusal, and a hang.
 const REFUSAL_LIMIT: f64 = 0.5;
 const HANG_LIMIT: f64 = 8.5;
@@ -26,36 +23,19 @@ if [ \"$parent\" = kubelet ] && mkdir /run/slow; then sleep 1; fi 2>/dev/null
 exec /usr/sbin/${0##*/} \"$@\"
 ";
 
-/// Whether the image has a saved state. If not, the tests have nothing to test, and say so.
-pub fn is_saved() -> bool {
-    let container = Container::create(&[image()]);
-    let file = session().dir.join("saved.json");
-    let saved = docker(&["cp", &format!("{}:/kind/restore/saved.json", container.id), &file.to_string_lossy()]).succeeded();
-    if !saved {
-        // Not println!, whose output the harness shows only for failed tests.
-        let _ = std::io::stderr().write_all(b"SKIPPED: this image was baked without a saved control plane\n");
-    }
-    saved
+/// A cluster with a program of the test's own in it, whose start would restore the control plane.
+pub fn restored_with_programs(paths: &[&str], script: &str) -> Cluster {
+    let cluster = Start::Restored.create(&[]);
+    paths.iter().for_each(|path| cluster.put_program(path, script));
+    cluster.container.start();
+    cluster
 }
 
-/// A cluster whose control plane is restored, if the image has a saved one; `start` says how long to wait for it.
-pub fn restored_by(start: fn(&[&str]) -> Cluster) -> Option<Cluster> {
-    is_saved().then(|| start(&ON))
-}
-
-/// The same with a program of the test's own in the container.
-pub fn restored_with_programs(paths: &[&str], script: &str) -> Option<Cluster> {
-    is_saved().then(|| {
-        let cluster = Cluster::create(&ON);
-        paths.iter().for_each(|path| cluster.put_program(path, script));
-        cluster.container.start();
-        cluster
-    })
-}
-
-/// The same as `restored_by`, with the containers of the restored programs.
-fn restored_cluster() -> Option<Cluster> {
-    restored_by(Cluster::ready).inspect(wait_for_stand_ins)
+/// A restored cluster with the containers of the restored programs.
+fn restored_cluster() -> Cluster {
+    let cluster = Start::Restored.ready(&[]);
+    wait_for_stand_ins(&cluster);
+    cluster
 }
 
 /// The containers of restored programs are started last.
@@ -106,7 +86,7 @@ fn wait_until_plain(cluster: &Cluster, program: &str) {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_start_restores_the_control_plane_and_says_so() {
-    let Some(cluster) = restored_cluster() else { return };
+    let cluster = restored_cluster();
     assert_eq!(cluster.container.logs().matches(RESTORED).count(), 1, "{}", cluster.container.logs());
     let status = cluster.container.exec(&["kind", "status"]).ok();
     assert!(status.contains("control plane     restored in ") && status.contains("  restored\n"), "{status}");
@@ -129,7 +109,8 @@ fn a_start_restores_the_control_plane_and_says_so() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() {
-    let Some(cluster) = restored_by(Cluster::start) else { return };
+    let cluster = Start::Restored.create(&[]);
+    cluster.container.start();
     let address = cluster.address();
     let mut client = wait_for("an open port", LIMIT, || TcpStream::connect((address.as_str(), 8443)).ok());
     // It is not there before its first line.
@@ -152,7 +133,7 @@ fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn the_containers_of_restored_programs_come_without_anybody_noticing() {
-    let Some(cluster) = restored_by(Cluster::ready) else { return };
+    let cluster = Start::Restored.ready(&[]);
     let uids = || {
         let uids = "--output=jsonpath={.items[*].metadata.uid}";
         cluster.kubectl(&["get", "pods", "-n", "kube-system", "-l", "tier=control-plane", uids]).ok()
@@ -172,13 +153,10 @@ fn the_containers_of_restored_programs_come_without_anybody_noticing() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_restored_cluster_looks_like_a_started_one_and_shares_no_identity_with_another() {
-    if !is_saved() {
-        return;
-    }
-    let look = |arguments: &[&str]| {
-        let cluster = Cluster::ready(arguments);
+    let look = |start: Start| {
+        let cluster = start.ready(&[]);
         let get = |arguments: &[&str]| cluster.kubectl(arguments).ok();
-        if arguments == ON {
+        if start == Start::Restored {
             wait_for_stand_ins(&cluster);
         }
         let pods = get(&["get", "pods", "-n", "kube-system", "-l", "tier=control-plane", "--output=jsonpath={range .items[*]}{.metadata.name} {.metadata.labels} {.spec} {.status.phase} {.status.containerStatuses[*].ready}{.status.containerStatuses[*].restartCount}{\"\\n\"}{end}"]);
@@ -197,10 +175,9 @@ fn a_restored_cluster_looks_like_a_started_one_and_shares_no_identity_with_anoth
             let names = get(&["get", "pods", "-l", "app=named", "--output=name"]);
             (!names.is_empty()).then_some(names)
         });
-        assert_eq!(cluster.container.logs().contains(RESTORED), arguments == ON, "{}", cluster.container.logs());
         (pods, objects, [uid, token], name)
     };
-    let (first, second, plain) = (look(&ON), look(&ON), look(&["--env", "KIND_RESTORE=0"]));
+    let (first, second, plain) = (look(Start::Restored), look(Start::Restored), look(Start::Cold));
     assert_eq!((&first.0, &first.1), (&plain.0, &plain.1));
     for index in 0..2 {
         assert_ne!(first.2[index], second.2[index], "two containers share an identity");
@@ -212,7 +189,7 @@ fn a_restored_cluster_looks_like_a_started_one_and_shares_no_identity_with_anoth
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn each_restored_program_that_is_killed_is_started_the_plain_way() {
-    let Some(cluster) = restored_cluster() else { return };
+    let cluster = restored_cluster();
     for program in ["kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"] {
         let pid = restored(&cluster, program).unwrap_or_else(|| panic!("{program} is not restored"));
         cluster.container.exec(&["kill", "-KILL", &pid]).ok();
@@ -229,7 +206,7 @@ fn each_restored_program_that_is_killed_is_started_the_plain_way() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster() {
-    let Some(cluster) = restored_cluster() else { return };
+    let cluster = restored_cluster();
     // The API server has a record of the pod, which kubelet makes again within a minute or so; the program goes on.
     let before = restored(&cluster, "kube-scheduler");
     let uid = || cluster.kubectl(&["-n", "kube-system", "get", "pod", "kube-scheduler-kind", "--output=jsonpath={.metadata.uid}"]).stdout;
@@ -268,7 +245,7 @@ fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster()
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_second_start_restores_again_from_fresh_files() {
-    let Some(cluster) = restored_cluster() else { return };
+    let cluster = restored_cluster();
     cluster.kubectl(&["create", "configmap", "of-the-first-start"]).ok();
     for stop in ["restart", "kill"] {
         docker(&[stop, &cluster.container.id]).ok();
@@ -288,68 +265,11 @@ fn a_second_start_restores_again_from_fresh_files() {
 /// seconds it may take to.
 type Case<'a> = (&'a [&'a str], &'a dyn Fn(&Cluster), &'a str, f64);
 
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
-    if !is_saved() {
-        return;
-    }
-    let nothing: fn(&Cluster) = |_| {};
-    let clock = "#!/bin/sh\nexec unshare --time --monotonic 86400 kind run\n";
-    let cases: [Case; 7] = [
-        (
-            &["--env", "KIND_RESTORE=1", "--entrypoint", "/clock"],
-            &|cluster| cluster.put_program("/clock", clock),
-            "time namespace with clocks of its own",
-            REFUSAL_LIMIT,
-        ),
-        (&["--env", "KIND_RESTORE=0"], &nothing, "KIND_RESTORE=0", REFUSAL_LIMIT),
-        (
-            &ON,
-            &|cluster| cluster.put("/kind/restore/images/files.img", "cut"),
-            "the saved state in /kind/restore is damaged",
-            REFUSAL_LIMIT,
-        ),
-        (&ON, &|cluster| cluster.put("/kind/restore/saved.json", "{}"), "saved.json is not valid", REFUSAL_LIMIT),
-        (
-            &ON,
-            &|cluster| cluster.put("/etc/kubernetes/pki/sa.pub", "another"),
-            "/etc/kubernetes/pki/sa.pub is not what it was",
-            REFUSAL_LIMIT,
-        ),
-        (&ON, &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nexit 3\n"), "CRIU ended with status 3", 2.0),
-        (&ON, &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nsleep 60\n"), "CRIU has not finished after 5 s", HANG_LIMIT),
-    ];
-    for (arguments, change, why, limit) in cases {
-        let cluster = Cluster::create(arguments);
-        change(&cluster);
-        let began = Instant::now();
-        cluster.container.start();
-        let line = wait_for(why, LIMIT, || {
-            let log = cluster.container.logs();
-            log.lines().find(|line| line.contains(STARTED)).map(str::to_string)
-        });
-        assert!(line.contains(why), "{line}");
-        let after = line.split(" after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
-        println!("{line}");
-        assert!(after.is_some_and(|seconds| seconds < limit), "{line}");
-        if why.contains("sa.pub") {
-            // The other key is of no use to the cluster either.
-            continue;
-        }
-        cluster.wait_until_ready();
-        assert!(PROGRAMS.iter().all(|program| restored(&cluster, program).is_none()));
-        assert!(Api::new(&cluster).is_ready() && began.elapsed() < Duration::from_secs(180));
-        let status = cluster.container.exec(&["kind", "status"]).ok();
-        assert!(status.contains("control plane     started, not restored"), "{status}");
-    }
-}
-
 /// A signal for the init can be handled by any of its threads, and interrupts what that one waits for.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_signal_that_the_owners_thread_takes_ends_no_program() {
-    let Some(cluster) = restored_cluster() else { return };
+    let cluster = restored_cluster();
     let etcd = restored(&cluster, "etcd");
     let init: i32 = cluster.container.inspect("{{.State.Pid}}").parse().expect("it is a number");
     let threads = std::fs::read_dir(format!("/proc/{init}/task")).expect("the engine is on this machine").flatten();
@@ -368,17 +288,82 @@ fn a_signal_that_the_owners_thread_takes_ends_no_program() {
     assert!(cluster.serves(KUBERNETES_READY));
 }
 
-/// When kubelet first reports its node to an API server that runs already, it may not have asked the runtime for pods yet.
-#[test]
-#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
-fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
-    let paths = ["/usr/local/sbin/iptables", "/usr/local/sbin/iptables-legacy"];
-    let Some(cluster) = restored_with_programs(&paths, SLOW_IPTABLES) else { return };
-    cluster.wait_until_ready();
-    cluster.container.exec(&["grep", "-q", "Node became not ready", "/var/log/kind/kubelet.log"]).ok();
-    let timeline = cluster.file(TIMELINE).expect("the timeline is served");
-    let at = |name: &str| milestone(&timeline, name);
-    // By default kubelet would report it again 10 s after the first time.
-    let waited = at(KUBERNETES_READY) - at("pods").max(at("dns"));
-    assert!(waited < 2.0, "{timeline}");
+/// These limit how long something may take: run with nothing beside them.
+mod alone {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+    fn a_start_that_cannot_restore_is_a_plain_one_and_says_why() {
+        let nothing: fn(&Cluster) = |_| {};
+        let on = Start::Restored.options();
+        let clock = "#!/bin/sh\nexec unshare --time --monotonic 86400 kind run\n";
+        let cases: [Case; 7] = [
+            (
+                &["--env", "KIND_RESTORE=1", "--entrypoint", "/clock"],
+                &|cluster| cluster.put_program("/clock", clock),
+                "time namespace with clocks of its own",
+                REFUSAL_LIMIT,
+            ),
+            (&["--env", "KIND_RESTORE=0"], &nothing, "KIND_RESTORE=0", REFUSAL_LIMIT),
+            (
+                &on,
+                &|cluster| cluster.put("/kind/restore/images/files.img", "cut"),
+                "the saved state in /kind/restore is damaged",
+                REFUSAL_LIMIT,
+            ),
+            (&on, &|cluster| cluster.put("/kind/restore/saved.json", "{}"), "saved.json is not valid", REFUSAL_LIMIT),
+            (
+                &on,
+                &|cluster| cluster.put("/etc/kubernetes/pki/sa.pub", "another"),
+                "/etc/kubernetes/pki/sa.pub is not what it was",
+                REFUSAL_LIMIT,
+            ),
+            (&on, &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nexit 3\n"), "CRIU ended with status 3", 2.0),
+            (
+                &on,
+                &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nsleep 60\n"),
+                "CRIU has not finished after 5 s",
+                HANG_LIMIT,
+            ),
+        ];
+        for (arguments, change, why, limit) in cases {
+            let cluster = Cluster::create(arguments);
+            change(&cluster);
+            let began = Instant::now();
+            cluster.container.start();
+            let line = wait_for(why, LIMIT, || {
+                let log = cluster.container.logs();
+                log.lines().find(|line| line.contains(COLD)).map(str::to_string)
+            });
+            assert!(line.contains(why), "{line}");
+            let after = line.split(" after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+            println!("{line}");
+            assert!(after.is_some_and(|seconds| seconds < limit), "{line}");
+            if why.contains("sa.pub") {
+                // The other key is of no use to the cluster either.
+                continue;
+            }
+            cluster.wait_until_ready();
+            assert!(PROGRAMS.iter().all(|program| restored(&cluster, program).is_none()));
+            assert!(Api::new(&cluster).is_ready() && began.elapsed() < Duration::from_secs(180));
+            let status = cluster.container.exec(&["kind", "status"]).ok();
+            assert!(status.contains("control plane     started, not restored"), "{status}");
+        }
+    }
+
+    /// When kubelet first reports its node to an API server that runs already, it may not have asked the runtime for pods yet.
+    #[test]
+    #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+    fn a_node_that_was_reported_too_early_is_ready_a_moment_later() {
+        let paths = ["/usr/local/sbin/iptables", "/usr/local/sbin/iptables-legacy"];
+        let cluster = restored_with_programs(&paths, SLOW_IPTABLES);
+        cluster.wait_until_ready();
+        cluster.container.exec(&["grep", "-q", "Node became not ready", "/var/log/kind/kubelet.log"]).ok();
+        let timeline = cluster.file(TIMELINE).expect("the timeline is served");
+        let at = |name: &str| milestone(&timeline, name);
+        // By default kubelet would report it again 10 s after the first time.
+        let waited = at(KUBERNETES_READY) - at("pods").max(at("dns"));
+        assert!(waited < 2.0, "{timeline}");
+    }
 }
