@@ -8,7 +8,6 @@
 mod bake;
 mod boot;
 mod cli;
-mod clock;
 mod cluster;
 mod config;
 mod daemons;

@@ -6,11 +6,10 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 16] = [
     "error",
     "sys",
     "listen",
-    "clock",
     "logger",
     "config",
     "readiness",

@@ -8,7 +8,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::boot::{image_archives, scripts};
-use crate::clock::Deadline;
 use crate::cluster::api::Api;
 use crate::cluster::Cluster;
 use crate::cluster::{kubectl, wait};
@@ -83,8 +82,8 @@ impl Work {
             return Ok(true);
         }
         init.readiness.milestone(CLUSTER_UP);
-        let deadline = Deadline::after(EXTENSIONS_LIMIT);
-        let left = || deadline.left();
+        let end = Instant::now() + EXTENSIONS_LIMIT;
+        let left = || end.saturating_duration_since(Instant::now());
         if !self.manifests.is_empty() {
             let started = Instant::now();
             log::info!(target: "manifests", "the cluster is up: applying {} from {MANIFESTS_DIR}", with_plural(self.manifests.len(), "file"));

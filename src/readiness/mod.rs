@@ -14,17 +14,19 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use crate::clock::{Stopwatch, TICK};
 use crate::error::{Error, Result};
 use crate::logger::since_start;
 use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
 pub use crate::readiness::state::{Extensions, Failure, Pods, State};
 use crate::sys;
+
+/// How often files that could not be written are tried again, and the cluster's time limit is looked at.
+const TICK: Duration = Duration::from_secs(1);
 
 pub struct Readiness {
     directory: Directory,
@@ -46,8 +48,8 @@ struct Known {
     unwritten: BTreeMap<&'static str, String>,
     /// Whether `kubernetes-ready` was written in this start.
     was_ready: bool,
-    /// Runs while the cluster's time limit does (`State::is_limited`).
-    waited: Option<Stopwatch>,
+    /// Since when the cluster's time limit runs (`State::is_limited`).
+    limited_since: Option<Instant>,
     /// What clients wait at, where there are any.
     next_change: Option<NextChange>,
 }
@@ -84,8 +86,8 @@ impl Readiness {
         known.state.make_consistent(&before);
         if known.state != before {
             match (before.is_limited(), known.state.is_limited()) {
-                (false, true) => known.waited = Some(Stopwatch::start()),
-                (_, false) => known.waited = None,
+                (false, true) => known.limited_since = Some(Instant::now()),
+                (_, false) => known.limited_since = None,
                 (true, true) => {}
             }
             known.record_change(&before);
@@ -154,8 +156,7 @@ impl Readiness {
     }
 
     /// Starts a thread that retries files that could not be written, and fails the boot with what `late` returns
-    /// when the cluster has not been up for `limit`, pauses of the container not counted. It sleeps while there
-    /// is nothing to do.
+    /// when the cluster has not been up for `limit`. It sleeps while there is nothing to do.
     pub fn watch(self: &Arc<Self>, limit: Duration, late: impl Fn(&State) -> Failure + Send + 'static) -> Result<()> {
         let readiness = self.clone();
         let body = move || {
@@ -186,7 +187,7 @@ impl Readiness {
         if !known.unwritten.is_empty() {
             known.write_files(&self.directory);
         }
-        Some(known.waited.as_mut().is_some_and(|waited| waited.elapsed() >= limit))
+        Some(known.limited_since.is_some_and(|since| since.elapsed() >= limit))
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::clock::Stopwatch;
 use crate::cluster::api::Api;
 use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
@@ -164,13 +163,14 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
             return Err(Error::new("the container stops"));
         }
     }
-    let (began, mut waited) = (Instant::now(), Stopwatch::start());
-    let root = saved.put_files().and_then(|()| bring_back(init, &saved, yielding, &mut waited));
+    let began = Instant::now();
+    let mut end = began + LIMIT;
+    let root = saved.put_files().and_then(|()| bring_back(init, &saved, yielding, &mut end));
     // From here on whoever has connected is the restored server's client.
     drop(held);
     let look_after = |processes| owner::start(init, &stand_ins, &saved, processes);
     let restored = root.and_then(|root| {
-        let owner = take_over(init, &saved, root, &api, &mut waited).and_then(look_after);
+        let owner = take_over(init, &saved, root, &api, end).and_then(look_after);
         owner.inspect_err(|_| tree::kill(root))
     });
     if restored.is_err() {
@@ -201,7 +201,7 @@ fn refusal(saved: &Saved, here: &Machine) -> Option<String> {
 }
 
 /// Runs CRIU. Returns the process id of the programs' parent.
-fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopwatch) -> Result<i32> {
+fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
     let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
     let pid = child.handle().pid();
@@ -209,15 +209,16 @@ fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopw
     if yielding == Yielding::OnIdleCpus {
         // The programs themselves come back with the policy that they had.
         priority::lower(pid);
-        while status.is_none() && !docker_has_started(init) && waited.elapsed() < priority::YIELD_LIMIT {
+        let lowered = Instant::now();
+        while status.is_none() && !docker_has_started(init) && lowered.elapsed() < priority::YIELD_LIMIT {
             status = child.wait_timeout(POLL);
         }
         if status.is_none() {
             priority::restore(pid);
         }
-        *waited = Stopwatch::start();
+        *end = Instant::now() + LIMIT;
     }
-    let status = status.or_else(|| child.wait_timeout(LIMIT.saturating_sub(waited.elapsed())));
+    let status = status.or_else(|| child.wait_timeout(end.saturating_duration_since(Instant::now())));
     let Some(status) = status else {
         tree::kill(pid);
         return Err(Error::new(format!("CRIU has not finished after {} s", LIMIT.as_secs())));
@@ -236,10 +237,10 @@ fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopw
 }
 
 /// Waits until the API server answers. Returns the programs.
-fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, waited: &mut Stopwatch) -> Result<Vec<Process>> {
+fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> Result<Vec<Process>> {
     reaper::adopt(root);
     let processes = tree::find(root, saved)?;
-    let left = LIMIT.saturating_sub(waited.elapsed());
+    let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
     reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;

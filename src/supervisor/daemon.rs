@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::clock::{Stopwatch, TICK};
 use crate::config::{DAEMON_LIMIT, POLL};
 use crate::error::{Error, Result};
 use crate::readiness::{Failure, Readiness, State};
@@ -86,16 +85,8 @@ impl Daemon {
 
     /// Waits until the daemon answers. Returns false if it was given up or `limit` has passed.
     pub fn wait_until_answers(&self, limit: Duration) -> bool {
-        let mut waited = Stopwatch::start();
-        let mut progress = self.progress();
-        while !progress.answers && !progress.given_up {
-            let left = limit.saturating_sub(waited.elapsed());
-            if left.is_zero() {
-                break;
-            }
-            let wait = self.changed.wait_timeout(progress, left.min(TICK));
-            (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        }
+        let waits = |progress: &mut Progress| !progress.answers && !progress.given_up;
+        let (progress, _) = self.changed.wait_timeout_while(self.progress(), limit, waits).unwrap_or_else(PoisonError::into_inner);
         progress.answers
     }
 
@@ -225,12 +216,11 @@ fn yield_to(other: Arc<Daemon>, process: Handle) {
 /// Waits until the process answers, then until it ends. Sets `answered` to the time of the first answer.
 fn wait_for_end(readiness: &Readiness, daemon: &Daemon, child: &Child, answered: &mut Option<Instant>) -> ExitStatus {
     let started = Instant::now();
-    let mut waited = Stopwatch::start();
     while !(daemon.spec.answers)() {
         if let Some(status) = child.wait_timeout(POLL) {
             return status;
         }
-        if waited.elapsed() > DAEMON_LIMIT {
+        if started.elapsed() > DAEMON_LIMIT {
             log::warn!(target: daemon.name, "no answer after {} s: killing it", DAEMON_LIMIT.as_secs());
             child.handle().kill_group();
             return child.wait();

@@ -13,12 +13,11 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::clock::{Stopwatch, TICK};
 use crate::error::{Error, Result};
 use crate::sys::{reap_one, send_signal, Reaped};
 
@@ -27,6 +26,9 @@ const TAIL_LINES: usize = 12;
 
 /// How long to wait for killed processes to end. One in uninterruptible sleep may never end.
 const KILL_LIMIT: Duration = Duration::from_millis(500);
+
+/// Stands for a status that was lost.
+const LOST: i32 = 255 << 8;
 
 type Table = HashMap<i32, Sender<ExitStatus>>;
 
@@ -105,20 +107,14 @@ impl Child {
 
     pub fn wait(&self) -> ExitStatus {
         // The table holds the sender until the status is sent, so an error means that the status was lost.
-        self.exit.recv().unwrap_or_else(|_| ExitStatus::from_raw(255 << 8))
+        self.exit.recv().unwrap_or_else(|_| ExitStatus::from_raw(LOST))
     }
 
     /// The status, or `None` if the process is still running after `limit`.
     pub fn wait_timeout(&self, limit: Duration) -> Option<ExitStatus> {
-        let mut waited = Stopwatch::start();
-        loop {
-            let left = limit.saturating_sub(waited.elapsed());
-            match self.exit.recv_timeout(left.min(TICK)) {
-                Ok(status) => return Some(status),
-                Err(RecvTimeoutError::Disconnected) => return Some(ExitStatus::from_raw(255 << 8)),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return None,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
+        match self.exit.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => None,
+            ended => Some(ended.unwrap_or_else(|_| ExitStatus::from_raw(LOST))),
         }
     }
 }
@@ -276,11 +272,11 @@ pub fn kill_all() {
 
 /// Calls `check` every `interval` until it returns a value or `limit` has passed.
 pub fn poll<T>(interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
-    let mut waited = Stopwatch::start();
+    let began = Instant::now();
     loop {
         match check() {
             Some(value) => return Some(value),
-            None if waited.elapsed() >= limit => return None,
+            None if began.elapsed() >= limit => return None,
             None => thread::sleep(interval),
         }
     }
