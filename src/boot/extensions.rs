@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::boot::{image_archives, scripts};
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
+use crate::threads;
 
 /// The milestone at which the cluster is up, and the user's manifests and scripts start.
 pub const CLUSTER_UP: &str = "cluster";
@@ -44,8 +44,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
         Err(_) if init.shutdown.stopping() => {}
         Err(error) => init.fail(&error),
     };
-    let started = thread::Builder::new().name("extensions".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for images, manifests and scripts: {cause}")))
+    threads::start("extensions", body)
 }
 
 impl Work {

@@ -35,6 +35,7 @@ use crate::listen::listen;
 use crate::readiness::hold::hold;
 use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
 use crate::readiness::Readiness;
+use crate::threads;
 
 /// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `STACK` bytes.
 const MAX_CLIENTS: usize = 512;
@@ -62,8 +63,7 @@ pub fn open(address: SocketAddr, readiness: Arc<Readiness>, dir: &Path) -> Resul
     let (listener, inner) =
         inner_socket(dir).map_err(|cause| Error::new(format!("cannot open the file server's inner socket: {cause}")))?;
     let gate = Arc::new(Gate { inner, readiness, clients: Arc::default(), held: Arc::default() });
-    let started = thread::Builder::new().name("clients".into()).spawn(move || accept(&public, &gate));
-    started.map_err(|cause| Error::new(format!("cannot start the thread of the file server's clients: {cause}")))?;
+    threads::start("clients", move || accept(&public, &gate))?;
     Ok(listener)
 }
 

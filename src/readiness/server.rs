@@ -6,7 +6,6 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use tiny_http::{Header, Method, Request, Response, Server};
 
@@ -15,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::readiness::files::CONFIG;
 use crate::readiness::target::{asked_port, file_name};
 use crate::readiness::{client_limits, Readiness};
+use crate::threads;
 
 type Answer = Response<std::io::Cursor<Vec<u8>>>;
 
@@ -46,8 +46,7 @@ pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite:
             }
         }
     };
-    let started = thread::Builder::new().name("http".into()).spawn(serve);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the file server's thread: {cause}")))
+    threads::start("http", serve)
 }
 
 fn answer(request: Request, files: &Files) {

@@ -78,25 +78,35 @@ impl Handle {
         self.0
     }
 
-    /// Signals the process if its pid is still registered: a reaped pid may belong to another process.
     pub fn signal(self, signal: Signal) {
         self.signal_number(signal as i32);
     }
 
     /// As `signal`, for any number.
     pub fn signal_number(self, number: i32) {
-        let children = table();
-        if children.contains_key(&self.0) {
-            send_signal(self.0, number);
-        }
+        self.while_it_runs(|pid| send_signal(pid, number));
     }
 
     /// Kills the process and everything in its group.
     pub fn kill_group(self) {
+        self.while_it_runs(|pid| {
+            let _ = kill(Pid::from_raw(-pid), Signal::SIGKILL);
+        });
+    }
+
+    /// Calls `body` with the process id if that is still registered, and keeps it so meanwhile: a reaped one may belong to
+    /// another process.
+    pub fn while_it_runs(self, body: impl FnOnce(i32)) {
         let children = table();
         if children.contains_key(&self.0) {
-            let _ = kill(Pid::from_raw(-self.0), Signal::SIGKILL);
+            body(self.0);
         }
+    }
+
+    /// Of a process that is not registered.
+    #[cfg(test)]
+    pub fn of_another(pid: i32) -> Handle {
+        Handle(pid)
     }
 }
 
