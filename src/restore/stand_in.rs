@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::restore::owner::{line, socket, Answer, Request};
 use crate::restore::saved::log_of;
 use crate::supervisor::reaper;
+use crate::threads;
 
 /// The owner answers at once. It waits for a program only if that has to end first, which takes this long at most.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -79,7 +80,7 @@ fn stand(name: &str, mut owner: BufReader<UnixStream>, log_from: u64, mut signal
     let to_owner = BufReader::new(owner.get_ref().try_clone().map_err(|cause| Error::io("use", socket(), cause))?);
     let log = Arc::new(Mutex::new(Log::open(name, log_from)?));
     follow(name, log.clone())?;
-    spawn("owner", move || {
+    threads::start("owner", move || {
         let status = match hear(&mut owner) {
             Some(Answer::Ended { status }) => status,
             _ => LOST,
@@ -100,7 +101,7 @@ fn follow(name: &str, log: Arc<Mutex<Log>>) -> Result<()> {
     let fail = |cause| Error::io("watch", &path, cause);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(fail)?;
     inotify.add_watch(&path, AddWatchFlags::IN_MODIFY).map_err(fail)?;
-    spawn("log", move || loop {
+    threads::start("log", move || loop {
         if let Ok(mut log) = log.lock() {
             log.copy();
         }
@@ -108,11 +109,6 @@ fn follow(name: &str, log: Arc<Mutex<Log>>) -> Result<()> {
             thread::sleep(POLL);
         }
     })
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-    let started = thread::Builder::new().name(name.into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread {name}: {cause}")))
 }
 
 struct Log {
