@@ -6,7 +6,7 @@
 
 mod answer;
 pub mod files;
-mod hold;
+mod long_poll;
 pub mod server;
 mod state;
 mod target;

@@ -7,7 +7,7 @@
 //! | send nothing, or a byte a second | closed after 5 s, however little is missing |
 //! | send a head of more than 8 KiB | 431, closed |
 //! | send a body, or another request | it is never read |
-//! | wait for a file (`?wait=60`) | held for that long, at most 600 s (`hold`) |
+//! | wait for a file (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
 //! | wait when 256 others are waiting | answered at once, to leave room for clients that do not wait |
 //! | not read its answer | closed after 5 s |
 //!
@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::listen::listen;
 use crate::readiness::answer::{Answer, Files, Request, Rewrite};
-use crate::readiness::hold::hold;
+use crate::readiness::long_poll;
 use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
 use crate::readiness::Readiness;
 use crate::threads;
@@ -34,8 +34,8 @@ use crate::threads;
 /// which it touches few.
 const MAX_CLIENTS: usize = 512;
 const STACK: usize = 256 * 1024;
-/// How many of them may have a request held.
-const MAX_HELD: usize = MAX_CLIENTS / 2;
+/// How many of them may wait for a file.
+const MAX_WAITING: usize = MAX_CLIENTS / 2;
 /// Longest request head (bytes); browsers send about 1 KiB.
 const MAX_HEAD: usize = 8 * 1024;
 /// Time for a complete request to arrive, and again for its answer to be sent.
@@ -48,7 +48,7 @@ struct Server {
     files: Files,
     readiness: Arc<Readiness>,
     clients: Arc<AtomicUsize>,
-    held: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// Listens at once, so that a CI runner's port check passes from the first moment, and serves forever. `dir` has the files.
@@ -59,7 +59,7 @@ pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite:
             .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
     })?;
     let files = Files { dir, api_port: config.api_port, rewrite };
-    let server = Arc::new(Server { files, readiness: readiness.clone(), clients: Arc::default(), held: Arc::default() });
+    let server = Arc::new(Server { files, readiness: readiness.clone(), clients: Arc::default(), waiting: Arc::default() });
     threads::start("clients", move || accept(&listener, &server))
 }
 
@@ -118,8 +118,8 @@ impl Server {
             Err(()) => return Ok(Answer::text(400, format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
             Ok(_) => return Ok(ask()),
         };
-        let Some(_place) = Place::take(&self.held, MAX_HELD) else { return Ok(ask()) };
-        hold(client, &self.readiness, limit, ask, || self.files.failure())
+        let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return Ok(ask()) };
+        long_poll::answer(client, &self.readiness, limit, ask, || self.files.failure())
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! They remain kubeadm's static pods: the container that kubelet starts for each of them runs `stand_in`, which stands
 //! for the restored program as long as that lives, and otherwise becomes the program itself. So everything that may
-//! happen to a pod leads to what happens in a plain cluster, and every start can be made the plain way too.
+//! happen to a pod leads to what happens in any other cluster, and every start can be a cold start too.
 //!
 //! Where a restored start is decided, and its parts:
 //!

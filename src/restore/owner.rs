@@ -9,7 +9,7 @@
 //! | a stand-in is told to stop | the signal goes to the program; while the container stops, etcd's waits for the others |
 //! | a stand-in is killed | the program is killed, so that it holds no port |
 //!
-//! Whoever cannot reach this socket becomes the program, so without an owner everything is as in a plain start.
+//! Whoever cannot reach this socket becomes the program, so without an owner everything is as in a cold start.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NODE_NAME, POLL, RESTORED_DIR};
@@ -69,9 +70,20 @@ fn pod_of(name: &str) -> String {
     format!("kube-system/{name}-{NODE_NAME}")
 }
 
-/// A line to send.
-pub fn line(message: &impl Serialize) -> String {
+/// Sends a message. If the other side has gone, whoever reads from it notices.
+pub fn send(to: &BufReader<UnixStream>, message: &impl Serialize) {
+    let _ = to.get_ref().write_all(line(message).as_bytes());
+}
+
+fn line(message: &impl Serialize) -> String {
     serde_json::to_string(message).expect("strings and numbers can always be written as JSON") + "\n"
+}
+
+/// The next message. `None` if the other side has gone, or says something else.
+pub fn receive<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> Option<T> {
+    let mut text = String::new();
+    from.read_line(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
 }
 
 struct Owned {
@@ -162,29 +174,29 @@ impl Owner {
         let _ = stream.set_read_timeout(Some(REQUEST_LIMIT));
         let _ = stream.set_write_timeout(Some(REQUEST_LIMIT));
         let mut reader = BufReader::new(stream);
-        let Some(Request::Claim { name, argv }) = read_request(&mut reader) else { return };
+        let Some(Request::Claim { name, argv }) = receive(&mut reader) else { return };
         let Some(index) = self.owned.iter().position(|owned| owned.program.name == name) else {
-            return say(&reader, &Answer::Plain);
+            return send(&reader, &Answer::Plain);
         };
         let owned = &mut self.owned[index];
         if owned.runs && owned.stand_in.is_none() && owned.program.argv == argv {
-            say(&reader, &Answer::Restored { log_from: owned.program.logged });
+            send(&reader, &Answer::Restored { log_from: owned.program.logged });
             owned.stand_in = Some(reader);
             return;
         }
         if owned.runs {
-            log::info!(target: "restore", "{name} has other arguments now, or a second container: it is started anew");
+            log::info!(target: "restore", "{name} has other arguments now, or a second container: its container runs the program itself");
             owned.end();
             self.ended(index);
         }
-        say(&reader, &Answer::Plain);
+        send(&reader, &Answer::Plain);
     }
 
     fn said(&mut self, index: usize) {
         let etcd_ends = Instant::now() + if self.others_run() { ETCD_WAITS } else { Duration::ZERO };
         let owned = &mut self.owned[index];
         while let Some(stand_in) = &mut owned.stand_in {
-            match read_request(stand_in) {
+            match receive(stand_in) {
                 Some(Request::Signal(_)) if owned.program.name == ETCD && self.init.shutdown.stopping() => {
                     self.etcd_ends.get_or_insert(etcd_ends);
                 }
@@ -221,12 +233,12 @@ impl Owner {
         owned.runs = false;
         let status = owned.process.status();
         if let Some(stand_in) = owned.stand_in.take() {
-            say(&stand_in, &Answer::Ended { status });
+            send(&stand_in, &Answer::Ended { status });
         }
         let pod = pod_of(&owned.program.name);
         self.init.readiness.update(|state| state.program_ended(&pod));
         if !self.init.shutdown.stopping() {
-            log::warn!(target: "restore", "{} has ended with status {status}; it is started the plain way from now on", owned.program.name);
+            log::warn!(target: "restore", "{} has ended with status {status}; its container runs the program itself from now on", owned.program.name);
         }
         if self.etcd_ends.is_some() && !self.others_run() {
             self.end_etcd();
@@ -248,17 +260,6 @@ impl Owned {
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
         poll(&mut [PollFd::new(self.process.fd.as_fd(), PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
     }
-}
-
-fn read_request(reader: &mut BufReader<UnixStream>) -> Option<Request> {
-    let mut text = String::new();
-    reader.read_line(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
-}
-
-/// A stand-in that has gone is found by the next wait.
-fn say(reader: &BufReader<UnixStream>, answer: &Answer) {
-    let _ = reader.get_ref().write_all(line(answer).as_bytes());
 }
 
 #[cfg(test)]
@@ -307,8 +308,8 @@ mod tests {
             let stream = UnixStream::connect(&self.socket).unwrap();
             stream.set_read_timeout(Some(LIMIT)).unwrap();
             let mut stand_in = BufReader::new(stream);
-            send(&stand_in, &[Request::Claim { name: name.into(), argv: vec![argument.into()] }]);
-            let answer = hear(&mut stand_in);
+            send(&stand_in, &Request::Claim { name: name.into(), argv: vec![argument.into()] });
+            let answer = receive(&mut stand_in).unwrap();
             (stand_in, answer)
         }
 
@@ -330,15 +331,8 @@ mod tests {
         }
     }
 
-    /// Sends all of it at once.
-    fn send(stand_in: &BufReader<UnixStream>, requests: &[Request]) {
+    fn send_at_once(stand_in: &BufReader<UnixStream>, requests: &[Request]) {
         stand_in.get_ref().write_all(requests.iter().map(line).collect::<String>().as_bytes()).unwrap();
-    }
-
-    fn hear(stand_in: &mut BufReader<UnixStream>) -> Answer {
-        let mut text = String::new();
-        stand_in.read_line(&mut text).unwrap();
-        serde_json::from_str(&text).unwrap()
     }
 
     const STANDS: Answer = Answer::Restored { log_from: 7 };
@@ -368,7 +362,7 @@ mod tests {
         owner.init.readiness.update(|state| state.restored = [pod_of(API_SERVER)].into());
         let (mut first, _) = owner.claim(API_SERVER, API_SERVER);
         owner.programs[0].handle().signal(Signal::SIGKILL);
-        assert_eq!(hear(&mut first), ENDED);
+        assert_eq!(receive(&mut first), Some(ENDED));
         assert!(owner.init.readiness.wait_until(|state| state.restored.is_empty()));
         assert_eq!(owner.claim(API_SERVER, API_SERVER).1, Answer::Plain, "its container is started again");
         drop(owner.claim(CONTROLLERS[0], CONTROLLERS[0]).0);
@@ -380,8 +374,8 @@ mod tests {
     fn signals_that_arrive_together_are_all_passed_on() {
         let owner = Test::start("signals", &[API_SERVER]);
         let (mut stand_in, _) = owner.claim(API_SERVER, API_SERVER);
-        send(&stand_in, &[Request::Signal(Signal::SIGCONT as i32), TERM]);
-        assert_eq!(hear(&mut stand_in), ENDED);
+        send_at_once(&stand_in, &[Request::Signal(Signal::SIGCONT as i32), TERM]);
+        assert_eq!(receive(&mut stand_in), Some(ENDED));
     }
 
     #[test]
@@ -391,13 +385,13 @@ mod tests {
         let (api_server, _) = owner.claim(API_SERVER, API_SERVER);
         owner.init.readiness.end();
         let began = Instant::now();
-        send(&etcd, &[TERM]);
+        send(&etcd, &TERM);
         thread::sleep(ETCD_WAITS / 5);
-        send(&etcd, &[TERM]);
+        send(&etcd, &TERM);
         thread::sleep(ETCD_WAITS / 5);
         assert!(owner.runs(0) || began.elapsed() > ETCD_WAITS);
-        send(&api_server, &[TERM]);
-        assert_eq!(hear(&mut etcd), ENDED);
+        send(&api_server, &TERM);
+        assert_eq!(receive(&mut etcd), Some(ENDED));
     }
 
     #[test]
@@ -407,8 +401,8 @@ mod tests {
             let (mut etcd, _) = owner.claim(ETCD, ETCD);
             owner.init.readiness.end();
             let began = Instant::now();
-            send(&etcd, &[TERM]);
-            assert_eq!(hear(&mut etcd), ENDED);
+            send(&etcd, &TERM);
+            assert_eq!(receive(&mut etcd), Some(ENDED));
             assert!(began.elapsed() >= earliest && owner.programs.len() == 1 + others.len(), "{test}: {:?}", began.elapsed());
         }
     }

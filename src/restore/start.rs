@@ -150,7 +150,7 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
         owner.inspect_err(|_| tree::kill(root))
     });
     if restored.is_err() {
-        // Nothing of it may be left: the plain start begins with the data that the bake has left.
+        // Nothing of it may be left: a cold start begins with the data that the bake has left.
         saved::clear(Path::new(ETCD_DIR))?;
         scratch::seed(ETCD_DIR)?;
         // Stand-ins that wait become the programs when `stand_ins` is dropped, and so does everyone who finds no socket.

@@ -1,4 +1,4 @@
-//! Holds requests: one with `?wait=SECONDS` is answered as soon as the file or `failed` exists, or when the time
+//! Long polling: a request with `?wait=SECONDS` is answered as soon as the file or `failed` exists, or when the time
 //! is over. The client's own thread sleeps meanwhile, and wakes only when a file appears or disappears or the
 //! client disconnects.
 
@@ -22,7 +22,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 ///
 /// # Errors
 /// The client went away.
-pub fn hold(
+pub fn answer(
     client: &TcpStream,
     readiness: &Readiness,
     limit: Duration,
@@ -102,7 +102,7 @@ mod tests {
                     let is_there = readiness.has_reached("there");
                     Answer::text(if is_there { 200 } else { 404 }, "")
                 };
-                hold(&server, &readiness, LONG, ask, || None)
+                answer(&server, &readiness, LONG, ask, || None)
             });
             questions.recv_timeout(LONG).unwrap();
             // A milestone changes a file, but neither adds nor removes one.
@@ -120,7 +120,7 @@ mod tests {
     fn a_client_that_went_away_is_not_held() {
         let (readiness, (client, server)) = (readiness("away"), connection());
         thread::scope(|scope| {
-            let held = scope.spawn(|| hold(&server, &readiness, LONG, missing, || None));
+            let held = scope.spawn(|| answer(&server, &readiness, LONG, missing, || None));
             drop(client);
             assert_eq!(held.join().unwrap().err().map(|cause| cause.kind()), Some(io::ErrorKind::ConnectionAborted));
         });
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn the_end_of_the_time_and_a_failure_are_told_apart() {
         let (readiness, (_client, server)) = (readiness("end"), connection());
-        let held = |limit, failure: fn() -> Option<Answer>| hold(&server, &readiness, limit, missing, failure).unwrap().status;
+        let held = |limit, failure: fn() -> Option<Answer>| answer(&server, &readiness, limit, missing, failure).unwrap().status;
         assert_eq!(held(Duration::from_millis(50), || None), 404);
         assert_eq!(held(LONG, || Some(Answer::text(503, "dockerd is out of order\n"))), 503);
     }
