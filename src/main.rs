@@ -8,7 +8,6 @@
 mod bake;
 mod boot;
 mod cli;
-mod clock;
 mod cluster;
 mod config;
 mod daemons;
@@ -22,10 +21,10 @@ mod restore;
 mod status;
 mod supervisor;
 mod sys;
+mod threads;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use std::thread;
 
 use log::LevelFilter;
 use signal_hook::iterator::Signals;
@@ -164,8 +163,7 @@ fn in_boot_thread(init: &Arc<Init>, body: impl FnOnce(&Arc<Init>) -> Result<()> 
         };
         std::process::exit(status.into());
     };
-    let started = thread::Builder::new().name("boot".into()).spawn(boot);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the boot thread: {cause}")))
+    threads::start("boot", boot)
 }
 
 /// Runs a command instead of the daemons, as dind's entrypoint does, and reaps and forwards signals for it.
@@ -179,8 +177,7 @@ fn run_command(argv: Vec<String>, signals: Signals) -> Result<ExitCode> {
     let child = reaper::spawn_foreground(&mut command)?;
     let handle = child.handle();
     let wait = move || std::process::exit(reaper::exit_code(child.wait()).into());
-    let waiting = thread::Builder::new().name("command".into()).spawn(wait);
-    waiting.map_err(|cause| Error::new(format!("cannot start the thread that waits for {program}: {cause}")))?;
+    threads::start("command", wait)?;
     signals::forward(signals, handle);
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,9 @@ use std::path::Path;
 /// From the bottom up: a module may import itself and those before it.
 const ORDER: [&str; 17] = [
     "error",
+    "threads",
     "sys",
     "listen",
-    "clock",
     "logger",
     "config",
     "readiness",

@@ -57,9 +57,8 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, form
 /// Stops the cluster so that its next start finds nothing half done: kubelet, then the controllers while they can
 /// still write to the API server, then the API server, and etcd last.
 pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
-    // First, because kubelet would start whatever ends.
-    init.shutdown.begin();
-    init.readiness.end();
+    init.end_cluster();
+    // First, because it would start whatever ends.
     STOP_ORDER.iter().filter(|step| step.daemon == KUBELET).for_each(|step| stop::stop_daemon(init, step));
     for name in ["kube-scheduler", "kube-controller-manager"] {
         end_container(name)?;

@@ -104,6 +104,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         }
         certificates::make_ours(static_ip)
     })?;
+    let init = &init.begin_cluster();
     let kubelet = init.supervise(kubelet::spec(static_ip, KubeletView::default(), network.iptables.clone(), vec![]))?;
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), static_ip)?);
     step("API server up", || wait::for_api_server(init, &api)).inspect_err(|_| {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::bake::bundle::BIN_DIR;
 use crate::bake::manifest;
 use crate::cluster::api::Api;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, INIT, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
@@ -22,7 +23,7 @@ use crate::node::store::{self, SNAPSHOTS};
 use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::{start_file, Start};
 use crate::restore::saved::{self, log_of, Program, Saved};
-use crate::restore::{criu, tree, API_SERVER, ETCD, PROGRAMS};
+use crate::restore::{criu, kubelet_log, tree, API_SERVER, CONTROLLERS, ETCD, PROGRAMS};
 use crate::supervisor::descendants;
 use crate::supervisor::reaper;
 
@@ -80,6 +81,7 @@ pub struct Running {
 
 /// Makes the control plane's containers run `kind stand-in`, which stands for the restored program or becomes it.
 pub fn put_stand_ins() -> Result<()> {
+    kubelet_log::check(Path::new(BIN_DIR));
     let put = |name: &&str| {
         manifest::edit(name, |pod| {
             pod.run_through(&[INIT, STAND_IN, name]);
@@ -222,7 +224,7 @@ fn run_and_dump(running: &[Running], root: i32, machine: Machine, static_ip: Ipv
     begin(API_SERVER)?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     wait(API_SERVER, || api.is_ready())?;
-    PROGRAMS[2..].iter().try_for_each(|name| begin(name))?;
+    CONTROLLERS.iter().try_for_each(|name| begin(name))?;
     wait("the controllers", || HEALTH_PORTS.iter().all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok()))?;
     for path in FIRST_QUESTIONS {
         // An older API server does not know every path.

@@ -4,11 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::boot::{image_archives, scripts};
-use crate::clock::Deadline;
 use crate::cluster::api::Api;
 use crate::cluster::Cluster;
 use crate::cluster::{kubectl, wait};
@@ -17,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
+use crate::threads;
 
 /// The milestone at which the cluster is up, and the user's manifests and scripts start.
 pub const CLUSTER_UP: &str = "cluster";
@@ -45,8 +44,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
         Err(_) if init.shutdown.stopping() => {}
         Err(error) => init.fail(&error),
     };
-    let started = thread::Builder::new().name("extensions".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread for images, manifests and scripts: {cause}")))
+    threads::start("extensions", body)
 }
 
 impl Work {
@@ -83,8 +81,8 @@ impl Work {
             return Ok(true);
         }
         init.readiness.milestone(CLUSTER_UP);
-        let deadline = Deadline::after(EXTENSIONS_LIMIT);
-        let left = || deadline.left();
+        let end = Instant::now() + EXTENSIONS_LIMIT;
+        let left = || end.saturating_duration_since(Instant::now());
         if !self.manifests.is_empty() {
             let started = Instant::now();
             log::info!(target: "manifests", "the cluster is up: applying {} from {MANIFESTS_DIR}", with_plural(self.manifests.len(), "file"));

@@ -1,6 +1,8 @@
-//! The boot, readable from top to bottom: network → mounts and cgroups → store → containerd →
-//! dockerd beside kubelet → readiness. `node` is what the bake shares with it.
+//! The boot, readable from top to bottom: the node's half is here (network → mounts and cgroups → store → containerd →
+//! dockerd), and happens once; the cluster's half is in `cluster` (control plane and kubelet → readiness), and could be
+//! repeated. `prepare_node` and `start_containerd` are what the bake shares with it.
 
+mod cluster;
 pub mod extensions;
 mod image_archives;
 pub mod scripts;
@@ -8,15 +10,12 @@ pub mod scripts;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::cluster::api::Api;
-use crate::cluster::{control_plane, monitor, postmortem, Cluster};
+use crate::cluster::{postmortem, Cluster};
 use crate::config::{
-    Config, API_PORT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, POLL, STATIC_POD_DIR, STOP_CONTAINERD,
-    STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
+    Config, API_PORT, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STOP_CONTAINERD, STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
 };
 use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
@@ -25,28 +24,21 @@ use crate::daemons::dockerd::{self, DOCKERD};
 use crate::daemons::earlier_start;
 use crate::daemons::foreign_socket;
 use crate::daemons::image_names;
-use crate::daemons::kubelet::{self, KUBELET};
+use crate::daemons::kubelet::KUBELET;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 use crate::listen;
 use crate::node::iptables::Iptables;
-use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::yielding::Yielding;
 use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
 use crate::readiness::{Failure, State};
-use crate::restore::start::{self as restore, Restore};
-use crate::supervisor::pause::Pause;
-use crate::supervisor::priority::YIELD_LIMIT;
+use crate::restore;
 use crate::supervisor::signals::Plan;
 use crate::supervisor::stop::Step;
 use crate::supervisor::{reaper, Init};
-
-/// See `show_manifests_when_pods_run`.
-const STAND_INS_LIMIT: Duration = Duration::from_millis(1700);
 
 /// The stop, in order: kubelet and its pods, dockerd and its containers, containerd.
 pub const STOP_ORDER: [Step; 3] = [
@@ -115,12 +107,9 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     clients.warn();
     clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(Path::new("/")));
-    // Beside everything up to kubelet, which is to find its API server when it first looks.
-    if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
-        log::warn!(target: "boot", "{error}");
-    }
-    let yielding = Yielding::here();
-    let restore = restore::begin(init, cluster, yielding)?;
+    // The cluster's half begins here: a restore takes as long as the rest of the node's.
+    let ours = init.begin_cluster();
+    let restore = restore::start::begin(&ours, cluster)?;
     let iptables = network.iptables.clone();
     let port = Port::open(&line)?;
     let certificates = port.make_certificates()?;
@@ -139,10 +128,6 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
-    let restore = restore.decide();
-    let mut kubelet =
-        kubelet::spec(cluster.static_ip, KubeletView::prepare(&init.config)?, iptables.clone(), init.config.kubelet_arguments.clone());
-    kubelet.pause = restore.as_ref().and_then(Restore::answered).map(|until| Pause { line: kubelet::ASKS_FOR_NODE, until });
     let start_docker = || {
         if let Some(certificates) = certificates {
             certificates.finish()?;
@@ -150,66 +135,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         }
         init.supervise(dockerd)
     };
-    match restore {
-        // Its first questions are answered when the API server is restored.
-        Some(restore) if restore.holds_clients => {
-            hide_manifests(control_plane::ALL);
-            let docker = start_docker()?;
-            match yielding {
-                Yielding::Later => {
-                    docker.wait_until_answers(YIELD_LIMIT);
-                }
-                Yielding::OnIdleCpus => kubelet.yields_to = Some(docker),
-                Yielding::Not => {}
-            }
-            init.supervise(kubelet)?;
-            match restore.finish() {
-                true => show_manifests_when_pods_run(init)?,
-                false => control_plane::show(Path::new(STATIC_POD_DIR))?,
-            }
-        }
-        // kubelet finds its API server when it first looks; otherwise it would wait before it looks again.
-        Some(restore) => {
-            start_docker()?;
-            if !restore.finish() {
-                hide_manifests(control_plane::CLIENTS);
-            }
-            init.supervise(kubelet)?;
-        }
-        // The API server takes longest, so it is started first.
-        None => {
-            hide_manifests(control_plane::CLIENTS);
-            init.supervise(kubelet)?;
-            start_docker()?;
-        }
-    }
-    if let Err(error) = iptables::redirect_api_service(&iptables, cluster.static_ip) {
-        log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
-    }
-    let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
-    extensions::start(init, api.clone(), cluster)?;
-    monitor::run(init, &api, cluster)
-}
-
-fn hide_manifests(names: &[&str]) {
-    if let Err(error) = control_plane::hide(Path::new(STATIC_POD_DIR), names) {
-        // For example because the user has mounted a manifest.
-        log::warn!(target: "boot", "the whole control plane starts at once: {error}");
-    }
-}
-
-/// The containers that stand for restored programs are started when the other pods run. kubelet must not miss their
-/// manifests when it first looks for pods that nobody wants any more, two seconds after it has begun to start pods.
-fn show_manifests_when_pods_run(init: &Arc<Init>) -> Result<()> {
-    let ours = init.clone();
-    let show = move || {
-        reaper::poll(POLL, STAND_INS_LIMIT, || ours.readiness.state().cluster_up().then_some(()));
-        if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
-            log::error!(target: "boot", "the control plane has no containers: {error}");
-        }
-    };
-    let started = std::thread::Builder::new().name("manifests".into()).spawn(show);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that shows the manifests: {cause}")))
+    cluster::bring_up(&ours, cluster, restore, &iptables, start_docker)
 }
 
 /// The steps before any daemon starts, shared by bake and run.

@@ -1,12 +1,13 @@
 //! Runs the user's scripts in a node that is up: their environment, and where their output goes.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::channel;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
@@ -15,6 +16,7 @@ use crate::config::{ADMIN_KUBECONFIG, NODE_NAME};
 use crate::error::{Error, Result};
 use crate::node::cluster_network::{self, ClusterNetwork};
 use crate::supervisor::reaper;
+use crate::threads;
 
 /// Lines of a failed script's output that its error includes.
 const TAIL_LINES: usize = 15;
@@ -51,23 +53,26 @@ pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration)
     let child = reaper::spawn(&mut command)?;
     // It holds our write ends of the pipe, so the pipe would never reach its end.
     drop(command);
-    let (sender, lines) = channel();
-    thread::spawn(move || {
+    let last = Arc::new(Mutex::new(VecDeque::new()));
+    let (keeps, ended) = channel::<()>();
+    let lines = last.clone();
+    threads::start("script", move || {
         // Keeps reading after the script has ended: otherwise SIGPIPE would kill what it left in the background.
         for line in lines_of(File::from(reader)) {
             log::info!(target: "script", "{line}");
-            let _ = sender.send(line);
+            let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.push_back(line);
+            if lines.len() > TAIL_LINES {
+                lines.pop_front();
+            }
         }
-    });
+        drop(keeps);
+    })?;
     let status = child.wait_timeout(limit);
     if status.is_none() {
         child.handle().kill_group();
     }
-    let end = Instant::now() + LAST_LINES;
-    let mut output = vec![];
-    while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        output.push(line);
-    }
+    let _ = ended.recv_timeout(LAST_LINES);
     let how = match status {
         Some(status) if status.success() => {
             log::info!(target: "script", "{name} done in {:.1} s", started.elapsed().as_secs_f64());
@@ -76,7 +81,7 @@ pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration)
         Some(status) => reaper::describe(status).to_string(),
         None => format!("did not finish within {} s and was killed", limit.as_secs()),
     };
-    let tail = reaper::tail(&output.join("\n"), TAIL_LINES);
+    let tail = Vec::from(last.lock().unwrap_or_else(PoisonError::into_inner).clone()).join("\n");
     let separator = if tail.is_empty() { " and wrote nothing" } else { ". The end of its output:\n" };
     Err(Error::new(format!("{name} {how}{separator}{tail}")))
 }
@@ -95,6 +100,8 @@ fn lines_of(file: File) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     /// Runs a script as the boot thread would, with a second thread that reaps, as the main thread does.
@@ -136,6 +143,19 @@ mod tests {
         let message = run_text("echo before\nsleep 1000 & sleep 1000\n", Duration::from_millis(300)).unwrap_err().to_string();
         assert!(message.contains("was killed") && message.ends_with("before"), "{message}");
         assert!(started.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_script_that_writes_much_is_not_kept_in_memory() {
+        let peak = || -> u64 {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        let before = peak();
+        let message = run_text("yes $(seq 100) | head -c 100000000; echo; echo last; exit 1", LONG).unwrap_err().to_string();
+        assert!(message.ends_with("98 99 100\nlast") || message.ends_with("\nlast"), "{message}");
+        assert!(peak() - before < 50_000, "{} kB more", peak() - before);
     }
 
     #[test]

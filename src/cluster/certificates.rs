@@ -19,9 +19,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::clock::Stopwatch;
 use crate::cluster::handshake::{self, Handshake};
 use crate::cluster::Cluster;
 use crate::config::{CREDENTIALS_DIR, PKI_DIR};
@@ -193,8 +192,8 @@ impl Signer {
     fn serve_all(&mut self, server: &Handshake) -> Result<bool> {
         let own: BTreeSet<String> = names::own()?.iter().filter_map(|name| certified_as(name)).take(MOST_OWN).collect();
         self.certificate.known().own = own;
-        let (mut waited, mut pause) = (Stopwatch::start(), FIRST_LOOK);
-        while !self.init.shutdown.stopping() && waited.elapsed() < LOOK_LIMIT {
+        let (began, mut pause) = (Instant::now(), FIRST_LOOK);
+        while !self.init.shutdown.stopping() && began.elapsed() < LOOK_LIMIT {
             match self.look(server) {
                 Ok(missing) => match next(&missing, &self.written) {
                     Next::Nothing => return Ok(true),

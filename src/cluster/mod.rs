@@ -3,7 +3,6 @@
 mod alive;
 pub mod api;
 pub mod certificates;
-pub mod control_plane;
 pub mod dns;
 pub mod etcd;
 pub mod events;

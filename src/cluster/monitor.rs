@@ -9,8 +9,8 @@ use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Pod};
 use crate::cluster::resync::Resync;
-use crate::cluster::{control_plane, dns, etcd, load_balancer, network_policies, node, pods, Cluster};
-use crate::config::{CREDENTIALS_DIR, STATIC_POD_DIR};
+use crate::cluster::{dns, etcd, load_balancer, network_policies, node, pods, Cluster};
+use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 use crate::supervisor::Init;
@@ -29,15 +29,9 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     }
     let alive = Alive::follow(&init.readiness, cluster)?;
     let resync = Resync::start(init, api.clone())?;
-    // A restored start shows its manifests itself.
-    let (mut served, mut hidden) = (false, init.readiness.state().restored.is_empty());
+    let mut served = false;
     while !init.shutdown.stopping() {
-        let answer = api.readiness();
-        if hidden && answer.is_some() {
-            control_plane::show(Path::new(STATIC_POD_DIR))?;
-            hidden = false;
-        }
-        if answer != Some(200) {
+        if !api.is_ready() {
             init.readiness.update(|state| state.api_server = false);
             init.shutdown.pause(POLL);
             continue;

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
 use crate::daemons::containerd_config::{self, Form};
@@ -65,8 +65,7 @@ pub fn spec(form: Form, pause_image: String, iptables: Iptables) -> Spec {
         }),
         before_reload: None,
         condition: |state| &mut state.containerd,
-        pause: None,
-        yields_to: None,
+        first_start: Mutex::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{json, Map, Value};
@@ -139,8 +139,7 @@ fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf
         answers: Box::new(move || ping(&socket)),
         before_reload: None,
         condition: |state| &mut state.docker,
-        pause: None,
-        yields_to: None,
+        first_start: Mutex::default(),
     }
 }
 

@@ -12,13 +12,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use crate::config::{BAKED_IMAGES, LOG_DIR};
 use crate::daemons::image_records::{self, Changes, Record};
 use crate::error::{Error, Result};
 use crate::supervisor::Init;
+use crate::threads;
 
 /// How long to wait before following events again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -59,8 +59,7 @@ pub fn keep(init: &Arc<Init>) -> Result<()> {
             init.shutdown.pause(RETRY);
         }
     };
-    let started = thread::Builder::new().name("images".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the images: {cause}")))
+    threads::start("images", body)
 }
 
 /// Deletes CRI's names.

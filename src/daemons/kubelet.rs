@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
@@ -15,11 +16,6 @@ use crate::supervisor::daemon::Spec;
 
 pub const KUBELET: &str = "kubelet";
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
-
-/// What kubelet logs when it has begun to ask the API server for its node. A moment later it looks whether it knows the
-/// node, and if not, it looks again a second later; before that it asks for no pods (`NewSourceApiserver` in
-/// pkg/kubelet/config/apiserver.go).
-pub const ASKS_FOR_NODE: &str = "Attempting to sync node with API server";
 
 /// `more` are the user's flags: the last of several wins, and flags win over kubelet's file.
 pub fn spec(node_ip: Ipv4Addr, view: KubeletView, iptables: Iptables, more: Vec<String>) -> Spec {
@@ -47,8 +43,7 @@ pub fn spec(node_ip: Ipv4Addr, view: KubeletView, iptables: Iptables, more: Vec<
         answers: Box::new(is_healthy),
         before_reload: None,
         condition: |state| &mut state.kubelet,
-        pause: None,
-        yields_to: None,
+        first_start: Mutex::default(),
     }
 }
 

@@ -4,12 +4,12 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::thread;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::config::HOSTPATH_DIR;
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// The mode of /tmp without the sticky bit, since pods of different users share the files of a volume.
 const MODE: u32 = 0o777;
@@ -30,8 +30,7 @@ pub fn watch() -> Result<()> {
             }
         }
     };
-    let started = thread::Builder::new().name("volumes".into()).spawn(watch);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that makes volumes writable: {cause}")))
+    threads::start("volumes", watch)
 }
 
 fn make_writable(path: &Path) {

@@ -21,7 +21,6 @@ pub mod registry;
 
 pub mod scratch;
 pub mod store;
-pub mod yielding;
 
 use std::fs;
 

@@ -1,9 +1,12 @@
 //! Whether the node is ready: one state behind one lock (`state`), which only `Readiness::update` changes. After
 //! each change it is written to the files under `/var/kind` (`files`), which `server` serves.
+//!
+//! The node lives as long as the container, a cluster on it may be shorter-lived. So each cluster has a `Readiness` of its
+//! own (`begin_cluster`): when its time is over, whoever still speaks for it changes nothing, and waits for nothing.
 
-pub mod client_limits;
+mod answer;
 pub mod files;
-mod hold;
+mod long_poll;
 pub mod server;
 mod state;
 mod target;
@@ -13,20 +16,27 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use crate::clock::{Stopwatch, TICK};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::logger::since_start;
 use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
-pub use crate::readiness::state::{Extensions, Failure, Pods, State};
-use crate::sys;
+pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Pods, State};
+use crate::{sys, threads};
+
+/// How often files that could not be written are tried again, and the cluster's time limit is looked at.
+const TICK: Duration = Duration::from_secs(1);
 
 pub struct Readiness {
+    shared: Arc<Shared>,
+    /// The number of the cluster that it speaks for. `None` for the node itself.
+    cluster: Option<u32>,
+}
+
+struct Shared {
     directory: Directory,
     known: Mutex<Known>,
     changed: Condvar,
@@ -36,20 +46,33 @@ pub struct Readiness {
 #[derive(Default)]
 struct Known {
     state: State,
-    /// The contents of `timeline`: one line per milestone.
-    timeline: String,
-    /// Files that do not depend on the state, such as the credentials and wait-for-kind.sh.
-    published: BTreeMap<&'static str, Vec<u8>>,
+    /// The number of the cluster that counts.
+    cluster: u32,
+    /// The lines of `timeline`.
+    milestones: Vec<Milestone>,
+    /// Files that do not depend on the state, such as wait-for-kind.sh, and the credentials, which are the cluster's.
+    published: BTreeMap<&'static str, Published>,
     /// The files as last written.
     written: BTreeMap<&'static str, Vec<u8>>,
     /// The files that could not be written or removed, and the last error of each.
     unwritten: BTreeMap<&'static str, String>,
-    /// Whether `kubernetes-ready` was written in this start.
+    /// Whether this cluster's `kubernetes-ready` was written.
     was_ready: bool,
-    /// Runs while the cluster's time limit does (`State::is_limited`).
-    waited: Option<Stopwatch>,
+    /// Since when the cluster's time limit runs (`State::is_limited`).
+    limited_since: Option<Instant>,
     /// What clients wait at, where there are any.
     next_change: Option<NextChange>,
+}
+
+struct Milestone {
+    name: String,
+    seconds: f64,
+    of_cluster: bool,
+}
+
+struct Published {
+    contents: Vec<u8>,
+    of_cluster: bool,
 }
 
 /// A pipe whose writing end is closed when files come or go: whoever polls its reading end wakes.
@@ -60,47 +83,76 @@ struct NextChange {
 
 impl Readiness {
     pub fn new(directory: PathBuf) -> Readiness {
-        Readiness { directory: Directory::new(directory), known: Mutex::default(), changed: Condvar::new() }
+        let shared = Shared { directory: Directory::new(directory), known: Mutex::default(), changed: Condvar::new() };
+        Readiness { shared: Arc::new(shared), cluster: None }
+    }
+
+    /// Begins a cluster: nothing of an earlier one counts any more. Returns what speaks for it.
+    pub fn begin_cluster(&self) -> Readiness {
+        let mut known = self.known();
+        known.cluster += 1;
+        known.milestones.retain(|milestone| !milestone.of_cluster);
+        known.published.retain(|_, published| !published.of_cluster);
+        (known.was_ready, known.limited_since) = (false, None);
+        let State { has_cluster, containerd, docker, ending, failure, .. } = known.state.clone();
+        self.change(&mut known, |state| *state = State { has_cluster, containerd, docker, ending, failure, ..State::default() });
+        known.write_files(&self.shared.directory);
+        self.shared.changed.notify_all();
+        Readiness { shared: self.shared.clone(), cluster: Some(known.cluster) }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the container stops, or another cluster has begun.
+    pub fn is_over(&self) -> bool {
+        self.is_over_in(&self.known())
+    }
+
+    fn is_over_in(&self, known: &Known) -> bool {
+        known.state.ending || self.cluster.is_some_and(|own| own != known.cluster)
+    }
+
+    /// Sleeps for `time`, or until it is over.
+    pub fn pause(&self, time: Duration) {
+        drop(self.shared.changed.wait_timeout_while(self.known(), time, |known| !self.is_over_in(known)));
     }
 
     /// Removes the files of an earlier start of this container.
     pub fn clear(&self) -> Result<()> {
         self.known().written.clear();
-        self.directory.clear()
+        self.shared.directory.clear()
     }
 
     /// Changes the state, and updates the files accordingly.
     pub fn update(&self, change: impl FnOnce(&mut State)) {
         let mut known = self.known();
-        if known.state.ending {
-            return;
+        if !self.is_over_in(&known) {
+            self.change(&mut known, change);
         }
+    }
+
+    fn change(&self, known: &mut Known, change: impl FnOnce(&mut State)) {
         let before = known.state.clone();
         change(&mut known.state);
         known.state.make_consistent(&before);
         if known.state != before {
-            match (before.is_limited(), known.state.is_limited()) {
-                (false, true) => known.waited = Some(Stopwatch::start()),
-                (_, false) => known.waited = None,
-                (true, true) => {}
-            }
+            let since = known.limited_since.unwrap_or_else(Instant::now);
+            known.limited_since = known.state.is_limited().then_some(since);
             known.record_change(&before);
-            known.write_files(&self.directory);
-            self.changed.notify_all();
+            known.write_files(&self.shared.directory);
+            self.shared.changed.notify_all();
         }
     }
 
     /// Fails the boot. Clients see the first failure only, since later ones usually follow from it; those are logged.
     pub fn fail(&self, failure: Failure) {
         let known = self.known();
-        let (ending, is_further) = (known.state.ending, known.state.failure.is_some());
+        let (is_over, is_further) = (self.is_over_in(&known), known.state.failure.is_some());
         drop(known);
         log::error!(target: "boot", "{}: {}", if is_further { "further failure" } else { "failed" }, failure.why);
-        if ending || is_further {
+        if is_over || is_further {
             return;
         }
         self.update(|state| state.failure = Some(failure));
@@ -109,26 +161,30 @@ impl Readiness {
     /// Adds a file that does not depend on the state, or replaces it.
     pub fn publish(&self, name: &'static str, contents: &[u8]) {
         let mut known = self.known();
-        known.published.insert(name, contents.to_vec());
-        known.write_files(&self.directory);
-        self.changed.notify_all();
+        if !self.is_over_in(&known) {
+            known.published.insert(name, Published { contents: contents.to_vec(), of_cluster: self.cluster.is_some() });
+            known.write_files(&self.shared.directory);
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Adds a milestone to the timeline. Only the first time counts.
     pub fn milestone(&self, name: &str) {
         let mut known = self.known();
-        if known.record_milestone(name) {
-            known.write_files(&self.directory);
+        if !self.is_over_in(&known) && known.record_milestone(name, self.cluster.is_some()) {
+            known.write_files(&self.shared.directory);
         }
     }
 
     /// Whether a milestone was reached in this start, even if it is no longer true.
     pub fn has_reached(&self, milestone: &str) -> bool {
-        reached(&self.known().timeline, milestone)
+        self.known().has_reached(milestone)
     }
 
+    /// The state; `ending` if it is over.
     pub fn state(&self) -> State {
-        self.known().state.clone()
+        let known = self.known();
+        State { ending: self.is_over_in(&known), ..known.state.clone() }
     }
 
     /// What poll(2) says has hung up when files have come or gone since this call.
@@ -141,21 +197,21 @@ impl Readiness {
         known.next_change.as_ref().map(|change| change.reader.clone()).ok_or_else(|| io::ErrorKind::Other.into())
     }
 
-    /// Sleeps until the state is as `wanted`, without a time limit. Returns false if the container stops.
+    /// Sleeps until the state is as `wanted`, without a time limit. Returns false if it is over.
     pub fn wait_until(&self, wanted: impl Fn(&State) -> bool) -> bool {
-        let wait = self.changed.wait_while(self.known(), |known| !known.state.ending && !wanted(&known.state));
-        !wait.unwrap_or_else(PoisonError::into_inner).state.ending
+        let wait = self.shared.changed.wait_while(self.known(), |known| !self.is_over_in(known) && !wanted(&known.state));
+        !self.is_over_in(&wait.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Marks the container as stopping: from here on nothing is ready. Returns the status to exit with.
     pub fn end(&self) -> u8 {
-        self.update(|state| state.ending = true);
-        self.known().state.failure.as_ref().map_or(0, |failure| failure.status)
+        let mut known = self.known();
+        self.change(&mut known, |state| state.ending = true);
+        known.state.failure.as_ref().map_or(0, |failure| failure.status)
     }
 
     /// Starts a thread that retries files that could not be written, and fails the boot with what `late` returns
-    /// when the cluster has not been up for `limit`, pauses of the container not counted. It sleeps while there
-    /// is nothing to do.
+    /// when the cluster has not been up for `limit`. It sleeps while there is nothing to do.
     pub fn watch(self: &Arc<Self>, limit: Duration, late: impl Fn(&State) -> Failure + Send + 'static) -> Result<()> {
         let readiness = self.clone();
         let body = move || {
@@ -170,23 +226,23 @@ impl Readiness {
                 }
             }
         };
-        let started = thread::Builder::new().name("readiness".into()).spawn(body);
-        started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that follows the state: {cause}")))
+        threads::start("readiness", body)
     }
 
     /// Sleeps until there is something to do and then for a tick. Returns whether the cluster is late, or `None`
     /// if the container stops.
     fn tick(&self, limit: Duration) -> Option<bool> {
-        let known = self.changed.wait_while(self.known(), |known| known.is_idle()).unwrap_or_else(PoisonError::into_inner);
-        let tick = self.changed.wait_timeout_while(known, TICK, |known| !known.state.ending && !known.is_idle());
+        let changed = &self.shared.changed;
+        let known = changed.wait_while(self.known(), |known| known.is_idle()).unwrap_or_else(PoisonError::into_inner);
+        let tick = changed.wait_timeout_while(known, TICK, |known| !known.state.ending && !known.is_idle());
         let (mut known, _) = tick.unwrap_or_else(PoisonError::into_inner);
         if known.state.ending {
             return None;
         }
         if !known.unwritten.is_empty() {
-            known.write_files(&self.directory);
+            known.write_files(&self.shared.directory);
         }
-        Some(known.waited.as_mut().is_some_and(|waited| waited.elapsed() >= limit))
+        Some(known.limited_since.is_some_and(|since| since.elapsed() >= limit))
     }
 }
 
@@ -199,14 +255,16 @@ impl Known {
     /// The files that must exist, and their contents.
     fn wanted(&self) -> BTreeMap<&'static str, Vec<u8>> {
         let state = &self.state;
-        let mut files = self.published.clone();
+        let published = self.published.iter().map(|(name, published)| (*name, published.contents.clone()));
+        let mut files: BTreeMap<_, _> = published.collect();
         let mut put = |name, text: Option<String>| files.extend(text.map(|text| (name, text.into_bytes())));
         put(DOCKER_READY, state.docker_ready().then(|| "ready\n".into()));
         put(KUBERNETES_READY, state.kubernetes_ready().then(|| "ready\n".into()));
         put(FAILED, state.failure.as_ref().map(|failure| format!("{}\n", failure.why)));
         let waiting = state.waiting();
         put(WAITING, (!waiting.is_empty()).then(|| waiting.join("\n") + "\n"));
-        put(TIMELINE, (!self.timeline.is_empty()).then(|| self.timeline.clone()));
+        let lines = self.milestones.iter().map(|milestone| format!("{:.3} {}\n", milestone.seconds, milestone.name));
+        put(TIMELINE, Some(lines.collect()).filter(|text: &String| !text.is_empty()));
         files
     }
 
@@ -273,10 +331,10 @@ impl Known {
             log::debug!(target: "readiness", "waiting for {:?}", now.waiting());
         }
         if now.docker_ready() {
-            self.record_milestone(DOCKER_READY);
+            self.record_milestone(DOCKER_READY, false);
         }
         if now.kubernetes_ready() {
-            self.record_milestone(KUBERNETES_READY);
+            self.record_milestone(KUBERNETES_READY, true);
         }
     }
 
@@ -293,23 +351,23 @@ impl Known {
     }
 
     /// Returns whether this is the first time.
-    fn record_milestone(&mut self, name: &str) -> bool {
-        let is_first = !reached(&self.timeline, name);
+    fn record_milestone(&mut self, name: &str, of_cluster: bool) -> bool {
+        let is_first = !self.has_reached(name);
         if is_first {
-            self.timeline.push_str(&format!("{:.3} {name}\n", since_start().as_secs_f64()));
+            self.milestones.push(Milestone { name: name.into(), seconds: since_start().as_secs_f64(), of_cluster });
         }
         is_first
     }
 
+    fn has_reached(&self, name: &str) -> bool {
+        self.milestones.iter().any(|milestone| milestone.name == name)
+    }
+
     /// The milestones in one line: `store 0.041 s, containerd 0.105 s`.
     fn stages(&self) -> String {
-        let stages = self.timeline.lines().filter_map(|line| line.split_once(' ')).filter(|(_, name)| !name.ends_with("-ready"));
-        stages.map(|(seconds, name)| format!("{name} {seconds} s")).collect::<Vec<_>>().join(", ")
+        let stages = self.milestones.iter().filter(|milestone| !milestone.name.ends_with("-ready"));
+        stages.map(|milestone| format!("{} {:.3} s", milestone.name, milestone.seconds)).collect::<Vec<_>>().join(", ")
     }
-}
-
-fn reached(timeline: &str, name: &str) -> bool {
-    timeline.lines().any(|line| line.split_once(' ').is_some_and(|(_, have)| have == name))
 }
 
 #[cfg(test)]
@@ -317,8 +375,9 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::mpsc::channel;
+    use std::thread;
 
-    use super::files::FILES;
+    use super::files::{CONFIG, FILES};
     use super::state::tests::ready;
     use super::*;
 
@@ -330,12 +389,12 @@ mod tests {
     }
 
     fn files(readiness: &Readiness) -> Vec<&'static str> {
-        FILES.into_iter().filter(|name| *name != TIMELINE && readiness.directory.path().join(name).exists()).collect()
+        FILES.into_iter().filter(|name| *name != TIMELINE && readiness.shared.directory.path().join(name).exists()).collect()
     }
 
     fn remove(readiness: &Readiness) {
         readiness.end();
-        fs::remove_dir_all(readiness.directory.path()).unwrap();
+        fs::remove_dir_all(readiness.shared.directory.path()).unwrap();
     }
 
     #[test]
@@ -361,7 +420,7 @@ mod tests {
         readiness.fail(Failure::new("late", 3));
         readiness.fail(Failure::new("consequence", 4));
         assert_eq!(files(&readiness), [FAILED, WAITING]);
-        assert_eq!(fs::read_to_string(readiness.directory.path().join(FAILED)).unwrap(), "late\n");
+        assert_eq!(fs::read_to_string(readiness.shared.directory.path().join(FAILED)).unwrap(), "late\n");
         // dockerd is the last to come back.
         readiness.update(|state| state.docker = true);
         assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
@@ -369,6 +428,35 @@ mod tests {
         readiness.fail(Failure::new("late again", 5));
         assert_eq!(readiness.end(), 5);
         remove(&readiness);
+    }
+
+    #[test]
+    fn an_earlier_cluster_changes_nothing_and_waits_for_nothing() {
+        let node = readiness("cluster");
+        let first = node.begin_cluster();
+        first.update(|state| *state = ready());
+        first.publish(CONFIG, b"first");
+        ["containerd", "docker-ready"].iter().for_each(|name| node.milestone(name));
+        first.milestone("pods");
+        assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY, CONFIG]);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| first.wait_until(|state| !state.docker));
+            let pausing = scope.spawn(|| first.pause(Duration::from_secs(3600)));
+            let second = node.begin_cluster();
+            assert!(!waiting.join().unwrap());
+            pausing.join().unwrap();
+            assert_eq!(files(&node), [DOCKER_READY, WAITING], "Docker goes on");
+            first.update(|state| *state = ready());
+            first.publish(CONFIG, b"first");
+            first.milestone("pods");
+            first.fail(Failure::new("late", 1));
+            assert_eq!(files(&node), [DOCKER_READY, WAITING]);
+            assert!(first.is_over() && first.state().ending && !second.is_over() && !second.state().ending);
+            assert!(!node.has_reached("pods") && !node.has_reached(KUBERNETES_READY) && node.has_reached("containerd"));
+            second.update(|state| *state = ready());
+            assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY]);
+        });
+        remove(&node);
     }
 
     #[test]
@@ -388,7 +476,7 @@ mod tests {
     #[test]
     fn a_file_that_could_not_be_written_is_written_later() {
         let readiness = readiness("unwritten");
-        let path = readiness.directory.path().to_path_buf();
+        let path = readiness.shared.directory.path().to_path_buf();
         let aside = path.with_extension("aside");
         readiness.watch(Duration::from_secs(3600), |_| Failure::new("late", 1)).unwrap();
         // Writing fails as on a full disk; unlike permissions, this stops root too.

@@ -28,6 +28,7 @@ pub struct State {
     pub etcd: bool,
     pub api_server: bool,
     pub pods: Pods,
+    pub control_plane: ControlPlane,
     /// The static pods, as `namespace/name`, whose programs run restored and whose containers are not there yet.
     pub restored: BTreeSet<String>,
     /// Whether the API server calls the node Ready, without which no new pod is scheduled.
@@ -42,6 +43,29 @@ pub struct State {
     /// How often the pods have stopped being ready. An answer of the DNS counts only if this number has not
     /// changed since the query.
     pub outages: u32,
+}
+
+/// How the control plane comes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum ControlPlane {
+    /// Not decided yet.
+    #[default]
+    Undecided,
+    /// It is being restored.
+    Restoring {
+        /// Whether whoever connects to the API server meanwhile is answered when it is restored.
+        port_is_held: bool,
+    },
+    Restored,
+    /// kubelet starts it.
+    Cold,
+}
+
+impl ControlPlane {
+    /// Whether it may still be restored.
+    pub fn is_coming(self) -> bool {
+        matches!(self, ControlPlane::Undecided | ControlPlane::Restoring { .. })
+    }
 }
 
 /// The baked pods.
@@ -126,6 +150,13 @@ impl State {
         waiting
     }
 
+    /// A restored program has ended: its pod counted as Ready because it ran.
+    pub fn program_ended(&mut self, pod: &str) {
+        if self.restored.remove(pod) && self.pods == Pods::Ready {
+            self.pods = Pods::Waiting(vec![format!("{pod}: its program has ended")]);
+        }
+    }
+
     /// Whether the cluster's time limit runs: it is not up and has not failed. The user's manifests and scripts
     /// have a limit of their own.
     pub fn is_limited(&self) -> bool {
@@ -166,6 +197,7 @@ pub mod tests {
             etcd: true,
             api_server: true,
             pods: Pods::Ready,
+            control_plane: ControlPlane::Cold,
             restored: BTreeSet::new(),
             node: true,
             dns: true,
@@ -237,6 +269,22 @@ pub mod tests {
         state.pods = Pods::Ready;
         state.make_consistent(&ready());
         assert!(!state.kubernetes_ready());
+    }
+
+    #[test]
+    fn a_pod_that_counts_because_its_program_runs_is_ready_no_longer_than_that() {
+        let restored = || BTreeSet::from(["a".to_string()]);
+        let unready = Pods::Waiting(vec!["b: not Ready".into()]);
+        for (pod, before, after) in [
+            ("a", Pods::Ready, Pods::Waiting(vec!["a: its program has ended".into()])),
+            ("a", unready.clone(), unready),
+            // Its container has been seen: it is as every other pod.
+            ("b", Pods::Ready, Pods::Ready),
+        ] {
+            let mut state = State { restored: restored(), pods: before, ..ready() };
+            state.program_ended(pod);
+            assert_eq!((state.pods, state.restored.contains("a")), (after, pod != "a"), "{pod}");
+        }
     }
 
     #[test]

@@ -33,24 +33,6 @@ pub struct SavedDirectory {
     mode: u32,
 }
 
-/// Every directory below one.
-pub fn directories_below(directory: &Path) -> Result<Vec<SavedDirectory>> {
-    let mut found = vec![];
-    collect_directories(directory, &mut found).map_err(|cause| Error::io("list", directory, cause))?;
-    Ok(found)
-}
-
-fn collect_directories(directory: &Path, found: &mut Vec<SavedDirectory>) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(SavedDirectory { path: entry.path(), mode: entry.metadata()?.mode() & 0o7777 });
-            collect_directories(&entry.path(), found)?;
-        }
-    }
-    Ok(())
-}
-
 impl SavedDirectory {
     pub fn put(&self) -> Result<()> {
         let put = || {
@@ -102,21 +84,30 @@ impl SavedFile {
     }
 }
 
-/// Every regular file below a directory.
-pub fn below(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![];
-    collect(directory, &mut files).map_err(|cause| Error::io("list", directory, cause))?;
-    files.sort();
-    Ok(files)
+/// Everything below a directory, each directory before what is in it.
+#[derive(Default)]
+pub struct Below {
+    pub directories: Vec<SavedDirectory>,
+    /// Regular files.
+    pub files: Vec<PathBuf>,
 }
 
-fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+pub fn below(directory: &Path) -> Result<Below> {
+    let mut below = Below::default();
+    collect(directory, &mut below).map_err(|cause| Error::io("list", directory, cause))?;
+    below.files.sort();
+    Ok(below)
+}
+
+fn collect(directory: &Path, below: &mut Below) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
+        let (entry, path) = entry.map(|entry| (entry.metadata(), entry.path()))?;
         let entry = entry?;
-        match entry.file_type()? {
-            kind if kind.is_dir() => collect(&entry.path(), files)?,
-            kind if kind.is_file() => files.push(entry.path()),
-            _ => {}
+        if entry.is_dir() {
+            below.directories.push(SavedDirectory { path: path.clone(), mode: entry.mode() & 0o7777 });
+            collect(&path, below)?;
+        } else if entry.is_file() {
+            below.files.push(path);
         }
     }
     Ok(())

@@ -162,10 +162,10 @@ fn sockets_in(table: &str) -> Vec<Socket> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn machine() -> Machine {
+    pub fn machine() -> Machine {
         Machine {
             architecture: "x86_64".into(),
             kernel: "6.18.0".into(),

@@ -4,24 +4,43 @@
 //!
 //! They remain kubeadm's static pods: the container that kubelet starts for each of them runs `stand_in`, which stands
 //! for the restored program as long as that lives, and otherwise becomes the program itself. So everything that may
-//! happen to a pod leads to what happens in a plain cluster, and every start can be made the plain way too.
+//! happen to a pod leads to what happens in any other cluster, and every start can be a cold start too.
 //!
-//! `saved` describes what the bake has saved, `machine` decides whether this machine can restore it, `criu` runs CRIU,
-//! `start` restores beside the rest of the boot, `held_port` keeps clients waiting meanwhile, `owner` looks after the restored programs, and `parent` is the process
-//! above them.
+//! Where a restored start is decided, and its parts:
+//!
+//! | file | what |
+//! |---|---|
+//! | `order` | brings up Docker, the control plane and kubelet, in the order that suits a restore or a cold start |
+//! | `start` | decides whether this start restores, restores beside the rest of the boot, and falls back to a cold start |
+//! | `saved`, `files` | what the bake has saved |
+//! | `machine` | whether this machine can restore it |
+//! | `criu` | CRIU's command lines |
+//! | `held_port` | keeps clients of the API server waiting meanwhile |
+//! | `kubelet_log` | has kubelet wait meanwhile, at a line of its log |
+//! | `priority` | leaves the CPU to Docker |
+//! | `manifests` | when kubelet starts the control plane's containers |
+//! | `owner`, `tree` | look after the restored programs |
+//! | `parent` | the process above them |
+//! | `stand_in` | the command of their containers |
 
 pub mod criu;
 mod files;
 mod held_port;
+pub mod kubelet_log;
 pub mod machine;
+mod manifests;
+mod order;
 mod owner;
 pub mod parent;
+mod priority;
 pub mod saved;
 pub mod stand_in;
 pub mod start;
 pub mod tree;
 
-/// The programs, in the order in which they start. Each is also the name of its static pod.
 pub const ETCD: &str = "etcd";
 pub const API_SERVER: &str = "kube-apiserver";
-pub const PROGRAMS: [&str; 4] = [ETCD, API_SERVER, "kube-controller-manager", "kube-scheduler"];
+/// The programs that need the API server.
+pub const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+/// The programs of the control plane, in the order in which they start. Each is also the name of its static pod.
+pub const PROGRAMS: [&str; 4] = [ETCD, API_SERVER, CONTROLLERS[0], CONTROLLERS[1]];

@@ -9,7 +9,7 @@
 //! | a stand-in is told to stop | the signal goes to the program; while the container stops, etcd's waits for the others |
 //! | a stand-in is killed | the program is killed, so that it holds no port |
 //!
-//! Whoever cannot reach this socket becomes the program, so without an owner everything is as in a plain start.
+//! Whoever cannot reach this socket becomes the program, so without an owner everything is as in a cold start.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,15 +21,16 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{NODE_NAME, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
-use crate::readiness::Pods;
 use crate::restore::saved::{Program, Saved};
 use crate::restore::tree::Process;
 use crate::restore::ETCD;
 use crate::supervisor::Init;
+use crate::threads;
 
 const SOCKET: &str = "socket";
 /// A stand-in says at once what it wants.
@@ -69,9 +70,20 @@ fn pod_of(name: &str) -> String {
     format!("kube-system/{name}-{NODE_NAME}")
 }
 
-/// A line to send.
-pub fn line(message: &impl Serialize) -> String {
+/// Sends a message. If the other side has gone, whoever reads from it notices.
+pub fn send(to: &BufReader<UnixStream>, message: &impl Serialize) {
+    let _ = to.get_ref().write_all(line(message).as_bytes());
+}
+
+fn line(message: &impl Serialize) -> String {
     serde_json::to_string(message).expect("strings and numbers can always be written as JSON") + "\n"
+}
+
+/// The next message. `None` if the other side has gone, or says something else.
+pub fn receive<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> Option<T> {
+    let mut text = String::new();
+    from.read_line(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
 }
 
 struct Owned {
@@ -102,8 +114,7 @@ pub fn start(init: &Arc<Init>, stand_ins: &UnixListener, saved: &Saved, processe
     let owned = saved.programs.iter().zip(processes).map(own).collect();
     let mut owner = Owner { init: init.clone(), owned, etcd_ends: None };
     init.readiness.update(|state| state.restored = saved.programs.iter().map(|program| pod_of(&program.name)).collect());
-    let started = thread::Builder::new().name("restored".into()).spawn(move || owner.run(&listener));
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of the restored programs: {cause}")))
+    threads::start("restored", move || owner.run(&listener))
 }
 
 /// What the thread wakes up for.
@@ -119,11 +130,11 @@ impl Owner {
     fn run(&mut self, listener: &UnixListener) {
         while self.owned.iter().any(|owned| owned.runs) {
             match self.wait(listener.as_fd()) {
-                Event::Asked => {
-                    if let Ok((stream, _)) = listener.accept() {
-                        self.answer(stream);
-                    }
-                }
+                Event::Asked => match listener.accept() {
+                    Ok((stream, _)) => self.answer(stream),
+                    // Such as EMFILE: whoever asks stays where it is, and wakes us again at once.
+                    Err(_) => thread::sleep(POLL),
+                },
                 Event::Ended(index) => self.ended(index),
                 Event::Said(index) => self.said(index),
                 Event::EtcdMayEnd => self.end_etcd(),
@@ -163,40 +174,50 @@ impl Owner {
         let _ = stream.set_read_timeout(Some(REQUEST_LIMIT));
         let _ = stream.set_write_timeout(Some(REQUEST_LIMIT));
         let mut reader = BufReader::new(stream);
-        let Some(Request::Claim { name, argv }) = read_request(&mut reader) else { return };
+        let Some(Request::Claim { name, argv }) = receive(&mut reader) else { return };
         let Some(index) = self.owned.iter().position(|owned| owned.program.name == name) else {
-            return say(&reader, &Answer::Plain);
+            return send(&reader, &Answer::Plain);
         };
         let owned = &mut self.owned[index];
         if owned.runs && owned.stand_in.is_none() && owned.program.argv == argv {
-            say(&reader, &Answer::Restored { log_from: owned.program.logged });
+            send(&reader, &Answer::Restored { log_from: owned.program.logged });
             owned.stand_in = Some(reader);
             return;
         }
         if owned.runs {
-            log::info!(target: "restore", "{name} has other arguments now: it is started the plain way");
+            log::info!(target: "restore", "{name} has other arguments now, or a second container: its container runs the program itself");
             owned.end();
             self.ended(index);
         }
-        say(&reader, &Answer::Plain);
+        send(&reader, &Answer::Plain);
     }
 
     fn said(&mut self, index: usize) {
-        let stopping = self.init.shutdown.stopping();
+        let etcd_ends = Instant::now() + if self.others_run() { ETCD_WAITS } else { Duration::ZERO };
         let owned = &mut self.owned[index];
-        let Some(stand_in) = &mut owned.stand_in else { return };
-        match read_request(stand_in) {
-            Some(Request::Signal(_)) if stopping && owned.program.name == ETCD && self.etcd_ends.is_none() => {
-                self.etcd_ends = Some(Instant::now() + ETCD_WAITS);
+        while let Some(stand_in) = &mut owned.stand_in {
+            match receive(stand_in) {
+                Some(Request::Signal(_)) if owned.program.name == ETCD && self.init.shutdown.stopping() => {
+                    self.etcd_ends.get_or_insert(etcd_ends);
+                }
+                Some(Request::Signal(signal)) => owned.process.signal(signal),
+                Some(Request::Claim { .. }) => {}
+                // It was killed.
+                None => {
+                    owned.stand_in = None;
+                    return owned.process.signal(Signal::SIGKILL as i32);
+                }
             }
-            Some(Request::Signal(signal)) => owned.process.signal(signal),
-            Some(Request::Claim { .. }) => {}
-            // It was killed.
-            None => {
-                owned.stand_in = None;
-                owned.process.signal(Signal::SIGKILL as i32);
+            // What was read already wakes nobody again.
+            if stand_in.buffer().is_empty() {
+                return;
             }
         }
+    }
+
+    /// Whether programs run that write to etcd.
+    fn others_run(&self) -> bool {
+        self.owned.iter().any(|owned| owned.runs && owned.program.name != ETCD)
     }
 
     /// The stop: etcd gets its signal when the others have ended, or have had their time.
@@ -212,20 +233,14 @@ impl Owner {
         owned.runs = false;
         let status = owned.process.status();
         if let Some(stand_in) = owned.stand_in.take() {
-            say(&stand_in, &Answer::Ended { status });
+            send(&stand_in, &Answer::Ended { status });
         }
         let pod = pod_of(&owned.program.name);
-        self.init.readiness.update(|state| {
-            // It counted as Ready because it ran.
-            if state.restored.remove(&pod) && state.pods == Pods::Ready {
-                state.pods = Pods::Waiting(vec![format!("{pod}: its program has ended")]);
-            }
-        });
+        self.init.readiness.update(|state| state.program_ended(&pod));
         if !self.init.shutdown.stopping() {
-            log::warn!(target: "restore", "{} has ended with status {status}; it is started the plain way from now on", owned.program.name);
+            log::warn!(target: "restore", "{} has ended with status {status}; its container runs the program itself from now on", owned.program.name);
         }
-        let others = self.owned.iter().any(|owned| owned.runs && owned.program.name != ETCD);
-        if !others && self.etcd_ends.is_some() {
+        if self.etcd_ends.is_some() && !self.others_run() {
             self.end_etcd();
         }
     }
@@ -247,13 +262,171 @@ impl Owned {
     }
 }
 
-fn read_request(reader: &mut BufReader<UnixStream>) -> Option<Request> {
-    let mut text = String::new();
-    reader.read_line(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
-}
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
 
-/// A stand-in that has gone is found by the next wait.
-fn say(reader: &BufReader<UnixStream>, answer: &Answer) {
-    let _ = reader.get_ref().write_all(line(answer).as_bytes());
+    use super::*;
+    use crate::config::Config;
+    use crate::restore::{API_SERVER, CONTROLLERS};
+    use crate::supervisor::reaper::{self, Child};
+    use crate::sys;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// A thread that owns programs, each of which is a `sleep`. No parent reports how one ends, so it counts as killed.
+    struct Test {
+        init: Arc<Init>,
+        socket: PathBuf,
+        programs: Vec<Child>,
+    }
+
+    impl Test {
+        fn start(test: &str, names: &[&str]) -> Test {
+            let root = std::env::temp_dir().join(format!("kind-owner-{}-{test}", std::process::id()));
+            fs::create_dir_all(&root).unwrap();
+            let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
+            let init = Arc::new(Init::new(Config::from_env(get).unwrap()));
+            init.readiness.clear().unwrap();
+            let socket = root.join("socket");
+            let listener = UnixListener::bind(&socket).unwrap();
+            let programs: Vec<Child> = names.iter().map(|_| reaper::spawn(Command::new("sleep").arg("60")).unwrap()).collect();
+            let own = |(name, child): (&&str, &Child)| {
+                let program = Program { name: name.to_string(), pid: 0, argv: vec![name.to_string()], logged: 7 };
+                let process = Process::of_test(sys::open_process(child.handle().pid()).unwrap());
+                Owned { program, process, runs: true, stand_in: None }
+            };
+            let owned = names.iter().zip(&programs).map(own).collect();
+            let mut owner = Owner { init: init.clone(), owned, etcd_ends: None };
+            thread::spawn(move || owner.run(&listener));
+            Test { init, socket, programs }
+        }
+
+        /// A new stand-in, and what it is answered when it claims a program.
+        fn claim(&self, name: &str, argument: &str) -> (BufReader<UnixStream>, Answer) {
+            let stream = UnixStream::connect(&self.socket).unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            let mut stand_in = BufReader::new(stream);
+            send(&stand_in, &Request::Claim { name: name.into(), argv: vec![argument.into()] });
+            let answer = receive(&mut stand_in).unwrap();
+            (stand_in, answer)
+        }
+
+        fn runs(&self, index: usize) -> bool {
+            reaper::drain_ours();
+            self.programs[index].wait_timeout(Duration::ZERO).is_none()
+        }
+
+        fn wait_for_end(&self, index: usize) {
+            assert!(reaper::poll(POLL, LIMIT, || (!self.runs(index)).then_some(())).is_some(), "program {index} does not end");
+        }
+    }
+
+    impl Drop for Test {
+        fn drop(&mut self) {
+            self.programs.iter().for_each(|program| program.handle().kill_group());
+            reaper::drain_ours();
+            let _ = fs::remove_dir_all(self.init.config.path("/"));
+        }
+    }
+
+    fn send_at_once(stand_in: &BufReader<UnixStream>, requests: &[Request]) {
+        stand_in.get_ref().write_all(requests.iter().map(line).collect::<String>().as_bytes()).unwrap();
+    }
+
+    const STANDS: Answer = Answer::Restored { log_from: 7 };
+    const ENDED: Answer = Answer::Ended { status: 137 };
+    const TERM: Request = Request::Signal(Signal::SIGTERM as i32);
+
+    #[test]
+    fn a_stand_in_stands_for_a_program_once_and_with_its_arguments_alone() {
+        for (test, claims, answers, runs) in [
+            ("once", &[(API_SERVER, API_SERVER)][..], &[STANDS][..], true),
+            // Its arguments have changed.
+            ("argv", &[(API_SERVER, "--v=4")], &[Answer::Plain], false),
+            // kubelet starts it anew, and the first one is still there.
+            ("twice", &[(API_SERVER, API_SERVER), (API_SERVER, API_SERVER)], &[STANDS, Answer::Plain], false),
+            ("unknown", &[("kube-proxy", "kube-proxy")], &[Answer::Plain], true),
+        ] {
+            let owner = Test::start(test, &[API_SERVER, ETCD]);
+            let claimed: Vec<_> = claims.iter().map(|(name, argument)| owner.claim(name, argument)).collect();
+            assert!(claimed.iter().map(|(_, answer)| answer).eq(answers), "{test}: {claimed:?}");
+            assert_eq!(owner.runs(0), runs, "{test}");
+        }
+    }
+
+    #[test]
+    fn a_stand_in_and_its_program_end_together() {
+        let owner = Test::start("together", &[API_SERVER, CONTROLLERS[0], CONTROLLERS[1]]);
+        owner.init.readiness.update(|state| state.restored = [pod_of(API_SERVER)].into());
+        let (mut first, _) = owner.claim(API_SERVER, API_SERVER);
+        owner.programs[0].handle().signal(Signal::SIGKILL);
+        assert_eq!(receive(&mut first), Some(ENDED));
+        assert!(owner.init.readiness.wait_until(|state| state.restored.is_empty()));
+        assert_eq!(owner.claim(API_SERVER, API_SERVER).1, Answer::Plain, "its container is started again");
+        drop(owner.claim(CONTROLLERS[0], CONTROLLERS[0]).0);
+        owner.wait_for_end(1);
+        assert!(owner.runs(2));
+    }
+
+    #[test]
+    fn signals_that_arrive_together_are_all_passed_on() {
+        let owner = Test::start("signals", &[API_SERVER]);
+        let (mut stand_in, _) = owner.claim(API_SERVER, API_SERVER);
+        send_at_once(&stand_in, &[Request::Signal(Signal::SIGCONT as i32), TERM]);
+        assert_eq!(receive(&mut stand_in), Some(ENDED));
+    }
+
+    #[test]
+    fn in_a_stop_etcd_waits_for_the_others_however_often_it_is_signalled() {
+        let owner = Test::start("etcd", &[ETCD, API_SERVER]);
+        let (mut etcd, _) = owner.claim(ETCD, ETCD);
+        let (api_server, _) = owner.claim(API_SERVER, API_SERVER);
+        owner.init.readiness.end();
+        let began = Instant::now();
+        send(&etcd, &TERM);
+        thread::sleep(ETCD_WAITS / 5);
+        send(&etcd, &TERM);
+        thread::sleep(ETCD_WAITS / 5);
+        assert!(owner.runs(0) || began.elapsed() > ETCD_WAITS);
+        send(&api_server, &TERM);
+        assert_eq!(receive(&mut etcd), Some(ENDED));
+    }
+
+    #[test]
+    fn in_a_stop_etcd_waits_for_nobody_who_has_ended_and_for_nobody_for_ever() {
+        for (test, others, earliest) in [("alone", &[][..], Duration::ZERO), ("for-ever", &[API_SERVER][..], ETCD_WAITS)] {
+            let owner = Test::start(test, &[&[ETCD], others].concat());
+            let (mut etcd, _) = owner.claim(ETCD, ETCD);
+            owner.init.readiness.end();
+            let began = Instant::now();
+            send(&etcd, &TERM);
+            assert_eq!(receive(&mut etcd), Some(ENDED));
+            assert!(began.elapsed() >= earliest && owner.programs.len() == 1 + others.len(), "{test}: {:?}", began.elapsed());
+        }
+    }
+
+    #[test]
+    fn a_connection_that_cannot_be_accepted_does_not_keep_it_busy() {
+        // accept(2) fails for as long as there is something to read.
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        std::fs::File::from(writer.try_clone().unwrap()).write_all(b"x").unwrap();
+        let init = Arc::new(Init::new(Config::from_env(|_| None).unwrap()));
+        let program = reaper::spawn(Command::new("sleep").arg("60")).unwrap();
+        let process = Process::of_test(sys::open_process(program.handle().pid()).unwrap());
+        let described = Program { name: API_SERVER.into(), pid: 0, argv: vec![], logged: 0 };
+        let owned = vec![Owned { program: described, process, runs: true, stand_in: None }];
+        let (says, thread_id) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            says.send(nix::unistd::gettid()).unwrap();
+            Owner { init, owned, etcd_ends: None }.run(&UnixListener::from(reader));
+        });
+        let thread_id = thread_id.recv().unwrap();
+        thread::sleep(Duration::from_millis(500));
+        let schedstat = fs::read_to_string(format!("/proc/self/task/{thread_id}/schedstat")).unwrap();
+        let nanoseconds: u64 = schedstat.split_whitespace().next().unwrap().parse().unwrap();
+        program.handle().kill_group();
+        assert!(nanoseconds < 50_000_000, "it has used {nanoseconds} ns");
+    }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{ETCD_DIR, KUBERNETES_DIR, PKI_DIR, RESTORED_DIR, RESTORE_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
-use crate::restore::files::{self, SavedDirectory, SavedFile};
+use crate::restore::files::{self, Below, SavedDirectory, SavedFile};
 use crate::restore::machine::Machine;
 use crate::restore::PROGRAMS;
 
@@ -72,8 +72,8 @@ impl Saved {
     pub fn describe(machine: Machine, programs: Vec<Program>, ports: BTreeSet<u16>) -> Result<Saved> {
         let logs = PROGRAMS.map(log_of);
         let mut open = logs.to_vec();
-        open.extend(files::below(Path::new(ETCD_DIR))?);
-        let directories = files::directories_below(Path::new(ETCD_DIR))?;
+        let Below { directories, files } = files::below(Path::new(ETCD_DIR))?;
+        open.extend(files);
         Ok(Saved { machine, programs, ports, inputs: inputs()?, images: sizes(&images_dir())?, files: files::save(&open)?, directories })
     }
 
@@ -121,7 +121,7 @@ fn difference<'a>(before: &'a BTreeMap<PathBuf, u64>, now: &'a BTreeMap<PathBuf,
 /// The digests of everything below /etc/kubernetes that the programs may have read: manifests, keys, kubeconfigs.
 fn inputs() -> Result<BTreeMap<PathBuf, u64>> {
     let mut paths: Vec<PathBuf> = PROGRAMS.iter().map(|name| Path::new(STATIC_POD_DIR).join(format!("{name}.yaml"))).collect();
-    paths.extend(files::below(Path::new(PKI_DIR))?.into_iter().filter(|path| !path.file_name().is_some_and(is_signed_at_start)));
+    paths.extend(files::below(Path::new(PKI_DIR))?.files.into_iter().filter(|path| !path.file_name().is_some_and(is_signed_at_start)));
     paths.extend(["controller-manager.conf", "scheduler.conf"].map(|name| Path::new(KUBERNETES_DIR).join(name)));
     let digest = |path: PathBuf| {
         let text = fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;

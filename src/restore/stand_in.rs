@@ -5,7 +5,7 @@
 //! program's status. Without an answer from the owner there is nothing to stand for.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -20,9 +20,10 @@ use signal_hook::iterator::Signals;
 
 use crate::config::POLL;
 use crate::error::{Error, Result};
-use crate::restore::owner::{line, socket, Answer, Request};
+use crate::restore::owner::{receive, send, socket, Answer, Request};
 use crate::restore::saved::log_of;
 use crate::supervisor::reaper;
+use crate::threads;
 
 /// The owner answers at once. It waits for a program only if that has to end first, which takes this long at most.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -54,8 +55,8 @@ fn claim(name: &str, argv: &[String]) -> Option<(BufReader<UnixStream>, u64)> {
     let stream = UnixStream::connect(socket()).ok()?;
     stream.set_read_timeout(Some(ANSWER_LIMIT)).ok()?;
     let mut owner = BufReader::new(stream);
-    tell(&owner, &Request::Claim { name: name.into(), argv: argv.to_vec() });
-    match hear(&mut owner)? {
+    send(&owner, &Request::Claim { name: name.into(), argv: argv.to_vec() });
+    match receive(&mut owner)? {
         Answer::Restored { log_from } => {
             owner.get_ref().set_read_timeout(None).ok()?;
             Some((owner, log_from))
@@ -64,23 +65,12 @@ fn claim(name: &str, argv: &[String]) -> Option<(BufReader<UnixStream>, u64)> {
     }
 }
 
-fn tell(owner: &BufReader<UnixStream>, request: &Request) {
-    // If the owner has gone, the thread that reads its answers notices.
-    let _ = owner.get_ref().write_all(line(request).as_bytes());
-}
-
-fn hear(owner: &mut BufReader<UnixStream>) -> Option<Answer> {
-    let mut text = String::new();
-    owner.read_line(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
-}
-
 fn stand(name: &str, mut owner: BufReader<UnixStream>, log_from: u64, mut signals: Signals) -> Result<ExitCode> {
     let to_owner = BufReader::new(owner.get_ref().try_clone().map_err(|cause| Error::io("use", socket(), cause))?);
     let log = Arc::new(Mutex::new(Log::open(name, log_from)?));
     follow(name, log.clone())?;
-    spawn("owner", move || {
-        let status = match hear(&mut owner) {
+    threads::start("owner", move || {
+        let status = match receive(&mut owner) {
             Some(Answer::Ended { status }) => status,
             _ => LOST,
         };
@@ -89,7 +79,7 @@ fn stand(name: &str, mut owner: BufReader<UnixStream>, log_from: u64, mut signal
         std::process::exit(status);
     })?;
     for signal in signals.forever().filter(|signal| !NOT_PASSED_ON.contains(signal)) {
-        tell(&to_owner, &Request::Signal(signal));
+        send(&to_owner, &Request::Signal(signal));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -100,7 +90,7 @@ fn follow(name: &str, log: Arc<Mutex<Log>>) -> Result<()> {
     let fail = |cause| Error::io("watch", &path, cause);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(fail)?;
     inotify.add_watch(&path, AddWatchFlags::IN_MODIFY).map_err(fail)?;
-    spawn("log", move || loop {
+    threads::start("log", move || loop {
         if let Ok(mut log) = log.lock() {
             log.copy();
         }
@@ -108,11 +98,6 @@ fn follow(name: &str, log: Arc<Mutex<Log>>) -> Result<()> {
             thread::sleep(POLL);
         }
     })
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-    let started = thread::Builder::new().name(name.into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread {name}: {cause}")))
 }
 
 struct Log {

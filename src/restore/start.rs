@@ -1,118 +1,81 @@
-//! Restores beside the rest of the boot, and falls back to a plain start whenever anything is not as it should be.
+//! Decides whether a start restores the control plane, restores it beside the rest of the boot, and falls back to a cold start
+//! whenever anything is not as it should be.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::mpsc::{channel, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::clock::Stopwatch;
 use crate::cluster::api::Api;
 use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
 use crate::node::scratch;
-use crate::node::yielding::Yielding;
 use crate::readiness::files::CONTROL_PLANE;
+use crate::readiness::ControlPlane;
 use crate::restore::held_port::HeldPort;
 use crate::restore::machine::{self, Machine};
+use crate::restore::priority::{self, Yielding};
 use crate::restore::saved::{self, Saved};
 use crate::restore::tree::Process;
-use crate::restore::{criu, owner, tree};
-use crate::supervisor::priority;
-use crate::supervisor::reaper;
-use crate::supervisor::Init;
+use crate::restore::{criu, manifests, owner, tree};
+use crate::supervisor::{reaper, Init};
+use crate::threads;
 
 /// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is
 /// given up.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
-/// A client that was kept waiting is answered this soon once the API server answers.
-const ANSWERED: Duration = Duration::from_millis(50);
 /// The first minor version whose API server notices at once that its certificate has changed. A start signs it for the
 /// names of this container, and a restored API server runs by then.
 const NOTICES_CERTIFICATES: u32 = 23;
 /// The milestone at which the restored API server answers.
 pub const RESTORED: &str = "restored";
 
-/// A restore that has begun. It may still turn out that it must not go on.
-pub struct Begun {
-    restore: Restore,
-    holds_clients: Receiver<bool>,
-}
-
-impl Begun {
-    /// Waits until that is known, some hundredths of a second at most. `None` if there is a reason.
-    pub fn decide(self) -> Option<Restore> {
-        let holds_clients = self.holds_clients.recv().ok()?;
-        Some(Restore { holds_clients, ..self.restore })
-    }
-}
-
-/// A restore that goes on beside the boot.
+/// The control plane's part of a start.
 pub struct Restore {
-    thread: JoinHandle<bool>,
-    /// Whether clients of the API server are kept waiting meanwhile.
-    pub holds_clients: bool,
-    ended: Arc<Mutex<Receiver<()>>>,
+    pub(super) init: Arc<Init>,
+    pub(super) yielding: Yielding,
 }
 
-impl Restore {
-    /// Returns when a client that has been kept waiting must have been answered, or the restore is given up.
-    pub fn answered(&self) -> Option<Arc<dyn Fn() + Send + Sync>> {
-        let ended = self.ended.clone();
-        let wait = move || {
-            // The thread that restores drops its end when it ends.
-            let _ = ended.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            thread::sleep(ANSWERED);
-        };
-        self.holds_clients.then(|| Arc::new(wait) as _)
+/// Begins to restore the control plane, beside the rest of the boot; the state says how far it is (`ControlPlane`). The node
+/// must be prepared: its address is there, and so are /etc/kubernetes and etcd's directory.
+pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Restore> {
+    // An earlier start that was killed may have hidden them.
+    if let Err(error) = manifests::show() {
+        log::warn!(target: "boot", "{error}");
     }
-
-    /// Waits until it is done or given up, which takes `YIELD_LIMIT` and `LIMIT` at most. Returns whether the control plane
-    /// runs restored.
-    pub fn finish(self) -> bool {
-        self.thread.join().unwrap_or(false)
-    }
-}
-
-/// Begins to restore the control plane. The node must be prepared: its address is there, and so are /etc/kubernetes and
-/// etcd's directory.
-pub fn begin(init: &Arc<Init>, cluster: &Cluster, yielding: Yielding) -> Result<Begun> {
-    let began = Instant::now();
+    let yielding = Yielding::here();
     let (ours, cluster) = (init.clone(), cluster.clone());
-    let (ends, ended) = channel::<()>();
-    let (decides, decided) = channel();
-    let body = move || {
-        let _ends = ends;
-        let go_on = |prepared: Prepared| {
-            let _ = decides.send(prepared.held.is_some());
+    threads::start("restore", move || {
+        let began = Instant::now();
+        let restored = prepare(&ours, &cluster).and_then(|prepared| {
+            let port_is_held = prepared.held.is_some();
+            ours.readiness.update(|state| state.control_plane = ControlPlane::Restoring { port_is_held });
             restore(&ours, cluster.static_ip, prepared, yielding)
-        };
-        match prepare(&ours, &cluster).and_then(go_on) {
+        });
+        let (how, control_plane) = match restored {
             Ok(took) => {
-                let what = format!("restored in {:.2} s", took.as_secs_f64());
-                log::info!(target: "restore", "the control plane is {what}");
+                let how = format!("restored in {:.2} s", took.as_secs_f64());
+                log::info!(target: "restore", "the control plane is {how}");
                 ours.readiness.milestone(RESTORED);
-                ours.readiness.publish(CONTROL_PLANE, what.as_bytes());
-                true
+                (how, ControlPlane::Restored)
             }
             Err(error) => {
                 let seconds = began.elapsed().as_secs_f64();
                 log::info!(target: "restore", "the control plane is started, not restored, after {seconds:.2} s: {error}");
-                ours.readiness.publish(CONTROL_PLANE, format!("started, not restored: {error}").as_bytes());
-                false
+                (format!("started, not restored: {error}"), ControlPlane::Cold)
             }
-        }
-    };
-    let thread = thread::Builder::new().name("restore".into()).spawn(body);
-    let thread = thread.map_err(|cause| Error::new(format!("cannot start the thread that restores: {cause}")))?;
-    Ok(Begun { restore: Restore { thread, holds_clients: false, ended: Arc::new(Mutex::new(ended)) }, holds_clients: decided })
+        };
+        ours.readiness.publish(CONTROL_PLANE, how.as_bytes());
+        ours.readiness.update(|state| state.control_plane = control_plane);
+    })?;
+    Ok(Restore { init: init.clone(), yielding })
 }
 
 /// What a restore needs, once nothing speaks against it.
@@ -136,22 +99,34 @@ fn prepare(init: &Init, cluster: &Cluster) -> Result<Prepared> {
 /// # Errors
 /// It cannot, and the error is the reason.
 fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
-    match init.config.restore {
-        Some(false) => return Err(Error::new("KIND_RESTORE=0")),
-        None if cluster::minor(&cluster.kubernetes_version).is_some_and(|minor| minor < NOTICES_CERTIFICATES) => {
-            return Err(Error::new(format!(
-                "a running API server of Kubernetes {} sees a new certificate once a minute only",
-                cluster.kubernetes_version
-            ))
-            .advise("KIND_RESTORE=1 restores it all the same"));
-        }
-        Some(true) | None => {}
-    }
+    require_wanted(init.config.restore, &cluster.kubernetes_version)?;
     let saved = Saved::load()?.ok_or_else(|| Error::new("the image was baked without a saved state"))?;
-    match refusal(&saved, &Machine::here()) {
+    let used = machine::sockets().map(|socket| socket.port).collect();
+    match refusal(&saved, criu::exists(), &Machine::here(), &used).or_else(|| saved.changed()) {
         Some(why) => Err(Error::new(why)),
         None => Ok(saved),
     }
+}
+
+/// `setting` is that of `KIND_RESTORE`, if there is one.
+fn require_wanted(setting: Option<bool>, version: &str) -> Result<()> {
+    match setting {
+        Some(false) => Err(Error::new("KIND_RESTORE=0")),
+        None if cluster::minor(version).is_some_and(|minor| minor < NOTICES_CERTIFICATES) => {
+            Err(Error::new(format!("a running API server of Kubernetes {version} sees a new certificate once a minute only"))
+                .advise("KIND_RESTORE=1 restores it all the same"))
+        }
+        Some(true) | None => Ok(()),
+    }
+}
+
+/// Why the saved state must not be restored here, if so. `used` are the local ports of TCP sockets.
+fn refusal(saved: &Saved, has_criu: bool, here: &Machine, used: &BTreeSet<u16>) -> Option<String> {
+    if !has_criu {
+        return Some("the image has no CRIU".into());
+    }
+    let taken = || saved.ports.intersection(used).next().map(|port| format!("port {port}, which the saved programs use, is in use"));
+    here.lacks().or_else(|| here.differs_from(&saved.machine)).or_else(taken)
 }
 
 /// Returns how long it took, without the wait for Docker.
@@ -164,17 +139,18 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
             return Err(Error::new("the container stops"));
         }
     }
-    let (began, mut waited) = (Instant::now(), Stopwatch::start());
-    let root = saved.put_files().and_then(|()| bring_back(init, &saved, yielding, &mut waited));
+    let began = Instant::now();
+    let mut end = began + LIMIT;
+    let root = saved.put_files().and_then(|()| bring_back(init, &saved, yielding, &mut end));
     // From here on whoever has connected is the restored server's client.
     drop(held);
     let look_after = |processes| owner::start(init, &stand_ins, &saved, processes);
     let restored = root.and_then(|root| {
-        let owner = take_over(init, &saved, root, &api, &mut waited).and_then(look_after);
+        let owner = take_over(init, &saved, root, &api, end).and_then(look_after);
         owner.inspect_err(|_| tree::kill(root))
     });
     if restored.is_err() {
-        // Nothing of it may be left: the plain start begins with the data that the bake has left.
+        // Nothing of it may be left: a cold start begins with the data that the bake has left.
         saved::clear(Path::new(ETCD_DIR))?;
         scratch::seed(ETCD_DIR)?;
         // Stand-ins that wait become the programs when `stand_ins` is dropped, and so does everyone who finds no socket.
@@ -188,38 +164,26 @@ fn docker_has_started(init: &Init) -> bool {
     init.readiness.has_reached(DOCKERD) || init.shutdown.stopping()
 }
 
-/// Why the saved state must not be restored here, if so.
-fn refusal(saved: &Saved, here: &Machine) -> Option<String> {
-    if !criu::exists() {
-        return Some("the image has no CRIU".into());
-    }
-    let taken = || {
-        let socket = machine::sockets().find(|socket| saved.ports.contains(&socket.port));
-        socket.map(|socket| format!("port {}, which the saved programs use, is in use", socket.port))
-    };
-    here.lacks().or_else(|| here.differs_from(&saved.machine)).or_else(taken).or_else(|| saved.changed())
-}
-
 /// Runs CRIU. Returns the process id of the programs' parent.
-fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopwatch) -> Result<i32> {
+fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
     let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
-    let pid = child.handle().pid();
     let mut status = None;
     if yielding == Yielding::OnIdleCpus {
         // The programs themselves come back with the policy that they had.
-        priority::lower(pid);
-        while status.is_none() && !docker_has_started(init) && waited.elapsed() < priority::YIELD_LIMIT {
+        priority::lower(child.handle());
+        let lowered = Instant::now();
+        while status.is_none() && !docker_has_started(init) && lowered.elapsed() < priority::YIELD_LIMIT {
             status = child.wait_timeout(POLL);
         }
         if status.is_none() {
-            priority::restore(pid);
+            priority::restore(child.handle());
         }
-        *waited = Stopwatch::start();
+        *end = Instant::now() + LIMIT;
     }
-    let status = status.or_else(|| child.wait_timeout(LIMIT.saturating_sub(waited.elapsed())));
+    let status = status.or_else(|| child.wait_timeout(end.saturating_duration_since(Instant::now())));
     let Some(status) = status else {
-        tree::kill(pid);
+        tree::kill(child.handle().pid());
         return Err(Error::new(format!("CRIU has not finished after {} s", LIMIT.as_secs())));
     };
     let root = fs::read_to_string(work.join(criu::PID)).ok().and_then(|text| text.trim().parse::<i32>().ok());
@@ -236,12 +200,62 @@ fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, waited: &mut Stopw
 }
 
 /// Waits until the API server answers. Returns the programs.
-fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, waited: &mut Stopwatch) -> Result<Vec<Process>> {
+fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> Result<Vec<Process>> {
     reaper::adopt(root);
     let processes = tree::find(root, saved)?;
-    let left = LIMIT.saturating_sub(waited.elapsed());
+    let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
     reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
     Ok(processes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::machine::tests::machine;
+
+    fn saved() -> Saved {
+        let (inputs, images) = Default::default();
+        Saved { machine: machine(), programs: vec![], ports: [2379, 40000].into(), inputs, images, files: vec![], directories: vec![] }
+    }
+
+    #[test]
+    fn a_start_restores_unless_it_must_not_or_the_api_server_would_miss_its_certificate() {
+        for (setting, version, refused) in [
+            (None, "v1.36.3", None),
+            (None, "v1.23.0", None),
+            (None, "v1.22.17", Some("Kubernetes v1.22.17 sees a new certificate once a minute only. KIND_RESTORE=1 restores")),
+            (None, "v1.20.2", Some("once a minute")),
+            (None, "v2.0.0", None),
+            (Some(true), "v1.20.2", None),
+            (Some(false), "v1.36.3", Some("KIND_RESTORE=0")),
+            (Some(false), "v1.20.2", Some("KIND_RESTORE=0")),
+        ] {
+            let why = require_wanted(setting, version).err().map(|error| error.to_string());
+            assert_eq!(why.is_some(), refused.is_some(), "{setting:?} {version}: {why:?}");
+            assert!(why.unwrap_or_default().contains(refused.unwrap_or_default()), "{setting:?} {version}");
+        }
+    }
+
+    #[test]
+    fn the_first_thing_that_speaks_against_a_restore_is_named() {
+        let here = machine;
+        let lacks = || Machine { time_namespaces: false, ..here() };
+        let differs = || Machine { architecture: "aarch64".into(), ..here() };
+        let none = || BTreeSet::<u16>::new();
+        for (has_criu, here, used, refused) in [
+            (true, here(), none(), None),
+            // Somebody else's ports.
+            (true, here(), [8443, 40001].into(), None),
+            (false, lacks(), none(), Some("no CRIU")),
+            (true, lacks(), none(), Some("time namespaces")),
+            (true, differs(), [2379].into(), Some("aarch64")),
+            (true, here(), [80, 40000].into(), Some("port 40000, which")),
+        ] {
+            let why = refusal(&saved(), has_criu, &here, &used);
+            assert_eq!(why.is_some(), refused.is_some(), "{why:?}");
+            assert!(why.clone().unwrap_or_default().contains(refused.unwrap_or_default()), "{why:?} is not {refused:?}");
+        }
+    }
 }

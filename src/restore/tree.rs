@@ -32,6 +32,11 @@ pub struct Process {
 }
 
 impl Process {
+    #[cfg(test)]
+    pub fn of_test(fd: OwnedFd) -> Process {
+        Process { inner: 0, fd }
+    }
+
     pub fn signal(&self, signal: i32) {
         sys::signal_descriptor(&self.fd, signal);
     }

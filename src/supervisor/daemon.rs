@@ -3,29 +3,23 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::clock::{Stopwatch, TICK};
 use crate::config::{DAEMON_LIMIT, POLL};
 use crate::error::{Error, Result};
 use crate::readiness::{Failure, Readiness, State};
-use crate::supervisor::pause::Pause;
-use crate::supervisor::priority;
 use crate::supervisor::reaper::{self, Child, Handle};
-use crate::supervisor::shutdown::Shutdown;
+use crate::threads;
 
 /// After a daemon has answered for this long, its next death counts as the first one again.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// Give up after this many deaths in a row. The pauses between them add up to 6 s.
 const MAX_DEATHS: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Longer than a program takes to start a thread, even if others have the CPU meanwhile.
-const STARTS_THREAD: Duration = Duration::from_millis(200);
 /// Lines at the end of the daemon's log that a failure message includes.
 const TAIL_LINES: usize = 15;
 
@@ -41,10 +35,15 @@ pub struct Spec {
     pub before_reload: Option<Callback<Result<()>>>,
     /// The field of the state that is true while the daemon answers.
     pub condition: fn(&mut State) -> &mut bool,
-    /// Where its first start waits for something.
-    pub pause: Option<Pause>,
-    /// Until this one answers, or for `priority::YIELD_LIMIT`, its first start has only the CPU that nothing else wants.
-    pub yields_to: Option<Arc<Daemon>>,
+    /// What is different when it is started for the first time.
+    pub first_start: Mutex<Option<FirstStart>>,
+}
+
+pub struct FirstStart {
+    /// Given the daemon's log, returns where its standard error goes instead.
+    pub log: Box<dyn FnOnce(File) -> Result<Stdio> + Send>,
+    /// Called as soon as it runs.
+    pub started: Box<dyn FnOnce(Handle) + Send>,
 }
 
 pub struct Daemon {
@@ -62,7 +61,8 @@ struct Progress {
     given_up: bool,
     /// We asked it to end: its next end is not a death.
     restarting: bool,
-    was_started: bool,
+    /// We asked it to end for good.
+    stopping: bool,
 }
 
 impl Daemon {
@@ -86,17 +86,15 @@ impl Daemon {
 
     /// Waits until the daemon answers. Returns false if it was given up or `limit` has passed.
     pub fn wait_until_answers(&self, limit: Duration) -> bool {
-        let mut waited = Stopwatch::start();
-        let mut progress = self.progress();
-        while !progress.answers && !progress.given_up {
-            let left = limit.saturating_sub(waited.elapsed());
-            if left.is_zero() {
-                break;
-            }
-            let wait = self.changed.wait_timeout(progress, left.min(TICK));
-            (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        }
+        let waits = |progress: &mut Progress| !progress.answers && !progress.given_up;
+        let (progress, _) = self.changed.wait_timeout_while(self.progress(), limit, waits).unwrap_or_else(PoisonError::into_inner);
         progress.answers
+    }
+
+    /// Asks the process to end; it is not started again.
+    pub fn stop(&self) {
+        self.change(|progress| progress.stopping = true);
+        self.signal(Signal::SIGTERM);
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -126,8 +124,7 @@ impl Daemon {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Waits for the process to end; returns whether it has. Only while the init is stopping: otherwise the
-    /// process is restarted.
+    /// Waits for the process to end, after `stop`; returns whether it has.
     pub fn ends_within(&self, limit: Duration) -> bool {
         let wait = self.changed.wait_timeout_while(self.progress(), limit, |progress| progress.process.is_some());
         let (progress, _) = wait.unwrap_or_else(PoisonError::into_inner);
@@ -150,21 +147,20 @@ impl Daemon {
 
 /// Keeps a daemon running in a thread of its own, with a longer pause after each death, until the init stops.
 /// A daemon that dies too often is given up, which is a failure of the boot.
-pub fn supervise(daemon: &Arc<Daemon>, shutdown: &Arc<Shutdown>, readiness: &Arc<Readiness>) -> Result<()> {
-    let (ours, shutdown, readiness) = (daemon.clone(), shutdown.clone(), readiness.clone());
-    let body = move || keep_running(&shutdown, &readiness, &ours);
-    let started = thread::Builder::new().name(daemon.name.into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread of {}: {cause}", daemon.name)))
+pub fn supervise(daemon: &Arc<Daemon>, readiness: &Arc<Readiness>) -> Result<()> {
+    let (ours, readiness) = (daemon.clone(), readiness.clone());
+    threads::start(daemon.name, move || keep_running(&readiness, &ours))
 }
 
-fn keep_running(shutdown: &Shutdown, readiness: &Readiness, daemon: &Daemon) {
+fn keep_running(readiness: &Readiness, daemon: &Daemon) {
+    let is_stopping = || readiness.is_over() || daemon.progress().stopping;
     let mut deaths = 0;
-    while !shutdown.stopping() {
+    while !is_stopping() {
         let mut answered = None;
-        let ended = start(shutdown, daemon).map(|child| wait_for_end(readiness, daemon, &child, &mut answered));
+        let ended = start(readiness, daemon).map(|child| wait_for_end(readiness, daemon, &child, &mut answered));
         readiness.update(|state| *(daemon.spec.condition)(state) = false);
         daemon.change(|progress| (progress.process, progress.answers) = (None, false));
-        if shutdown.stopping() {
+        if is_stopping() {
             return;
         }
         if std::mem::take(&mut daemon.progress().restarting) {
@@ -183,54 +179,38 @@ fn keep_running(shutdown: &Shutdown, readiness: &Readiness, daemon: &Daemon) {
         let pause = FIRST_PAUSE * 2u32.pow(deaths - 1);
         let last_line = reaper::tail(&daemon.tail(), 1);
         log::warn!(target: daemon.name, "{what}; starting it again in {:.1} s. The last line of its log: {last_line}", pause.as_secs_f64());
-        shutdown.pause(pause);
+        drop(daemon.changed.wait_timeout_while(daemon.progress(), pause, |progress| !progress.stopping));
     }
 }
 
-fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
+fn start(readiness: &Readiness, daemon: &Daemon) -> Result<Child> {
     let output = OpenOptions::new().append(true).open(&daemon.log).map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let mut command = (daemon.spec.command)()?;
-    let is_first = !std::mem::replace(&mut daemon.progress().was_started, true);
-    match daemon.spec.pause.as_ref().filter(|_| is_first) {
-        Some(pause) => command.stdout(output).stderr(pause.follow(daemon.name, errors)?),
-        None => command.stdout(output).stderr(errors),
+    let (errors, started): (Stdio, _) = match daemon.spec.first_start.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(first) => ((first.log)(errors)?, Some(first.started)),
+        None => (errors.into(), None),
     };
-    let child = reaper::spawn(&mut command)?;
-    if let Some(other) = daemon.spec.yields_to.clone().filter(|_| is_first) {
-        yield_to(other, child.handle());
+    let child = reaper::spawn(command.stdout(output).stderr(errors))?;
+    if let Some(started) = started {
+        started(child.handle());
     }
     daemon.change(|progress| progress.process = Some(child.handle()));
     // A stop that began during the spawn did not find this process, so nobody has signalled it.
-    if shutdown.stopping() {
+    if readiness.is_over() || daemon.progress().stopping {
         child.handle().signal(Signal::SIGTERM);
     }
     Ok(child)
 }
 
-fn yield_to(other: Arc<Daemon>, process: Handle) {
-    priority::lower(process.pid());
-    let restore = move || {
-        other.wait_until_answers(priority::YIELD_LIMIT);
-        priority::restore(process.pid());
-        // A thread that was being started at that moment shows up only now.
-        thread::sleep(STARTS_THREAD);
-        priority::restore(process.pid());
-    };
-    if thread::Builder::new().name("priority".into()).spawn(restore).is_err() {
-        priority::restore(process.pid());
-    }
-}
-
 /// Waits until the process answers, then until it ends. Sets `answered` to the time of the first answer.
 fn wait_for_end(readiness: &Readiness, daemon: &Daemon, child: &Child, answered: &mut Option<Instant>) -> ExitStatus {
     let started = Instant::now();
-    let mut waited = Stopwatch::start();
     while !(daemon.spec.answers)() {
         if let Some(status) = child.wait_timeout(POLL) {
             return status;
         }
-        if waited.elapsed() > DAEMON_LIMIT {
+        if started.elapsed() > DAEMON_LIMIT {
             log::warn!(target: daemon.name, "no answer after {} s: killing it", DAEMON_LIMIT.as_secs());
             child.handle().kill_group();
             return child.wait();

@@ -3,8 +3,6 @@
 
 pub mod daemon;
 pub mod descendants;
-pub mod pause;
-pub mod priority;
 pub mod reaper;
 pub mod shutdown;
 pub mod signals;
@@ -18,25 +16,42 @@ use crate::readiness::{Failure, Readiness};
 use crate::supervisor::daemon::{Daemon, Spec};
 use crate::supervisor::shutdown::Shutdown;
 
-/// What the threads share: the settings, the state, whether the init is stopping, and the daemons.
+/// What the threads share: the settings, the state, whether the init is stopping, and the daemons. A cluster's threads have
+/// one of their own (`begin_cluster`).
 pub struct Init {
-    pub config: Config,
+    pub config: Arc<Config>,
     pub readiness: Arc<Readiness>,
-    pub shutdown: Arc<Shutdown>,
-    daemons: Mutex<Vec<Arc<Daemon>>>,
+    pub shutdown: Shutdown,
+    daemons: Arc<Mutex<Vec<Arc<Daemon>>>>,
 }
 
 impl Init {
     pub fn new(config: Config) -> Init {
-        Init { readiness: Arc::new(Readiness::new(config.path(STATE_DIR))), shutdown: Arc::default(), config, daemons: Mutex::default() }
+        let readiness = Arc::new(Readiness::new(config.path(STATE_DIR)));
+        let shutdown = Shutdown { readiness: readiness.clone(), requests: Arc::default() };
+        Init { config: Arc::new(config), readiness, shutdown, daemons: Arc::default() }
     }
 
-    /// Starts a daemon and keeps it running.
+    /// Begins a cluster, which ends an earlier one: to whoever has that one's `Init`, it is as if the init stopped.
+    pub fn begin_cluster(&self) -> Arc<Init> {
+        let readiness = Arc::new(self.readiness.begin_cluster());
+        let shutdown = Shutdown { readiness: readiness.clone(), requests: self.shutdown.requests.clone() };
+        Arc::new(Init { config: self.config.clone(), readiness, shutdown, daemons: self.daemons.clone() })
+    }
+
+    pub fn end_cluster(&self) {
+        self.readiness.begin_cluster();
+    }
+
+    /// Starts a daemon and keeps it running, until it is stopped or the init stops.
     pub fn supervise(&self, spec: Spec) -> Result<Arc<Daemon>> {
         let daemon = Daemon::new(&self.config.path(LOG_DIR), spec)?;
         // Before it starts, so that a stop that begins now finds it.
-        self.daemons.lock().unwrap_or_else(PoisonError::into_inner).push(daemon.clone());
-        daemon::supervise(&daemon, &self.shutdown, &self.readiness)?;
+        let mut daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.retain(|earlier| earlier.name != daemon.name);
+        daemons.push(daemon.clone());
+        drop(daemons);
+        daemon::supervise(&daemon, &self.readiness)?;
         Ok(daemon)
     }
 

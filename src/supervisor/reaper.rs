@@ -13,12 +13,11 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::clock::{Stopwatch, TICK};
 use crate::error::{Error, Result};
 use crate::sys::{reap_one, send_signal, Reaped};
 
@@ -27,6 +26,9 @@ const TAIL_LINES: usize = 12;
 
 /// How long to wait for killed processes to end. One in uninterruptible sleep may never end.
 const KILL_LIMIT: Duration = Duration::from_millis(500);
+
+/// Stands for a status that was lost.
+const LOST: i32 = 255 << 8;
 
 type Table = HashMap<i32, Sender<ExitStatus>>;
 
@@ -76,25 +78,35 @@ impl Handle {
         self.0
     }
 
-    /// Signals the process if its pid is still registered: a reaped pid may belong to another process.
     pub fn signal(self, signal: Signal) {
         self.signal_number(signal as i32);
     }
 
     /// As `signal`, for any number.
     pub fn signal_number(self, number: i32) {
-        let children = table();
-        if children.contains_key(&self.0) {
-            send_signal(self.0, number);
-        }
+        self.while_it_runs(|pid| send_signal(pid, number));
     }
 
     /// Kills the process and everything in its group.
     pub fn kill_group(self) {
+        self.while_it_runs(|pid| {
+            let _ = kill(Pid::from_raw(-pid), Signal::SIGKILL);
+        });
+    }
+
+    /// Calls `body` with the process id if that is still registered, and keeps it so meanwhile: a reaped one may belong to
+    /// another process.
+    pub fn while_it_runs(self, body: impl FnOnce(i32)) {
         let children = table();
         if children.contains_key(&self.0) {
-            let _ = kill(Pid::from_raw(-self.0), Signal::SIGKILL);
+            body(self.0);
         }
+    }
+
+    /// Of a process that is not registered.
+    #[cfg(test)]
+    pub fn of_another(pid: i32) -> Handle {
+        Handle(pid)
     }
 }
 
@@ -105,20 +117,14 @@ impl Child {
 
     pub fn wait(&self) -> ExitStatus {
         // The table holds the sender until the status is sent, so an error means that the status was lost.
-        self.exit.recv().unwrap_or_else(|_| ExitStatus::from_raw(255 << 8))
+        self.exit.recv().unwrap_or_else(|_| ExitStatus::from_raw(LOST))
     }
 
     /// The status, or `None` if the process is still running after `limit`.
     pub fn wait_timeout(&self, limit: Duration) -> Option<ExitStatus> {
-        let mut waited = Stopwatch::start();
-        loop {
-            let left = limit.saturating_sub(waited.elapsed());
-            match self.exit.recv_timeout(left.min(TICK)) {
-                Ok(status) => return Some(status),
-                Err(RecvTimeoutError::Disconnected) => return Some(ExitStatus::from_raw(255 << 8)),
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return None,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
+        match self.exit.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => None,
+            ended => Some(ended.unwrap_or_else(|_| ExitStatus::from_raw(LOST))),
         }
     }
 }
@@ -276,11 +282,11 @@ pub fn kill_all() {
 
 /// Calls `check` every `interval` until it returns a value or `limit` has passed.
 pub fn poll<T>(interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
-    let mut waited = Stopwatch::start();
+    let began = Instant::now();
     loop {
         match check() {
             Some(value) => return Some(value),
-            None if waited.elapsed() >= limit => return None,
+            None if began.elapsed() >= limit => return None,
             None => thread::sleep(interval),
         }
     }

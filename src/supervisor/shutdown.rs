@@ -1,56 +1,38 @@
-//! Whether the init is stopping: a flag for all threads, and the condition variable that interrupts their pauses.
+//! Whether the init is stopping, or whether that cluster is over for which an `Init` speaks.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-#[derive(Default)]
-pub struct Shutdown {
-    stage: Mutex<Stage>,
-    begun: Condvar,
-}
+use crate::readiness::Readiness;
 
-#[derive(Default)]
-struct Stage {
-    stopping: bool,
-    requested: bool,
-    hurrying: bool,
+pub struct Shutdown {
+    pub(super) readiness: Arc<Readiness>,
+    /// How often the stop was requested.
+    pub(super) requests: Arc<AtomicU32>,
 }
 
 impl Shutdown {
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub fn stopping(&self) -> bool {
-        self.stage().stopping
+        self.readiness.is_over()
     }
 
-    /// Begins the stop on request. Returns whether this is not the first request, which makes the stop hurry.
+    /// Notes a request. Returns whether it is not the first one, which makes the stop hurry.
     pub fn request(&self) -> bool {
-        let mut stage = self.stage();
-        stage.stopping = true;
-        stage.hurrying = std::mem::replace(&mut stage.requested, true);
-        self.begun.notify_all();
-        stage.hurrying
-    }
-
-    /// Begins the stop without a request, after a failure.
-    pub fn begin(&self) {
-        self.stage().stopping = true;
-        self.begun.notify_all();
+        self.requests.fetch_add(1, Ordering::Relaxed) > 0
     }
 
     /// Whether the stop was requested: errors from then on are only its consequences.
     pub fn requested(&self) -> bool {
-        self.stage().requested
+        self.requests.load(Ordering::Relaxed) > 0
     }
 
     pub fn hurrying(&self) -> bool {
-        self.stage().hurrying
+        self.requests.load(Ordering::Relaxed) > 1
     }
 
     /// Sleeps for `time`, or until the stop begins.
     pub fn pause(&self, time: Duration) {
-        drop(self.begun.wait_timeout_while(self.stage(), time, |stage| !stage.stopping));
+        self.readiness.pause(time);
     }
 }

@@ -1,13 +1,13 @@
 //! Stops the daemons in the order that `boot` gives, within the 10 s after which Docker kills the container.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
+use crate::threads;
 
 /// How to stop one daemon: it gets SIGTERM, and SIGKILL if that takes too long.
 pub struct Step {
@@ -29,12 +29,9 @@ pub fn request(init: &Arc<Init>, signal: i32, order: &'static [Step]) {
     let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
     log::info!(target: "stop", "{name}: stopping");
     let init = init.clone();
-    let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
-        let status = everything(&init, order);
-        std::process::exit(status.into());
-    });
-    if let Err(cause) = stopping {
-        log::error!(target: "stop", "cannot start a thread ({cause}): ending at once");
+    let stopping = threads::start("stop", move || std::process::exit(everything(&init, order).into()));
+    if let Err(error) = stopping {
+        log::error!(target: "stop", "{error}: ending at once");
         std::process::exit(1);
     }
 }
@@ -42,7 +39,6 @@ pub fn request(init: &Arc<Init>, signal: i32, order: &'static [Step]) {
 /// Stops everything that runs. Returns the status with which the caller is to exit.
 pub fn everything(init: &Init, order: &[Step]) -> u8 {
     let started = Instant::now();
-    init.shutdown.begin();
     let status = init.readiness.end();
     order.iter().for_each(|step| stop_daemon(init, step));
     reaper::kill_all();
@@ -52,7 +48,7 @@ pub fn everything(init: &Init, order: &[Step]) -> u8 {
     status
 }
 
-/// Stops one daemon. Only while the init is stopping: otherwise it is restarted.
+/// Stops one daemon for good.
 pub fn stop_daemon(init: &Init, step: &Step) {
     let hurried = |limit| if init.shutdown.hurrying() { Duration::ZERO } else { limit };
     if let Some(before) = step.before {
@@ -60,7 +56,7 @@ pub fn stop_daemon(init: &Init, step: &Step) {
     }
     let Some(daemon) = init.daemon(step.daemon) else { return };
     // Only once: on the third SIGTERM, dockerd quits without stopping its containers.
-    daemon.signal(Signal::SIGTERM);
+    daemon.stop();
     if let Some((patience, nudge)) = step.nudge {
         if daemon.ends_within(hurried(patience)) {
             return;
