@@ -54,7 +54,7 @@ impl Log for Logger {
 pub fn init(level: LevelFilter) {
     since_start();
     // Some dependencies log every request at debug level; at debug, show only our own lines.
-    let quiet = ["ureq", "ureq_proto", "rustls"];
+    let quiet = ["ureq", "ureq_proto", "rustls", "tiny_http"];
     let logger =
         quiet.iter().fold(SimpleLogger::new().with_level(level), |logger, target| logger.with_module_level(target, LevelFilter::Warn));
     if log::set_boxed_logger(Box::new(Logger(logger))).is_ok() {
@@ -64,8 +64,11 @@ pub fn init(level: LevelFilter) {
 }
 
 /// Ends the process after a panic in a thread with a name, since nothing else does that thread's work. Threads
-/// that serve a single client (the file server's and the DNS forwarder's) have no name: a panic there costs only
-/// that client.
+/// that serve a single client (the file server's, the DNS forwarder's and tiny_http's) have no name: a panic
+/// there costs only that client.
+///
+/// tiny_http's accepting thread has no name either. If it ends, the file server's next connection to it is
+/// refused, and `readiness::client_limits` ends the process.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         use std::io::Write;

@@ -275,6 +275,19 @@ fn the_kubeconfig_names_the_host_that_was_asked_for() {
     }
 }
 
+/// Whoever shares the network namespace, such as a pod with `hostNetwork`, would get past the limits for clients.
+#[test]
+fn the_inner_socket_has_no_name() {
+    let Some((_container, kind)) = serving() else { return };
+    let sockets = std::fs::read_to_string(format!("/proc/{}/net/unix", kind.pid())).unwrap();
+    let names: Vec<&str> = sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(7)).collect();
+    let inner: Vec<&&str> = names.iter().filter(|name| name.contains("files")).collect();
+    assert!(!inner.is_empty(), "it is there: {names:?}");
+    for name in inner {
+        assert!(name.starts_with('/') && !Path::new(name).exists(), "{name} can be found");
+    }
+}
+
 #[test]
 fn a_taken_port_is_one_clear_error() {
     let Some(container) = Container::new() else { return };

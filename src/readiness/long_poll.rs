@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-use crate::readiness::answer::Answer;
+use crate::readiness::files::FAILED;
 use crate::readiness::Readiness;
 
 /// The client has closed its side; nix has no name for it.
@@ -18,7 +18,7 @@ const POLLRDHUP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Asks until the answer is not 404, for at most `limit`. If kind has failed, waiting is pointless, and the answer is
-/// that of `failure`.
+/// 503 with the reason.
 ///
 /// # Errors
 /// The client went away.
@@ -26,19 +26,20 @@ pub fn answer(
     client: &TcpStream,
     readiness: &Readiness,
     limit: Duration,
-    ask: impl Fn() -> Answer,
-    failure: impl Fn() -> Option<Answer>,
-) -> io::Result<Answer> {
+    ask: impl Fn() -> io::Result<Vec<u8>>,
+    ask_for: impl Fn(&str) -> io::Result<Vec<u8>>,
+) -> io::Result<Vec<u8>> {
     let end = Instant::now() + limit;
     loop {
         // Before asking, so that no change is missed.
         let change = readiness.next_change()?;
-        let answer = ask();
-        if answer.status != 404 {
+        let answer = ask()?;
+        if status(&answer) != Some("404") {
             return Ok(answer);
         }
-        if let Some(failure) = failure() {
-            return Ok(failure);
+        let failed = ask_for(FAILED)?;
+        if status(&failed) == Some("200") {
+            return Ok(unavailable(&failed, is_head(&answer)));
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -64,6 +65,29 @@ fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result<()>
     Ok(())
 }
 
+/// The status of an answer, such as `404`.
+fn status(answer: &[u8]) -> Option<&str> {
+    std::str::from_utf8(answer.split(|byte| *byte == b' ').nth(1)?).ok()
+}
+
+fn split(answer: &[u8]) -> (&[u8], &[u8]) {
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+    answer.split_at(end)
+}
+
+/// A response to HEAD has no body; all our other responses have one.
+fn is_head(answer: &[u8]) -> bool {
+    split(answer).1.is_empty()
+}
+
+/// 503 with the reason from the response for `failed`.
+fn unavailable(failed: &[u8], is_head: bool) -> Vec<u8> {
+    let reason = split(failed).1;
+    let length = reason.len();
+    let head = format!("HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
+    [head.as_bytes(), if is_head { b"" } else { reason }].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -74,10 +98,8 @@ mod tests {
     use crate::readiness::files::KUBERNETES_READY;
 
     const LONG: Duration = Duration::from_secs(30);
-
-    fn missing() -> Answer {
-        Answer::text(404, "not yet\n")
-    }
+    const MISSING: &[u8] = b"HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\nnot yet\n";
+    const READY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nready\n";
 
     fn connection() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -100,9 +122,9 @@ mod tests {
                 let ask = || {
                     asked.send(()).unwrap();
                     let is_there = readiness.has_reached("there");
-                    Answer::text(if is_there { 200 } else { 404 }, "")
+                    Ok(if is_there { READY } else { MISSING }.to_vec())
                 };
-                answer(&server, &readiness, LONG, ask, || None)
+                answer(&server, &readiness, LONG, ask, |_| Ok(MISSING.to_vec()))
             });
             questions.recv_timeout(LONG).unwrap();
             // A milestone changes a file, but neither adds nor removes one.
@@ -112,7 +134,7 @@ mod tests {
             assert!(questions.recv_timeout(Duration::from_millis(300)).is_err(), "it asks although nothing came or went");
             readiness.milestone("there");
             readiness.publish(KUBERNETES_READY, b"ready\n");
-            assert_eq!(held.join().unwrap().unwrap().status, 200);
+            assert_eq!(held.join().unwrap().unwrap(), READY);
         });
     }
 
@@ -120,17 +142,23 @@ mod tests {
     fn a_client_that_went_away_is_not_held() {
         let (readiness, (client, server)) = (readiness("away"), connection());
         thread::scope(|scope| {
-            let held = scope.spawn(|| answer(&server, &readiness, LONG, missing, || None));
+            let held = scope.spawn(|| answer(&server, &readiness, LONG, || Ok(MISSING.to_vec()), |_| Ok(MISSING.to_vec())));
             drop(client);
-            assert_eq!(held.join().unwrap().err().map(|cause| cause.kind()), Some(io::ErrorKind::ConnectionAborted));
+            assert_eq!(held.join().unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         });
     }
 
     #[test]
     fn the_end_of_the_time_and_a_failure_are_told_apart() {
         let (readiness, (_client, server)) = (readiness("end"), connection());
-        let held = |limit, failure: fn() -> Option<Answer>| answer(&server, &readiness, limit, missing, failure).unwrap().status;
-        assert_eq!(held(Duration::from_millis(50), || None), 404);
-        assert_eq!(held(LONG, || Some(Answer::text(503, "dockerd is out of order\n"))), 503);
+        let failed = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\ndockerd is out of order\n";
+        let held = |limit, missing: &[u8], failed: &[u8]| {
+            String::from_utf8(answer(&server, &readiness, limit, || Ok(missing.to_vec()), |_| Ok(failed.to_vec())).unwrap()).unwrap()
+        };
+        assert_eq!(held(Duration::from_millis(50), MISSING, MISSING).as_bytes(), MISSING);
+        let reason = held(LONG, MISSING, failed);
+        assert!(reason.starts_with("HTTP/1.1 503 ") && reason.ends_with("Content-Length: 24\r\n\r\ndockerd is out of order\n"), "{reason}");
+        let to_head = held(LONG, b"HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\n", failed);
+        assert!(to_head.ends_with("Content-Length: 24\r\n\r\n"), "{to_head}");
     }
 }

@@ -4,7 +4,7 @@
 //! The node lives as long as the container, a cluster on it may be shorter-lived. So each cluster has a `Readiness` of its
 //! own (`begin_cluster`): when its time is over, whoever still speaks for it changes nothing, and waits for nothing.
 
-mod answer;
+pub mod client_limits;
 pub mod files;
 mod long_poll;
 pub mod server;

@@ -1,150 +1,120 @@
-//! The file server on port 10080: serves the files under `/var/kind` from disk (`answer`) and nothing else, one request per
-//! connection.
-//!
-//! | what a client could do | what it gets |
-//! |---|---|
-//! | connect when 512 others are connected | closed at once |
-//! | send nothing, or a byte a second | closed after 5 s, however little is missing |
-//! | send a head of more than 8 KiB | 431, closed |
-//! | send a body, or another request | it is never read |
-//! | wait for a file (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
-//! | wait when 256 others are waiting | answered at once, to leave room for clients that do not wait |
-//! | not read its answer | closed after 5 s |
-//!
-//! So a client costs a thread, its head, and an answer of at most 64 KiB.
+//! The file server on port 10080: serves the files under `/var/kind` from disk and nothing else.
+//! Only `/config` is rewritten before it is sent, by a function that the caller provides.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+
+use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::listen::listen;
-use crate::readiness::answer::{Answer, Files, Request, Rewrite};
-use crate::readiness::long_poll;
-use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
-use crate::readiness::Readiness;
+use crate::readiness::files::CONFIG;
+use crate::readiness::target::{asked_port, file_name};
+use crate::readiness::{client_limits, Readiness};
 use crate::threads;
 
-/// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `STACK` bytes, of
-/// which it touches few.
-const MAX_CLIENTS: usize = 512;
-const STACK: usize = 256 * 1024;
-/// How many of them may wait for a file.
-const MAX_WAITING: usize = MAX_CLIENTS / 2;
-/// Longest request head (bytes); browsers send about 1 KiB.
-const MAX_HEAD: usize = 8 * 1024;
-/// Time for a complete request to arrive, and again for its answer to be sent.
-const CLIENT_LIMIT: Duration = Duration::from_secs(5);
-/// After an error such as EMFILE: by then some connection has ended.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+type Answer = Response<std::io::Cursor<Vec<u8>>>;
 
-/// What the clients' threads share.
-struct Server {
-    files: Files,
-    readiness: Arc<Readiness>,
-    clients: Arc<AtomicUsize>,
-    waiting: Arc<AtomicUsize>,
+/// Renders a client's kubeconfig from the file, the Host header that the client sent, and the port
+/// on which the API server is published. `None` if the header is neither a host name nor an address.
+pub type Rewrite = Box<dyn Fn(&str, Option<&str>, u16) -> Option<String> + Send>;
+
+/// What responses are made from.
+struct Files {
+    dir: PathBuf,
+    api_port: u16,
+    rewrite: Rewrite,
 }
 
-/// Listens at once, so that a CI runner's port check passes from the first moment, and serves forever. `dir` has the files.
+/// Listens at once, so that a CI runner's port check passes from the first moment, and serves forever.
 pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite: Rewrite) -> Result<()> {
-    let address = config.files_address;
-    let listener = listen(address).map_err(|cause| {
-        Error::new(format!("the file server cannot listen on {address}: {cause}"))
-            .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
-    })?;
+    let listener = client_limits::open(config.files_address, readiness.clone(), &dir)?;
+    let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
     let files = Files { dir, api_port: config.api_port, rewrite };
-    let server = Arc::new(Server { files, readiness: readiness.clone(), clients: Arc::default(), waiting: Arc::default() });
-    threads::start("clients", move || accept(&listener, &server))
-}
-
-fn accept(listener: &TcpListener, server: &Arc<Server>) {
-    loop {
-        let Ok((client, _)) = listener.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
-            continue;
-        };
-        let Some(place) = Place::take(&server.clients, MAX_CLIENTS) else { continue };
-        let server = server.clone();
-        let serve = move || {
-            let _place = place;
-            // A client that has disconnected or was too slow needs no answer.
-            let _ = server.serve(client);
-        };
-        // Without a name: see `logger`. If no thread can be started, the client's connection is closed.
-        let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
-    }
-}
-
-/// One of a limited number of places, which is released however the client's thread ends.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
-        let place = Place(taken.clone());
-        (taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Server {
-    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
-        client.set_write_timeout(Some(CLIENT_LIMIT))?;
-        let Some(head) = read_head(&mut client)? else {
-            return client.write_all(&Answer::text(431, "the request is too long\n").bytes(true));
-        };
-        let request = Request::parse(&head);
-        let answer = match &request {
-            Some(request) => self.answer(&client, request)?,
-            None => Answer::text(400, "this is not an HTTP request\n"),
-        };
-        client.write_all(&answer.bytes(request.is_none_or(|request| request.method != "HEAD")))
-    }
-
-    fn answer(&self, client: &TcpStream, request: &Request) -> io::Result<Answer> {
-        let ask = || self.files.answer(request);
-        let limit = match asked_wait(&request.target) {
-            Ok(Some(limit)) if file_name(&request.target).is_some() => limit,
-            Err(()) => return Ok(Answer::text(400, format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
-            Ok(_) => return Ok(ask()),
-        };
-        let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return Ok(ask()) };
-        long_poll::answer(client, &self.readiness, limit, ask, || self.files.failure())
-    }
-}
-
-/// Reads everything up to the empty line, or returns `None` if that is too long.
-fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
-    let end = Instant::now() + CLIENT_LIMIT;
-    let mut head = Vec::new();
-    let mut buffer = [0; 1024];
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+    let serve = move || {
+        // Only `client_limits` connects, and sends only complete requests, so an error means that the server has ended.
+        loop {
+            match server.recv() {
+                Ok(request) => answer(request, &files),
+                Err(cause) => {
+                    log::error!(target: "files", "the file server has ended: {cause}");
+                    std::process::exit(1);
+                }
+            }
         }
-        client.set_read_timeout(Some(left))?;
-        let length = client.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    };
+    threads::start("http", serve)
+}
+
+fn answer(request: Request, files: &Files) {
+    let host = header(&request, "Host");
+    let response = files.respond(request.method(), request.url(), host.as_deref());
+    // A client that has disconnected needs no answer.
+    let _ = request.respond(response);
+}
+
+fn header(request: &Request, name: &'static str) -> Option<String> {
+    request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.to_string())
+}
+
+impl Files {
+    fn respond(&self, method: &Method, target: &str, host: Option<&str>) -> Answer {
+        if ![Method::Get, Method::Head].contains(method) {
+            return text(405, "only GET and HEAD\n").with_header(field("Allow", "GET, HEAD"));
         }
-        head.extend_from_slice(&buffer[..length]);
-        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-            head.truncate(end + 2);
-            return Ok(Some(head));
+        let Some(name) = file_name(target) else { return text(404, "no such file\n") };
+        let Some(contents) = read_regular(&self.dir.join(name)) else { return text(404, "not yet\n") };
+        if name != CONFIG {
+            return Response::from_data(contents).with_header(field("Content-Type", "text/plain"));
         }
-        if head.len() > MAX_HEAD {
-            return Ok(None);
+        let Some(port) = asked_port(target, self.api_port) else {
+            return text(400, "port is not a port number; an example: /config?port=18443\n");
+        };
+        match (self.rewrite)(&String::from_utf8_lossy(&contents), host, port) {
+            Some(config) => Response::from_string(config).with_header(field("Content-Type", "application/yaml")),
+            None => text(400, "the Host header is neither a host name nor an address\n"),
         }
+    }
+}
+
+/// The contents of a regular file, never through a symbolic link.
+fn read_regular(path: &Path) -> Option<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    /// The largest file, a kubeconfig, has about 8 KiB.
+    const LIMIT: u64 = 64 * 1024;
+    let mut contents = Vec::new();
+    file.take(LIMIT).read_to_end(&mut contents).ok()?;
+    Some(contents)
+}
+
+fn text(status: u16, body: &str) -> Answer {
+    Response::from_string(body).with_status_code(status)
+}
+
+fn field(name: &str, value: &str) -> Header {
+    Header::from_bytes(name, value).expect("the names and values are constants without line breaks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_out_of_the_directory_is_not_served() {
+        let dir = std::env::temp_dir().join(format!("kind-files-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", dir.join("failed")).unwrap();
+        std::fs::write(dir.join("timeline"), "0.1 boot\n").unwrap();
+        let files = Files { dir: dir.clone(), api_port: 8443, rewrite: Box::new(|_, _, _| None) };
+        let status = |target| files.respond(&Method::Get, target, None).status_code().0;
+        assert_eq!((status("/failed"), status("/timeline"), status("/docker-ready")), (404, 200, 404));
+        assert_eq!(files.respond(&Method::Post, "/timeline", None).status_code().0, 405);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

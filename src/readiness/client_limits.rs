@@ -1,0 +1,238 @@
+//! Limits what a client of the file server can do, before tiny_http sees the request.
+//!
+//! tiny_http 0.12 has no time limits, bounds neither heads nor connections, lets new connections queue
+//! behind silent ones, and stops accepting for good on an error. So it listens on a socket of which only this process
+//! knows (`inner_socket`), and this module sends it only complete request heads, one per connection.
+//!
+//! | what a client could do | what it gets |
+//! |---|---|
+//! | connect when 512 others are connected | closed at once |
+//! | send nothing, or a byte a second | closed after 5 s, however little is missing |
+//! | send a head of more than 8 KiB | 431, closed |
+//! | send a body | it is never read |
+//! | send another request on the same connection | closed after the first answer |
+//! | wait for a file (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
+//! | wait when 256 others are waiting | answered at once, to leave room for clients that do not wait |
+//! | not read its answer | closed after 5 s |
+//! | vanish | its thread ends; tiny_http does not notice |
+//!
+//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`server`).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::listen::listen;
+use crate::readiness::long_poll;
+use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
+use crate::readiness::Readiness;
+use crate::threads;
+
+/// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `STACK` bytes.
+const MAX_CLIENTS: usize = 512;
+const STACK: usize = 64 * 1024;
+/// How many of them may wait for a file.
+const MAX_WAITING: usize = MAX_CLIENTS / 2;
+/// Longest request head (bytes); browsers send about 1 KiB.
+const MAX_HEAD: usize = 8 * 1024;
+/// Time for a complete request to arrive, and again for its answer to be sent.
+const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// After an error such as EMFILE: by then some connection has ended.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A tmpfs in every container, which can be written to even if nothing else can (shm_overview(7)).
+const SHARED_MEMORY: &str = "/dev/shm";
+/// Headers that we drop, because there is one request per connection, and no body.
+const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
+
+/// Listens on `address`; returns the listener that the file server itself is to use.
+/// `dir` is where the served files are.
+pub fn open(address: SocketAddr, readiness: Arc<Readiness>, dir: &Path) -> Result<UnixListener> {
+    let public = listen(address).map_err(|cause| {
+        Error::new(format!("the file server cannot listen on {address}: {cause}"))
+            .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
+    })?;
+    let (listener, inner) =
+        inner_socket(dir).map_err(|cause| Error::new(format!("cannot open the file server's inner socket: {cause}")))?;
+    let gate = Arc::new(Gate { inner, readiness, clients: Arc::default(), waiting: Arc::default() });
+    threads::start("clients", move || accept(&public, &gate))?;
+    Ok(listener)
+}
+
+/// A socket without a name: it is removed as soon as it is bound, and reached through a descriptor of its inode
+/// (`O_PATH`, open(2)). Its name could be found by others who share the directory, and an abstract one by everybody in
+/// the network namespace, such as a pod with `hostNetwork`; they would get past these limits.
+fn inner_socket(dir: &Path) -> io::Result<(UnixListener, File)> {
+    let bind = |dir: &Path| {
+        let path = dir.join(format!(".files-{}", std::process::id()));
+        // Of a process that was killed at this point and had the same pid.
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        let inode = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&path);
+        fs::remove_file(&path)?;
+        Ok((listener, inode?))
+    };
+    // Not on a disk that may be full; nor can a file system be made read-only (`mount -o remount,ro`) as long as
+    // something on it is open and removed.
+    bind(Path::new(SHARED_MEMORY)).or_else(|_| bind(dir))
+}
+
+/// What the clients' threads share.
+struct Gate {
+    inner: File,
+    readiness: Arc<Readiness>,
+    clients: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
+}
+
+fn accept(public: &TcpListener, gate: &Arc<Gate>) {
+    loop {
+        let Ok((client, _)) = public.accept() else {
+            thread::sleep(ACCEPT_PAUSE);
+            continue;
+        };
+        let Some(place) = Place::take(&gate.clients, MAX_CLIENTS) else { continue };
+        let gate = gate.clone();
+        let serve = move || {
+            let _place = place;
+            // A client that has disconnected or was too slow needs no answer.
+            let _ = gate.serve(client);
+        };
+        // Without a name: see `logger`. If no thread can be started, the client's connection is closed.
+        let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
+    }
+}
+
+/// One of a limited number of places, which is released however the client's thread ends.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
+        let place = Place(taken.clone());
+        (taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gate {
+    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
+        client.set_write_timeout(Some(CLIENT_LIMIT))?;
+        let Some(head) = read_head(&mut client)? else {
+            return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        };
+        client.write_all(&one_answer(self.answer(&client, &head)?))
+    }
+
+    fn answer(&self, client: &TcpStream, head: &[u8]) -> io::Result<Vec<u8>> {
+        let ask = || ask(&self.inner, &one_request(head));
+        let target = String::from_utf8_lossy(head.split(|byte| byte.is_ascii_whitespace()).nth(1).unwrap_or_default());
+        let limit = match asked_wait(&target) {
+            Ok(Some(limit)) if file_name(&target).is_some() => limit,
+            Err(()) => return Ok(bad_request(&format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
+            Ok(_) => return ask(),
+        };
+        let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return ask() };
+        let ask_for = |file: &str| self::ask(&self.inner, format!("GET /{file} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes());
+        long_poll::answer(client, &self.readiness, limit, ask, ask_for)
+    }
+}
+
+fn bad_request(why: &str) -> Vec<u8> {
+    format!("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}", why.len()).into_bytes()
+}
+
+/// Has tiny_http answer, one request at a time: for each connection beyond its four it would start
+/// a thread, and panic if it cannot.
+fn ask(inner: &File, request: &[u8]) -> io::Result<Vec<u8>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut server = UnixStream::connect(format!("/proc/self/fd/{}", inner.as_raw_fd())).inspect_err(|cause| {
+        if cause.kind() == io::ErrorKind::ConnectionRefused {
+            log::error!(target: "files", "the file server has ended, so clients could no longer see any state");
+            std::process::exit(1);
+        }
+    })?;
+    server.set_read_timeout(Some(CLIENT_LIMIT))?;
+    server.write_all(request)?;
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Reads everything up to the empty line, or returns `None` if that is too long.
+fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let end = Instant::now() + CLIENT_LIMIT;
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        client.set_read_timeout(Some(left))?;
+        let length = client.read(&mut buffer)?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        head.extend_from_slice(&buffer[..length]);
+        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            head.truncate(end + 2);
+            return Ok(Some(head));
+        }
+        if head.len() > MAX_HEAD {
+            return Ok(None);
+        }
+    }
+}
+
+/// The head as the file server gets it: without a body, and with `Connection: close`.
+fn one_request(head: &[u8]) -> Vec<u8> {
+    let mut request = Vec::with_capacity(head.len() + 32);
+    for (number, line) in head.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default().trim_ascii();
+        if number == 0 || !DROPPED.iter().any(|dropped| name.eq_ignore_ascii_case(dropped.as_bytes())) {
+            request.extend_from_slice(line);
+        }
+    }
+    request.extend_from_slice(b"Connection: close\r\n\r\n");
+    request
+}
+
+/// The answer, with `Connection: close` for the client.
+fn one_answer(answer: Vec<u8>) -> Vec<u8> {
+    match answer.windows(2).position(|bytes| bytes == b"\r\n") {
+        Some(end) => [&answer[..end], b"\r\nConnection: close", &answer[end..]].concat(),
+        None => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_passes_without_body_and_keep_alive() {
+        let head =
+            b"POST /connection:x HTTP/1.1\r\nHost: h\r\nCONNECTION: keep-alive\r\nContent-Length : 9\r\nTransfer-Encoding: chunked\r\n";
+        assert_eq!(one_request(head), b"POST /connection:x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    }
+
+    #[test]
+    fn an_answer_says_that_it_is_the_last() {
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx".to_vec();
+        assert_eq!(one_answer(answer), b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx");
+    }
+}
