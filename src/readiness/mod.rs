@@ -93,9 +93,10 @@ impl Readiness {
         known.cluster += 1;
         known.milestones.retain(|milestone| !milestone.of_cluster);
         known.published.retain(|_, published| !published.of_cluster);
-        (known.was_ready, known.limited_since) = (false, None);
+        known.was_ready = false;
         let State { has_cluster, containerd, docker, ending, failure, .. } = known.state.clone();
         self.change(&mut known, |state| *state = State { has_cluster, containerd, docker, ending, failure, ..State::default() });
+        known.limited_since = known.state.is_limited().then(Instant::now);
         known.write_files(&self.shared.directory);
         self.shared.changed.notify_all();
         Readiness { shared: self.shared.clone(), cluster: Some(known.cluster) }
@@ -456,6 +457,21 @@ mod tests {
             second.update(|state| *state = ready());
             assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY]);
         });
+        remove(&node);
+    }
+
+    #[test]
+    fn the_time_limit_begins_with_the_cluster_though_nothing_happens() {
+        let node = readiness("begins");
+        let (sender, late) = channel();
+        node.update(|state| state.has_cluster = true);
+        let _cluster = node.begin_cluster();
+        let tell = move |_: &State| {
+            sender.send(()).unwrap();
+            Failure::new("late", 1)
+        };
+        node.watch(Duration::from_secs(1), tell).unwrap();
+        late.recv_timeout(Duration::from_secs(10)).unwrap();
         remove(&node);
     }
 

@@ -34,8 +34,6 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// The first minor version whose API server notices at once that its certificate has changed. A start signs it for the
 /// names of this container, and a restored API server runs by then.
 const NOTICES_CERTIFICATES: u32 = 23;
-/// The milestone at which the restored API server answers.
-pub const RESTORED: &str = "restored";
 
 /// The control plane's part of a start.
 pub struct Restore {
@@ -63,7 +61,7 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Restore> {
             Ok(took) => {
                 let how = format!("restored in {:.2} s", took.as_secs_f64());
                 log::info!(target: "restore", "the control plane is {how}");
-                ours.readiness.milestone(RESTORED);
+                ours.readiness.milestone("restored");
                 (how, ControlPlane::Restored)
             }
             Err(error) => {

@@ -72,3 +72,66 @@ impl Init {
         self.readiness.fail(Failure::new(error.to_string(), error.status()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::{channel, RecvTimeoutError};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::stop::Step;
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+    const STEP: Step = Step { daemon: "sleeper", before: None, nudge: None, limit: LIMIT };
+
+    fn sleeper() -> Spec {
+        let command = || {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            Ok(command)
+        };
+        Spec {
+            name: STEP.daemon,
+            command: Box::new(command),
+            answers: Box::new(|| true),
+            before_reload: None,
+            condition: |state| &mut state.kubelet,
+            first_start: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn a_cluster_ends_with_its_daemon_and_another_one_begins_while_the_node_goes_on() {
+        let root = std::env::temp_dir().join(format!("kind-supervisor-{}", std::process::id()));
+        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
+        let node = Init::new(Config::from_env(get).unwrap());
+        node.readiness.clear().unwrap();
+        thread::scope(|scope| {
+            let (done, is_done) = channel::<()>();
+            scope.spawn(move || {
+                while is_done.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+                    reaper::drain_ours();
+                }
+            });
+            for round in 0..2 {
+                let cluster = node.begin_cluster();
+                let daemon = cluster.supervise(sleeper()).unwrap();
+                assert!(daemon.wait_until_answers(LIMIT) && cluster.readiness.wait_until(|state| state.kubelet), "round {round}");
+                if round == 0 {
+                    node.end_cluster();
+                    assert!(cluster.shutdown.stopping() && !node.shutdown.stopping());
+                    assert!(!node.readiness.state().kubelet);
+                }
+                stop::stop_daemon(&node, &STEP);
+                // Longer than the pause after which one that dies is started again.
+                thread::sleep(Duration::from_millis(500));
+                assert!(daemon.ends_within(Duration::ZERO), "round {round}: it was started again");
+                assert_eq!(node.daemons().len(), 1, "round {round}");
+            }
+            drop(done);
+        });
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}
