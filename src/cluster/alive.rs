@@ -6,7 +6,7 @@
 //! pod was Ready all the while (seen with 1.31, when a shim was killed). So a container that was found running
 //! and does not run any more counts against its pod at once, until kubelet names another one.
 //!
-//! Of each container we hold a process by a descriptor (pidfd_open(2)), whose end wakes us. The cgroups cannot
+//! Of each container we keep a descriptor of a process (pidfd_open(2)), whose end wakes us. The cgroups cannot
 //! do that: those of version 1 have no events, and nobody is told when one is removed, since a cgroup's inode
 //! still has links then, without which there is no IN_DELETE_SELF.
 
@@ -28,19 +28,16 @@ use crate::node::cgroup;
 use crate::readiness::{Pods, Readiness};
 use crate::{sys, threads};
 
-/// The milestone at which every baked pod is Ready for the first time.
-pub const PODS: &str = "pods";
-
 pub struct Alive {
     readiness: Arc<Readiness>,
     cluster: Cluster,
-    /// The processes that are held: it tells of the end of each, once.
+    /// Reports the end of each process that is watched, once.
     ends: Epoll,
-    seen: Mutex<Seen>,
+    watched: Mutex<Watched>,
 }
 
 #[derive(Default)]
-struct Seen {
+struct Watched {
     /// The pods, as the API server reported them last.
     known: Known,
     /// Those of their containers that have been found running. Where the cgroups are laid out in another
@@ -59,7 +56,7 @@ impl Alive {
     pub fn follow(readiness: &Arc<Readiness>, cluster: &Cluster) -> Result<Arc<Alive>> {
         let ends = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|cause| Error::new(format!("cannot follow the containers of pods: {cause}")))?;
-        let alive = Arc::new(Alive { readiness: readiness.clone(), cluster: cluster.clone(), ends, seen: Mutex::default() });
+        let alive = Arc::new(Alive { readiness: readiness.clone(), cluster: cluster.clone(), ends, watched: Mutex::default() });
         let ours = alive.clone();
         threads::start("alive", move || loop {
             match ours.ends.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
@@ -71,13 +68,13 @@ impl Alive {
         Ok(alive)
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The pods that kubelet can be asked to look at again.
     pub fn lagging(&self) -> Vec<(String, Lag)> {
-        self.seen().known.iter().filter_map(|(name, pod)| Some((name.clone(), pod.lag?))).collect()
+        self.watched().known.iter().filter_map(|(name, pod)| Some((name.clone(), pod.lag?))).collect()
     }
 
     /// Takes in what the API server reports of pods.
@@ -88,63 +85,59 @@ impl Alive {
     /// The same, given the containers in which something runs, and the cgroup of each. Finding them takes a while, so it is
     /// done only when a container has to be found.
     fn report_beside(&self, change: Change<Pod>, running: impl FnOnce() -> BTreeMap<String, PathBuf>) {
-        // Held until the state has changed: a look at what was reported before must not come after it.
-        let mut seen = self.seen();
-        if !seen.apply(&self.cluster, change) {
+        // Locked until the state has changed: a look at what was reported before must not come after it.
+        let mut watched = self.watched();
+        if !watched.apply(&self.cluster, change) {
             return;
         }
-        if seen.lacks_a_container() && seen.waiting(&self.cluster, &mut self.readiness.state().restored).is_empty() {
-            self.find(&mut seen, running());
+        if watched.lacks_a_container() && watched.waiting(&self.cluster, &mut self.readiness.state().restored).is_empty() {
+            self.find(&mut watched, running());
         }
         self.readiness.update(|state| {
-            let waiting = seen.waiting(&self.cluster, &mut state.restored);
+            let waiting = watched.waiting(&self.cluster, &mut state.restored);
             state.pods = if waiting.is_empty() { Pods::Ready } else { Pods::Waiting(waiting) };
         });
-        if self.readiness.state().pods == Pods::Ready && !self.readiness.has_reached(PODS) {
-            log::info!(target: "cluster", "every baked pod is Ready");
-            self.readiness.milestone(PODS);
-        }
     }
 
     /// Takes readiness away where a container has ended. It comes back with what kubelet reports alone.
     fn look(&self) {
-        let mut seen = self.seen();
-        seen.found.retain(|_, container| {
+        let mut watched = self.watched();
+        watched.found.retain(|_, container| {
             if container.process.as_ref().is_some_and(has_ended) {
                 // Another process of it may run on. If we cannot know, kubelet's word is all there is.
-                let Ok(process) = self.hold(&container.cgroup) else { return false };
+                let Ok(process) = self.watch(&container.cgroup) else { return false };
                 container.process = process;
             }
             true
         });
         self.readiness.update(|state| {
-            let waiting = seen.waiting(&self.cluster, &mut state.restored);
+            let waiting = watched.waiting(&self.cluster, &mut state.restored);
             if state.pods == Pods::Ready && !waiting.is_empty() {
                 state.pods = Pods::Waiting(waiting);
             }
         });
     }
 
-    /// Notes which of the containers run, and hears of their end from then on.
-    fn find(&self, seen: &mut Seen, running: BTreeMap<String, PathBuf>) {
-        let new: Vec<_> = running.into_iter().filter(|(id, _)| seen.is_current(id) && !seen.found.contains_key(id)).collect();
+    /// Notes which of the containers run, and watches those from then on.
+    fn find(&self, watched: &mut Watched, running: BTreeMap<String, PathBuf>) {
+        let new: Vec<_> = running.into_iter().filter(|(id, _)| watched.is_current(id) && !watched.found.contains_key(id)).collect();
         for (id, cgroup) in new {
-            if let Ok(process) = self.hold(&cgroup) {
-                seen.found.insert(id, Container { cgroup, process });
+            if let Ok(process) = self.watch(&cgroup) {
+                watched.found.insert(id, Container { cgroup, process });
             }
         }
     }
 
-    /// Holds a process of a container that has not ended, if there is one.
+    /// Watches a process of a container that has not ended, if there is one.
     ///
     /// # Errors
-    /// Processes cannot be held: Linux is too old, or there are too many open files.
-    fn hold(&self, cgroup: &Path) -> Result<Option<OwnedFd>> {
+    /// Processes cannot be watched: Linux is too old, or there are too many open files.
+    fn watch(&self, cgroup: &Path) -> Result<Option<OwnedFd>> {
         let mut pids = cgroup::processes_in(cgroup);
         // The first one is the container's own, most likely, and lives as long as it does.
         pids.sort_unstable();
         for pid in pids {
-            let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot hold the process {pid}: {cause}"));
+            let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot watch the process {pid}: {cause}"));
             let process = match sys::open_process(pid) {
                 Ok(process) => process,
                 Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => continue,
@@ -167,7 +160,7 @@ fn has_ended(process: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-impl Seen {
+impl Watched {
     /// Returns whether anything has changed for a pod that readiness depends on. After a list something may have: whatever
     /// was known of pods does not count while the API server does not answer.
     fn apply(&mut self, cluster: &Cluster, change: Change<Pod>) -> bool {
@@ -226,11 +219,6 @@ mod tests {
     const POD: &str = "kube-system/etcd-kind";
     const LIMIT: Duration = Duration::from_secs(10);
 
-    fn cluster() -> Cluster {
-        let pods = vec![BakedPod { name: POD.into(), is_static: true, owner: None }];
-        Cluster { pods, containers: BTreeSet::new(), ..crate::cluster::tests::cluster() }
-    }
-
     /// A pod with these containers.
     fn pod(name: &str, containers: &[&str], ready: &str) -> Pod {
         let container = |id: &&str| json!({"name": id, "containerID": format!("containerd://{id}")});
@@ -260,11 +248,14 @@ mod tests {
         cgroup
     }
 
-    fn alive(test: &str) -> Arc<Alive> {
+    /// For a cluster of these static pods.
+    fn alive(test: &str, pods: &[&str]) -> Arc<Alive> {
+        let pods = pods.iter().map(|name| BakedPod { name: name.to_string(), is_static: true, owner: None }).collect();
+        let cluster = Cluster { pods, containers: BTreeSet::new(), ..crate::cluster::tests::cluster() };
         let readiness = Readiness::new(std::env::temp_dir().join(format!("kind-alive-{}-{test}-files", std::process::id())));
         readiness.clear().unwrap();
         readiness.update(|state| (state.has_cluster, state.api_server) = (true, true));
-        Alive::follow(&Arc::new(readiness), &cluster()).unwrap()
+        Alive::follow(&Arc::new(readiness), &cluster).unwrap()
     }
 
     fn sleep() -> reaper::Child {
@@ -290,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_containers_last_process_is_noticed_at_once_and_another_containers_start_makes_up_for_it() {
-        let (alive, processes) = (alive("end"), [sleep(), sleep()]);
+        let (alive, processes) = (alive("end", &[POD]), [sleep(), sleep()]);
         let cgroup = cgroup("end", &[&processes[0], &processes[1]]);
         let running = || [("a".to_string(), cgroup.clone())].into();
         assert!(alive.is_ready(ready(&["a", "never-found"]), running));
@@ -308,51 +299,58 @@ mod tests {
 
     #[test]
     fn a_container_that_ends_while_it_is_found_counts_as_ended() {
-        let (alive, process) = (alive("found"), sleep());
+        let (alive, process) = (alive("found", &[POD]), sleep());
         let cgroup = cgroup("found", &[&process]);
         kill(&process);
         assert!(!alive.is_ready(ready(&["a"]), || [("a".to_string(), cgroup.clone())].into()));
         fs::remove_dir_all(cgroup).unwrap();
     }
 
-    /// A job may make and remove thousands of pods.
+    /// A job may make and remove thousands of pods, and each search walks through the cgroups of all.
     #[test]
-    fn the_cgroups_are_searched_only_for_a_baked_pods_new_container() {
-        let (alive, process) = (alive("search"), sleep());
-        let cgroup = cgroup("search", &[&process]);
+    fn readiness_follows_the_baked_pods_and_cgroups_are_searched_only_for_their_new_containers() {
+        let (alive, process) = (alive("follow", &[POD]), sleep());
+        let cgroup = cgroup("follow", &[&process]);
         let mut searches = 0;
-        for (what, change, searched) in [
-            ("not Ready yet", Change::All(vec![pod(POD, &["a"], "False")]), 0),
-            ("Ready", ready(&["a"]), 1),
-            ("the same again", ready(&["a"]), 1),
-            ("a job's pod", Change::Put(pod("default/job", &["x"], "True")), 1),
-            ("its end", Change::Deleted(pod("default/job", &["x"], "True")), 1),
-            ("a list with nothing new", Change::All(vec![pod(POD, &["a"], "True"), pod("default/job", &["x"], "True")]), 1),
-            ("a new container", ready(&["b"]), 2),
+        for (what, change, searched, waiting) in [
+            ("a list without it", Change::All(vec![]), 0, "kube-system/etcd-kind: does not exist"),
+            ("not Ready yet", Change::All(vec![pod(POD, &["a"], "False")]), 0, "kube-system/etcd-kind: not Ready"),
+            ("Ready", ready(&["a"]), 1, ""),
+            ("the same again", ready(&["a"]), 1, ""),
+            ("a job's pod", Change::Put(pod("default/job", &["x"], "True")), 1, ""),
+            ("its end", Change::Deleted(pod("default/job", &["x"], "True")), 1, ""),
+            ("a list with nothing new", Change::All(vec![pod(POD, &["a"], "True"), pod("default/job", &["x"], "True")]), 1, ""),
+            ("a new container that is not Ready", Change::Put(pod(POD, &["b"], "False")), 1, "kube-system/etcd-kind: not Ready"),
+            ("it is Ready", ready(&["b"]), 2, ""),
+            ("the pod's end", Change::Deleted(pod(POD, &["b"], "True")), 2, "kube-system/etcd-kind: does not exist"),
+            ("it is back", ready(&["b"]), 3, ""),
         ] {
             alive.report_beside(change, || {
                 searches += 1;
                 ["a", "b"].map(|id| (id.to_string(), cgroup.clone())).into()
             });
             assert_eq!(searches, searched, "{what}");
+            let expected = if waiting.is_empty() { Pods::Ready } else { Pods::Waiting(vec![waiting.into()]) };
+            assert_eq!(alive.readiness.state().pods, expected, "{what}");
         }
-        assert_eq!(alive.readiness.state().pods, Pods::Ready);
         fs::remove_dir_all(cgroup).unwrap();
     }
 
     #[test]
+    fn after_an_outage_of_the_api_server_its_first_list_counts_though_nothing_has_changed() {
+        let alive = alive("outage", &[POD]);
+        let list = || Change::All(vec![pod(POD, &["a"], "True")]);
+        assert!(alive.is_ready(list(), BTreeMap::new));
+        alive.readiness.update(|state| state.api_server = false);
+        assert_eq!(alive.readiness.state().pods, Pods::Unknown);
+        alive.readiness.update(|state| state.api_server = true);
+        assert!(alive.is_ready(list(), BTreeMap::new));
+    }
+
+    #[test]
     fn a_restored_program_that_ends_while_containers_are_searched_for_is_not_ready() {
-        let alive = alive("restored");
         let other = "kube-system/kube-scheduler-kind";
-        let alive = Alive {
-            readiness: alive.readiness.clone(),
-            cluster: Cluster {
-                pods: [POD, other].map(|name| BakedPod { name: name.into(), is_static: true, owner: None }).into(),
-                ..cluster()
-            },
-            ends: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
-            seen: Mutex::default(),
-        };
+        let alive = alive("restored", &[POD, other]);
         alive.readiness.update(|state| state.restored = [other.to_string()].into());
         let ends = || {
             alive.readiness.update(|state| state.restored.clear());

@@ -19,6 +19,9 @@ use crate::supervisor::Init;
 /// It is a matter of at most a second, in which new kubelets look at the node every 100 ms.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The milestone at which every baked pod is Ready for the first time.
+pub const PODS: &str = "pods";
+
 /// Asks until the answers are yes. A cluster without a `dns` Service counts as answered.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, dns: Option<Ipv4Addr>) -> Result<()> {
     let asking = init.clone();
@@ -33,6 +36,10 @@ fn is_unknown(state: &State) -> bool {
 }
 
 fn ask(init: &Init, api: &Api, dns: Option<Ipv4Addr>) {
+    if !init.readiness.has_reached(PODS) {
+        log::info!(target: "cluster", "every baked pod is Ready");
+        init.readiness.milestone(PODS);
+    }
     let asked = init.readiness.state();
     let mut queries = dns.map(Queries::new);
     loop {

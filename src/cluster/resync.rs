@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
-use crate::cluster::alive::{Alive, PODS};
+use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
+use crate::cluster::node::PODS;
 use crate::cluster::pods::Lag;
 use crate::error::Result;
 use crate::supervisor::Init;
