@@ -169,21 +169,25 @@ fn drain(body: Body) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
     use super::*;
 
     /// An API server that answers one request after another with these statuses and bodies. Returns the paths that were
-    /// asked for.
+    /// asked for, what was reported, and how the watch ended.
     fn follow(answers: &[(u16, &str)]) -> (Vec<String>, Vec<String>, Result<()>) {
-        let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", server.server_addr());
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", server.local_addr().unwrap());
         let api = Api { agent: Agent::config_builder().http_status_as_error(false).build().into(), kubelet: base.clone(), base };
         let answers: Vec<_> = answers.iter().map(|(status, text)| (*status, text.to_string())).collect();
         let serve = std::thread::spawn(move || {
             let answer = |(status, text): (u16, String)| {
-                let request = server.recv().unwrap();
-                let url = request.url().to_string();
-                request.respond(tiny_http::Response::from_string(text).with_status_code(status)).unwrap();
-                url
+                let mut client = BufReader::new(server.accept().unwrap().0);
+                let head: Vec<String> = client.by_ref().lines().map_while(|line| line.ok().filter(|line| !line.is_empty())).collect();
+                let length = text.len();
+                write!(client.get_mut(), "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}").unwrap();
+                head[0].split(' ').nth(1).unwrap().to_string()
             };
             answers.into_iter().map(answer).collect()
         });
