@@ -1,12 +1,12 @@
 //! Whether the containers of the baked pods still run, as the kernel has it.
 //!
-//! What the API server says of a pod is what kubelet told it last. While etcd or the API server itself is
-//! gone kubelet can tell nothing, and afterwards every pod is listed Ready with the containers of before,
-//! the dead ones among them. And kubelet may have started a pod anew before it tells anything of it: then the
+//! What the API server says of a pod is what kubelet reported to it last. While etcd or the API server itself is
+//! gone kubelet can report nothing, and the watch stays open; afterwards every pod is listed Ready with the containers of before,
+//! the dead ones among them. And kubelet may have started a pod anew before it reports anything of it: then the
 //! pod was Ready all the while (seen with 1.31, when a shim was killed). So a container that was found running
 //! and does not run any more counts against its pod at once, until kubelet names another one.
 //!
-//! Of each container we hold a process by a descriptor (pidfd_open(2)), whose end wakes us. The cgroups cannot
+//! Of each container we keep a descriptor of a process (pidfd_open(2)), whose end wakes us. The cgroups cannot
 //! do that: those of version 1 have no events, and nobody is told when one is removed, since a cgroup's inode
 //! still has links then, without which there is no IN_DELETE_SELF.
 
@@ -14,30 +14,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::cluster::pods::{self, Known};
+use crate::cluster::api::Change;
+use crate::cluster::objects::Pod;
+use crate::cluster::pods::{self, Known, Lag};
 use crate::cluster::Cluster;
 use crate::error::{Error, Result};
 use crate::node::cgroup;
 use crate::readiness::{Pods, Readiness};
-use crate::sys;
+use crate::{sys, threads};
 
 pub struct Alive {
     readiness: Arc<Readiness>,
     cluster: Cluster,
-    /// The processes that are held: it tells of the end of each, once.
+    /// Reports the end of each process that is watched, once.
     ends: Epoll,
-    told: Mutex<Told>,
+    watched: Mutex<Watched>,
 }
 
 #[derive(Default)]
-struct Told {
-    /// The pods, as the API server told of them last.
+struct Watched {
+    /// The pods, as the API server reported them last.
     known: Known,
     /// Those of their containers that have been found running. Where the cgroups are laid out in another
     /// way, or Linux is older than 5.3, there are none, and kubelet's word is all there is.
@@ -53,91 +54,90 @@ struct Container {
 impl Alive {
     /// Watches the containers in a thread that sleeps until one of them ends.
     pub fn follow(readiness: &Arc<Readiness>, cluster: &Cluster) -> Result<Arc<Alive>> {
-        let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot follow the containers of pods: {cause}"));
-        let ends = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|cause| fail(&cause))?;
-        let alive = Arc::new(Alive { readiness: readiness.clone(), cluster: cluster.clone(), ends, told: Mutex::default() });
+        let ends = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|cause| Error::new(format!("cannot follow the containers of pods: {cause}")))?;
+        let alive = Arc::new(Alive { readiness: readiness.clone(), cluster: cluster.clone(), ends, watched: Mutex::default() });
         let ours = alive.clone();
-        let watch = move || loop {
+        threads::start("alive", move || loop {
             match ours.ends.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
                 Ok(_) => ours.look(),
                 Err(Errno::EINTR) => {}
                 Err(cause) => return log::warn!(target: "cluster", "cannot follow the containers of pods: {cause}"),
             }
-        };
-        let started = thread::Builder::new().name("alive".into()).spawn(watch);
-        started.map(|_| alive).map_err(|cause| fail(&cause))
+        })?;
+        Ok(alive)
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what the API server says of the pods. Returns whether they are Ready, and run.
-    pub fn tell(&self, known: &Known) -> bool {
-        self.tell_beside(known, cgroup::containers_of_pods)
+    /// The pods that kubelet can be asked to look at again.
+    pub fn lagging(&self) -> Vec<(String, Lag)> {
+        self.watched().known.iter().filter_map(|(name, pod)| Some((name.clone(), pod.lag?))).collect()
     }
 
-    /// The same, given the containers in which something runs, and the cgroup of each.
-    fn tell_beside(&self, known: &Known, running: impl FnOnce() -> BTreeMap<String, PathBuf>) -> bool {
-        // Held until the state has changed: a look at what was told before must not come after it.
-        let mut told = self.told();
-        told.known.clone_from(known);
-        // From now on these are as every other pod.
-        let has_container = |name: &String| known.get(name).is_some_and(|pod| pod.state.is_ok());
-        self.readiness.update(|state| state.restored.retain(|name| !has_container(name)));
-        let restored = self.readiness.state().restored;
-        let mut waiting = pods::waiting(&self.cluster, known, &restored);
-        if waiting.is_empty() {
-            self.find(&mut told, running());
-            waiting = told.waiting(&self.cluster, &restored);
+    /// Takes in what the API server reports of pods.
+    pub fn report(&self, change: Change<Pod>) {
+        self.report_beside(change, cgroup::containers_of_pods);
+    }
+
+    /// The same, given the containers in which something runs, and the cgroup of each. Finding them takes a while, so it is
+    /// done only when a container has to be found.
+    fn report_beside(&self, change: Change<Pod>, running: impl FnOnce() -> BTreeMap<String, PathBuf>) {
+        // Locked until the state has changed: a look at what was reported before must not come after it.
+        let mut watched = self.watched();
+        if !watched.apply(&self.cluster, change) {
+            return;
         }
-        let is_ready = waiting.is_empty();
-        self.readiness.update(|state| state.pods = if is_ready { Pods::Ready } else { Pods::Waiting(waiting) });
-        is_ready
+        if watched.lacks_a_container() && watched.waiting(&self.cluster, &mut self.readiness.state().restored).is_empty() {
+            self.find(&mut watched, running());
+        }
+        self.readiness.update(|state| {
+            let waiting = watched.waiting(&self.cluster, &mut state.restored);
+            state.pods = if waiting.is_empty() { Pods::Ready } else { Pods::Waiting(waiting) };
+        });
     }
 
-    /// Takes readiness away where a container has ended. It comes back with what kubelet tells alone.
-    pub fn look(&self) {
-        let mut told = self.told();
-        told.found.retain(|_, container| {
+    /// Takes readiness away where a container has ended. It comes back with what kubelet reports alone.
+    fn look(&self) {
+        let mut watched = self.watched();
+        watched.found.retain(|_, container| {
             if container.process.as_ref().is_some_and(has_ended) {
                 // Another process of it may run on. If we cannot know, kubelet's word is all there is.
-                let Ok(process) = self.hold(&container.cgroup) else { return false };
+                let Ok(process) = self.watch(&container.cgroup) else { return false };
                 container.process = process;
             }
             true
         });
-        let waiting = told.waiting(&self.cluster, &self.readiness.state().restored);
         self.readiness.update(|state| {
+            let waiting = watched.waiting(&self.cluster, &mut state.restored);
             if state.pods == Pods::Ready && !waiting.is_empty() {
                 state.pods = Pods::Waiting(waiting);
             }
         });
     }
 
-    /// Notes which of the containers run, and hears of their end from then on.
-    fn find(&self, told: &mut Told, running: BTreeMap<String, PathBuf>) {
-        let Told { known, found } = told;
-        let is_current = |id: &String| known.values().any(|pod| pod.containers.contains(id));
-        found.retain(|id, _| is_current(id));
-        let new: Vec<_> = running.into_iter().filter(|(id, _)| is_current(id) && !found.contains_key(id)).collect();
+    /// Notes which of the containers run, and watches those from then on.
+    fn find(&self, watched: &mut Watched, running: BTreeMap<String, PathBuf>) {
+        let new: Vec<_> = running.into_iter().filter(|(id, _)| watched.is_current(id) && !watched.found.contains_key(id)).collect();
         for (id, cgroup) in new {
-            if let Ok(process) = self.hold(&cgroup) {
-                found.insert(id, Container { cgroup, process });
+            if let Ok(process) = self.watch(&cgroup) {
+                watched.found.insert(id, Container { cgroup, process });
             }
         }
     }
 
-    /// Holds a process of a container that has not ended, if there is one.
+    /// Watches a process of a container that has not ended, if there is one.
     ///
     /// # Errors
-    /// Processes cannot be held: Linux is too old, or there are too many open files.
-    fn hold(&self, cgroup: &Path) -> Result<Option<OwnedFd>> {
+    /// Processes cannot be watched: Linux is too old, or there are too many open files.
+    fn watch(&self, cgroup: &Path) -> Result<Option<OwnedFd>> {
         let mut pids = cgroup::processes_in(cgroup);
         // The first one is the container's own, most likely, and lives as long as it does.
         pids.sort_unstable();
         for pid in pids {
-            let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot hold the process {pid}: {cause}"));
+            let fail = |cause: &dyn std::fmt::Display| Error::new(format!("cannot watch the process {pid}: {cause}"));
             let process = match sys::open_process(pid) {
                 Ok(process) => process,
                 Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => continue,
@@ -160,9 +160,39 @@ fn has_ended(process: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-impl Told {
-    /// What is not ready: in kubelet's words, or because a container has run and does not any more.
-    fn waiting(&self, cluster: &Cluster, restored: &BTreeSet<String>) -> Vec<String> {
+impl Watched {
+    /// Returns whether anything has changed for a pod that readiness depends on. After a list something may have: whatever
+    /// was known of pods does not count while the API server does not answer.
+    fn apply(&mut self, cluster: &Cluster, change: Change<Pod>) -> bool {
+        let has_changed = match change {
+            Change::All(pods) => {
+                self.known.clear();
+                for pod in &pods {
+                    pods::update(&mut self.known, cluster, pod, false);
+                }
+                true
+            }
+            Change::Put(pod) => pods::update(&mut self.known, cluster, &pod, false),
+            Change::Deleted(pod) => pods::update(&mut self.known, cluster, &pod, true),
+        };
+        let mut found = std::mem::take(&mut self.found);
+        found.retain(|id, _| self.is_current(id));
+        self.found = found;
+        has_changed
+    }
+
+    fn is_current(&self, container: &String) -> bool {
+        self.known.values().any(|pod| pod.containers.contains(container))
+    }
+
+    fn lacks_a_container(&self) -> bool {
+        self.known.values().flat_map(|pod| &pod.containers).any(|id| !self.found.contains_key(id))
+    }
+
+    /// What is not ready: in kubelet's words, or because a container has run and does not any more. A pod that kubelet has
+    /// reported with its containers is as every other pod from then on, restored or not.
+    fn waiting(&self, cluster: &Cluster, restored: &mut BTreeSet<String>) -> Vec<String> {
+        restored.retain(|name| self.known.get(name).is_none_or(|pod| pod.state.is_err()));
         let has_ended = |id: &String| self.found.get(id).is_some_and(|container| container.process.is_none());
         let mut known = self.known.clone();
         for pod in known.values_mut().filter(|pod| pod.state.is_ok() && pod.containers.iter().any(has_ended)) {
@@ -179,9 +209,9 @@ mod tests {
     use std::time::Duration;
 
     use nix::sys::signal::Signal;
+    use serde_json::json;
 
     use super::*;
-    use crate::cluster::pods::Seen;
     use crate::cluster::BakedPod;
     use crate::config::POLL;
     use crate::supervisor::reaper;
@@ -189,14 +219,24 @@ mod tests {
     const POD: &str = "kube-system/etcd-kind";
     const LIMIT: Duration = Duration::from_secs(10);
 
-    fn cluster() -> Cluster {
-        Cluster { pods: vec![BakedPod { name: POD.into(), is_static: true, owner: None }], ..crate::cluster::tests::cluster() }
+    /// A pod with these containers.
+    fn pod(name: &str, containers: &[&str], ready: &str) -> Pod {
+        let container = |id: &&str| json!({"name": id, "containerID": format!("containerd://{id}")});
+        let (namespace, name) = name.split_once('/').unwrap();
+        let pod = json!({
+            "metadata": {"namespace": namespace, "name": name, "annotations": {"kubernetes.io/config.mirror": "1"}},
+            "status": {
+                "phase": "Running",
+                "conditions": [{"type": "Ready", "status": ready}],
+                "containerStatuses": containers.iter().map(container).collect::<Vec<_>>(),
+            },
+        });
+        serde_json::from_value(pod).unwrap()
     }
 
-    /// What kubelet says of a pod that is Ready with these containers.
-    fn known(containers: &[&str]) -> Known {
-        let containers = containers.iter().map(|id| id.to_string()).collect();
-        [(POD.to_string(), Seen { state: Ok(()), owner: None, containers, lag: None })].into()
+    /// What the API server reports of a pod that is Ready with these containers.
+    fn ready(containers: &[&str]) -> Change<Pod> {
+        Change::Put(pod(POD, containers, "True"))
     }
 
     /// A directory with a cgroup's list of processes, which, as version 1 has it, says nothing when one ends.
@@ -208,11 +248,14 @@ mod tests {
         cgroup
     }
 
-    fn alive(test: &str) -> Arc<Alive> {
+    /// For a cluster of these static pods.
+    fn alive(test: &str, pods: &[&str]) -> Arc<Alive> {
+        let pods = pods.iter().map(|name| BakedPod { name: name.to_string(), is_static: true, owner: None }).collect();
+        let cluster = Cluster { pods, containers: BTreeSet::new(), ..crate::cluster::tests::cluster() };
         let readiness = Readiness::new(std::env::temp_dir().join(format!("kind-alive-{}-{test}-files", std::process::id())));
         readiness.clear().unwrap();
         readiness.update(|state| (state.has_cluster, state.api_server) = (true, true));
-        Alive::follow(&Arc::new(readiness), &cluster()).unwrap()
+        Alive::follow(&Arc::new(readiness), &cluster).unwrap()
     }
 
     fn sleep() -> reaper::Child {
@@ -228,12 +271,20 @@ mod tests {
         .is_some());
     }
 
+    impl Alive {
+        /// Reports a change, and returns whether the pods are Ready then.
+        fn is_ready(&self, change: Change<Pod>, running: impl FnOnce() -> BTreeMap<String, PathBuf>) -> bool {
+            self.report_beside(change, running);
+            self.readiness.state().pods == Pods::Ready
+        }
+    }
+
     #[test]
     fn the_end_of_a_containers_last_process_is_noticed_at_once_and_another_containers_start_makes_up_for_it() {
-        let (alive, processes) = (alive("end"), [sleep(), sleep()]);
+        let (alive, processes) = (alive("end", &[POD]), [sleep(), sleep()]);
         let cgroup = cgroup("end", &[&processes[0], &processes[1]]);
         let running = || [("a".to_string(), cgroup.clone())].into();
-        assert!(alive.tell_beside(&known(&["a", "never-found"]), running));
+        assert!(alive.is_ready(ready(&["a", "never-found"]), running));
         kill(&processes[0]);
         alive.look();
         assert_eq!(alive.readiness.state().pods, Pods::Ready, "another process of it runs");
@@ -241,17 +292,71 @@ mod tests {
         // Nobody looks: the kernel wakes the thread.
         let waiting = Pods::Waiting(vec![format!("{POD}: a container has ended")]);
         assert!(reaper::poll(POLL, LIMIT, || (alive.readiness.state().pods == waiting).then_some(())).is_some());
-        assert!(!alive.tell_beside(&known(&["a"]), BTreeMap::new), "kubelet has not noticed yet");
-        assert!(alive.tell_beside(&known(&["b"]), BTreeMap::new), "kubelet names another container");
+        assert!(!alive.is_ready(ready(&["a"]), BTreeMap::new), "kubelet has not noticed yet");
+        assert!(alive.is_ready(ready(&["b"]), BTreeMap::new), "kubelet names another container");
         fs::remove_dir_all(cgroup).unwrap();
     }
 
     #[test]
     fn a_container_that_ends_while_it_is_found_counts_as_ended() {
-        let (alive, process) = (alive("found"), sleep());
+        let (alive, process) = (alive("found", &[POD]), sleep());
         let cgroup = cgroup("found", &[&process]);
         kill(&process);
-        assert!(!alive.tell_beside(&known(&["a"]), || [("a".to_string(), cgroup.clone())].into()));
+        assert!(!alive.is_ready(ready(&["a"]), || [("a".to_string(), cgroup.clone())].into()));
         fs::remove_dir_all(cgroup).unwrap();
+    }
+
+    /// A job may make and remove thousands of pods, and each search walks through the cgroups of all.
+    #[test]
+    fn readiness_follows_the_baked_pods_and_cgroups_are_searched_only_for_their_new_containers() {
+        let (alive, process) = (alive("follow", &[POD]), sleep());
+        let cgroup = cgroup("follow", &[&process]);
+        let mut searches = 0;
+        for (what, change, searched, waiting) in [
+            ("a list without it", Change::All(vec![]), 0, "kube-system/etcd-kind: does not exist"),
+            ("not Ready yet", Change::All(vec![pod(POD, &["a"], "False")]), 0, "kube-system/etcd-kind: not Ready"),
+            ("Ready", ready(&["a"]), 1, ""),
+            ("the same again", ready(&["a"]), 1, ""),
+            ("a job's pod", Change::Put(pod("default/job", &["x"], "True")), 1, ""),
+            ("its end", Change::Deleted(pod("default/job", &["x"], "True")), 1, ""),
+            ("a list with nothing new", Change::All(vec![pod(POD, &["a"], "True"), pod("default/job", &["x"], "True")]), 1, ""),
+            ("a new container that is not Ready", Change::Put(pod(POD, &["b"], "False")), 1, "kube-system/etcd-kind: not Ready"),
+            ("it is Ready", ready(&["b"]), 2, ""),
+            ("the pod's end", Change::Deleted(pod(POD, &["b"], "True")), 2, "kube-system/etcd-kind: does not exist"),
+            ("it is back", ready(&["b"]), 3, ""),
+        ] {
+            alive.report_beside(change, || {
+                searches += 1;
+                ["a", "b"].map(|id| (id.to_string(), cgroup.clone())).into()
+            });
+            assert_eq!(searches, searched, "{what}");
+            let expected = if waiting.is_empty() { Pods::Ready } else { Pods::Waiting(vec![waiting.into()]) };
+            assert_eq!(alive.readiness.state().pods, expected, "{what}");
+        }
+        fs::remove_dir_all(cgroup).unwrap();
+    }
+
+    #[test]
+    fn after_an_outage_of_the_api_server_its_first_list_counts_though_nothing_has_changed() {
+        let alive = alive("outage", &[POD]);
+        let list = || Change::All(vec![pod(POD, &["a"], "True")]);
+        assert!(alive.is_ready(list(), BTreeMap::new));
+        alive.readiness.update(|state| state.api_server = false);
+        assert_eq!(alive.readiness.state().pods, Pods::Unknown);
+        alive.readiness.update(|state| state.api_server = true);
+        assert!(alive.is_ready(list(), BTreeMap::new));
+    }
+
+    #[test]
+    fn a_restored_program_that_ends_while_containers_are_searched_for_is_not_ready() {
+        let other = "kube-system/kube-scheduler-kind";
+        let alive = alive("restored", &[POD, other]);
+        alive.readiness.update(|state| state.restored = [other.to_string()].into());
+        let ends = || {
+            alive.readiness.update(|state| state.restored.clear());
+            BTreeMap::new()
+        };
+        assert!(!alive.is_ready(ready(&["a"]), ends));
+        assert_eq!(alive.readiness.state().pods, Pods::Waiting(vec![format!("{other}: does not exist")]));
     }
 }

@@ -1,7 +1,7 @@
 //! A client for the API server, in this process, with connections that are kept open.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
@@ -80,30 +80,24 @@ impl Api {
     fn get_from<T: DeserializeOwned>(&self, server: &str, path: &str) -> Result<T> {
         let url = format!("{server}{path}");
         let request = self.agent.get(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
-        let mut answer = request.call().map_err(|cause| Error::new(format!("GET {url}: {cause}")))?;
-        let status = answer.status().as_u16();
-        let body = BufReader::new(answer.body_mut().as_reader());
-        if status != 200 {
-            let mut text = String::new();
-            // Keep what was read before an error.
-            let _ = body.take(LONGEST_ERROR).read_to_string(&mut text);
-            return Err(Error::new(format!("GET {url} returned status {status}: {}", text.trim())));
-        }
-        serde_json::from_reader(body).map_err(|cause| Error::new(format!("the response to GET {url} is not valid: {cause}")))
+        let body = check("GET", &url, request.call(), &[200])?;
+        let invalid = |cause| Error::new(format!("the response to GET {url} is not valid: {cause}"));
+        serde_json::from_reader(BufReader::new(body.into_reader())).map_err(invalid)
     }
 
     /// Deletes an object. Succeeds if it does not exist.
     pub fn delete(&self, path: &str) -> Result<()> {
         let url = format!("{}{path}", self.base);
         let answer = self.agent.delete(&url).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
-        check("DELETE", &url, answer, &[200, 202, 404])
+        check("DELETE", &url, answer, &[200, 202, 404]).map(drain)
     }
 
     /// Creates an object; one that is there already counts as created.
     pub fn create(&self, path: &str, object: &Value) -> Result<()> {
         let url = format!("{}{path}", self.base);
         let request = self.agent.post(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
-        check("POST", &url, request.content_type("application/json").send(object.to_string()), &[200, 201, 409])
+        let answer = request.content_type("application/json").send(object.to_string());
+        check("POST", &url, answer, &[200, 201, 409]).map(drain)
     }
 
     /// Applies a JSON merge patch (RFC 7386) to an object.
@@ -111,54 +105,133 @@ impl Api {
         let url = format!("{}{path}", self.base);
         let request = self.agent.patch(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
         let answer = request.content_type("application/merge-patch+json").send(patch.to_string());
-        check("PATCH", &url, answer, &[200, 201])
+        check("PATCH", &url, answer, &[200, 201]).map(drain)
     }
 
-    /// Opens a watch, which lasts until the server ends it.
+    /// Reports the objects at `path`, and then every change, until the server ends the watch: after half an hour or so, or
+    /// because it ends itself.
     ///
     /// # Errors
-    /// The watch cannot be opened. Each event may be an error too: the connection broke, or the server ended the
-    /// watch with an error.
-    pub fn watch<T: DeserializeOwned>(&self, path: &str) -> Result<impl Iterator<Item = Result<Event<T>>>> {
-        let url = format!("{}{path}", self.base);
-        let answer = self.agent.get(&url).call().map_err(|cause| Error::new(format!("GET {url}: {cause}")))?;
-        if answer.status() != 200 {
-            return Err(Error::new(format!("GET {url} returned status {}", answer.status())));
+    /// The API server cannot be asked, the connection broke, it ended the watch with an error, or `report` failed.
+    pub fn follow<T: DeserializeOwned>(&self, path: &str, mut report: impl FnMut(Change<T>) -> Result<()>) -> Result<()> {
+        let list: List<T> = self.get(path)?;
+        let version = list.metadata.resource_version;
+        report(Change::All(list.items))?;
+        // Without bookmarks, which would wake us every minute.
+        let url = format!("{}{path}?watch=1&resourceVersion={version}", self.base);
+        let body = check("GET", &url, self.agent.get(&url).call(), &[200])?;
+        for line in BufReader::new(body.into_reader()).lines() {
+            let line = line.map_err(|cause| Error::new(format!("the watch {url} broke: {cause}")))?;
+            report(parse_event(&line).ok_or_else(|| Error::new(format!("the API server ended the watch {url}: {line}")))?)?;
         }
-        let lines = BufReader::new(answer.into_body().into_reader()).lines();
-        Ok(lines.map(move |line| {
-            let line = line.map_err(|cause| Error::new(format!("the watch {url} ended: {cause}")))?;
-            parse_event(&line).ok_or_else(|| Error::new(format!("the API server ended the watch {url}: {line}")))
-        }))
+        Ok(())
     }
+}
+
+/// What `Api::follow` reports.
+#[derive(Debug)]
+pub enum Change<T> {
+    /// Every object that there is.
+    All(Vec<T>),
+    /// A new object, or an object's new state.
+    Put(T),
+    /// The last state of an object that has been deleted.
+    Deleted(T),
 }
 
 /// Parses an event of a watch. `None` for an error event, and for what cannot be parsed.
-fn parse_event<T: DeserializeOwned>(line: &str) -> Option<Event<T>> {
-    serde_json::from_str(line).ok().filter(|event: &Event<T>| event.kind != "ERROR")
+fn parse_event<T: DeserializeOwned>(line: &str) -> Option<Change<T>> {
+    let event: Event<T> = serde_json::from_str(line).ok()?;
+    match event.kind.as_str() {
+        "ADDED" | "MODIFIED" => Some(Change::Put(event.object)),
+        "DELETED" => Some(Change::Deleted(event.object)),
+        _ => None,
+    }
 }
 
-fn check(method: &str, url: &str, answer: std::result::Result<Response<Body>, ureq::Error>, accepted: &[u16]) -> Result<()> {
-    let fail = |cause: ureq::Error| Error::new(format!("{method} {url}: {cause}"));
-    let mut answer = answer.map_err(fail)?;
+/// The body of a response, if its status is among the accepted ones.
+fn check(method: &str, url: &str, answer: std::result::Result<Response<Body>, ureq::Error>, accepted: &[u16]) -> Result<Body> {
+    let answer = answer.map_err(|cause| Error::new(format!("{method} {url}: {cause}")))?;
     let status = answer.status().as_u16();
-    // Read the whole body in any case: otherwise the connection cannot be reused.
-    let body = answer.body_mut().read_to_string().map_err(fail)?;
     if accepted.contains(&status) {
-        return Ok(());
+        return Ok(answer.into_body());
     }
-    Err(Error::new(format!("{method} {url} returned status {status}: {}", body.trim())))
+    let mut text = String::new();
+    // Keep what was read before an error.
+    let _ = answer.into_body().into_reader().take(LONGEST_ERROR).read_to_string(&mut text);
+    Err(Error::new(format!("{method} {url} returned status {status}: {}", text.trim())))
+}
+
+/// Reads a response that does not matter to its end: otherwise the connection cannot be reused.
+fn drain(body: Body) {
+    let _ = io::copy(&mut body.into_reader(), &mut io::sink());
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
     use super::*;
 
+    /// An API server that answers one request after another with these statuses and bodies. Returns the paths that were
+    /// asked for, what was reported, and how the watch ended.
+    fn follow(answers: &[(u16, &str)]) -> (Vec<String>, Vec<String>, Result<()>) {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", server.local_addr().unwrap());
+        let api = Api { agent: Agent::config_builder().http_status_as_error(false).build().into(), kubelet: base.clone(), base };
+        let answers: Vec<_> = answers.iter().map(|(status, text)| (*status, text.to_string())).collect();
+        let serve = std::thread::spawn(move || {
+            let answer = |(status, text): (u16, String)| {
+                let mut client = BufReader::new(server.accept().unwrap().0);
+                let head: Vec<String> = client.by_ref().lines().map_while(|line| line.ok().filter(|line| !line.is_empty())).collect();
+                let length = text.len();
+                write!(client.get_mut(), "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}").unwrap();
+                head[0].split(' ').nth(1).unwrap().to_string()
+            };
+            answers.into_iter().map(answer).collect()
+        });
+        let mut reported = vec![];
+        let names = |pods: &[Pod]| pods.iter().map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>().join(" ");
+        let ended = api.follow("/pods", |change: Change<Pod>| {
+            reported.push(match change {
+                Change::All(pods) => format!("all: {}", names(&pods)),
+                Change::Put(pod) => format!("put: {}", names(&[pod])),
+                Change::Deleted(pod) => format!("deleted: {}", names(&[pod])),
+            });
+            Ok(())
+        });
+        (serve.join().unwrap(), reported, ended)
+    }
+
+    const LIST: &str = r#"{"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}]}"#;
+    const EVENTS: &str = r#"{"type": "ADDED", "object": {"metadata": {"name": "c"}}}
+{"type": "MODIFIED", "object": {"metadata": {"name": "a"}}}
+{"type": "DELETED", "object": {"metadata": {"name": "b"}}}
+"#;
+    const GONE: &str = r#"{"type": "ERROR", "object": {"kind": "Status", "code": 410}}"#;
+
     #[test]
-    fn an_error_event_is_not_an_event() {
-        let pod = r#"{"type": "ADDED", "object": {"metadata": {"name": "a"}}}"#;
-        assert_eq!(parse_event::<Pod>(pod).unwrap().object.metadata.name, "a");
-        assert!(parse_event::<Pod>(r#"{"type": "ERROR", "object": {"kind": "Status", "code": 410}}"#).is_none());
-        assert!(parse_event::<Pod>("").is_none());
+    fn objects_are_reported_as_they_are_and_then_as_they_change_until_the_watch_ends() {
+        let (paths, reported, ended) = follow(&[(200, LIST), (200, EVENTS)]);
+        assert_eq!(paths, ["/pods", "/pods?watch=1&resourceVersion=7"]);
+        assert_eq!(reported, ["all: a b", "put: c", "put: a", "deleted: b"]);
+        ended.unwrap();
+    }
+
+    #[test]
+    fn what_ends_a_watch_before_its_time_is_an_error_with_what_the_server_has_said() {
+        let broken = format!("{EVENTS}{GONE}");
+        for (answers, reports, error) in [
+            (&[(503, "etcd is down")][..], 0, "/pods returned status 503: etcd is down"),
+            (&[(200, "no list")], 0, "/pods is not valid: "),
+            (&[(200, LIST), (410, "too old")], 1, "resourceVersion=7 returned status 410: too old"),
+            (&[(200, LIST), (200, &broken)], 4, "the API server ended the watch"),
+            (&[(200, LIST), (200, "no event")], 1, "no event"),
+        ] {
+            let (_, reported, ended) = follow(answers);
+            let message = ended.unwrap_err().to_string();
+            assert!(message.contains(error) && reported.len() == reports, "{message}: {reported:?}");
+        }
     }
 }

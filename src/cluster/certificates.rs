@@ -15,21 +15,22 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cluster::handshake::{self, Handshake};
-use crate::cluster::Cluster;
+use crate::cluster::{handshake, Cluster};
 use crate::config::{CREDENTIALS_DIR, PKI_DIR};
 use crate::error::{Error, Result};
 use crate::node::names;
 use crate::openssl::{self, Certificate, HUNDRED_YEARS};
 use crate::readiness::files::CA_CERT;
 use crate::supervisor::Init;
+use crate::threads;
 
+const CERTIFICATE: &str = "apiserver.crt";
+const ASKED: &str = "apiserver.names";
 /// The same as kubeadm's.
 const SUBJECT: &str = "/CN=kube-apiserver";
 const EXTENSIONS: [&str; 3] =
@@ -48,7 +49,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many names a log line lists.
 const LOGGED_NAMES: usize = 3;
 
+type Names = BTreeSet<String>;
+
 /// What the signing thread shares with the answering one.
+#[derive(Default)]
 pub struct ApiCertificate {
     known: Mutex<Known>,
     asked: Condvar,
@@ -58,35 +62,48 @@ pub struct ApiCertificate {
 #[derive(Default)]
 struct Known {
     /// Names in the certificate that the API server was seen to show. None is ever removed.
-    served: BTreeSet<String>,
+    served: Names,
     /// The container's own.
-    own: BTreeSet<String>,
+    own: Names,
     /// Other names under which `/config` was requested.
-    asked: BTreeSet<String>,
+    asked: Names,
     /// Whether a client has asked under a name that is not served, since the thread last looked.
     due: bool,
 }
 
 /// Starts the signing thread, which first waits for the API server.
 pub fn follow(init: &Arc<Init>, cluster: &Cluster) -> Result<Arc<ApiCertificate>> {
-    let files = Files::new(Path::new(PKI_DIR));
-    let known = Known {
-        served: cluster.certificate_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        asked: files.asked_before(),
-        ..Known::default()
-    };
-    let certificate = Arc::new(ApiCertificate { known: Mutex::new(known), asked: Condvar::new() });
-    let mut signer = Signer {
-        init: init.clone(),
-        certificate: certificate.clone(),
-        baked: cluster.certificate_names.clone(),
-        files,
-        static_ip: cluster.static_ip,
-        written: BTreeSet::new(),
-    };
-    let started = thread::Builder::new().name("certificate".into()).spawn(move || signer.run());
-    started.map_err(|cause| Error::new(format!("cannot start the thread for the API server's certificate: {cause}")))?;
+    let files = Files { pki: PKI_DIR.into() };
+    let served = cluster.certificate_names.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let known = Known { served, asked: files.asked_before(), ..Known::default() };
+    let certificate = Arc::new(ApiCertificate { known: Mutex::new(known), ..ApiCertificate::default() });
+    let (ours, init, baked, static_ip) = (certificate.clone(), init.clone(), cluster.certificate_names.clone(), cluster.static_ip);
+    threads::start("certificate", move || {
+        let mut reported = String::new();
+        while init.readiness.wait_until(|state| state.api_server) {
+            let sign = |names: &Names| {
+                files.keep_asked(&ours.known().asked)?;
+                files.sign(&baked, names)
+            };
+            let shows = || handshake::shows(static_ip, &Path::new(CREDENTIALS_DIR).join(CA_CERT), &files.path(CERTIFICATE));
+            let pause = |time| {
+                init.shutdown.pause(time);
+                !init.shutdown.stopping()
+            };
+            let served = own_names().and_then(|own| ours.serve_all(own, sign, shows, pause));
+            if let Some(error) = served.as_ref().err().map(Error::to_string).filter(|error| *error != reported) {
+                log::warn!(target: "cluster", "the API server's certificate gets no further names: {error}");
+                reported = error;
+            }
+            init.shutdown.pause(if served.is_ok_and(|served| served) { PAUSE } else { LOOK_LIMIT });
+            ours.wait_until_asked();
+        }
+    })?;
     Ok(certificate)
+}
+
+fn own_names() -> Result<Names> {
+    Ok(names::own()?.iter().filter_map(|name| certified_as(name)).take(MOST_OWN).collect())
 }
 
 impl ApiCertificate {
@@ -104,6 +121,40 @@ impl ApiCertificate {
     fn wait_until_asked(&self) {
         let known = self.asked.wait_while(self.known(), |known| !known.due);
         known.unwrap_or_else(PoisonError::into_inner).due = false;
+    }
+
+    /// Signs certificates until the API server shows one with every wanted name; returns whether it does. It may miss a
+    /// file, so after `LOOK_LIMIT` that one is given up. `pause` returns whether to go on.
+    fn serve_all(
+        &self,
+        own: Names,
+        sign: impl Fn(&Names) -> Result<()>,
+        shows: impl Fn() -> Result<bool>,
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<bool> {
+        self.known().own = own;
+        let (began, mut next_look, mut signed) = (Instant::now(), FIRST_LOOK, Names::new());
+        while began.elapsed() < LOOK_LIMIT {
+            let (wanted, missing) = self.known().wanted();
+            if missing.is_empty() {
+                return Ok(true);
+            }
+            if !missing.is_subset(&signed) {
+                sign(&wanted)?;
+                signed = wanted;
+            }
+            match shows() {
+                Ok(true) => self.known().add_served(&signed),
+                Ok(false) => {}
+                // It may have ended and will come back.
+                Err(error) => log::debug!(target: "cluster", "{error}"),
+            }
+            if !pause(next_look) {
+                break;
+            }
+            next_look = (next_look * 2).min(LAST_LOOK);
+        }
+        Ok(false)
     }
 }
 
@@ -123,8 +174,18 @@ impl Known {
         false
     }
 
-    fn wanted(&self) -> BTreeSet<String> {
-        self.own.union(&self.asked).cloned().collect()
+    /// The names that the certificate is to hold, and those of them that are not served.
+    fn wanted(&self) -> (Names, Names) {
+        let wanted = &self.own | &self.asked;
+        let missing = &wanted - &self.served;
+        (wanted, missing)
+    }
+
+    fn add_served(&mut self, names: &Names) {
+        let new: Vec<&str> = names.difference(&self.served).map(String::as_str).collect();
+        let more = if new.len() > LOGGED_NAMES { ", ..." } else { "" };
+        log::info!(target: "cluster", "the API server's certificate holds {}{more}", new[..new.len().min(LOGGED_NAMES)].join(", "));
+        self.served.extend(names.iter().cloned());
     }
 }
 
@@ -138,159 +199,43 @@ fn certified_as(name: &str) -> Option<String> {
     valid.then(|| name.to_ascii_lowercase())
 }
 
-/// What to do about the names that the API server does not show.
-#[derive(Debug, PartialEq)]
-enum Next {
-    Nothing,
-    /// Some are not in the file yet.
-    Sign,
-    Wait,
-}
-
-fn next(missing: &BTreeSet<String>, written: &BTreeSet<String>) -> Next {
-    match (missing.is_empty(), missing.is_subset(written)) {
-        (true, _) => Next::Nothing,
-        (false, false) => Next::Sign,
-        (false, true) => Next::Wait,
-    }
-}
-
-struct Signer {
-    init: Arc<Init>,
-    certificate: Arc<ApiCertificate>,
-    baked: Vec<String>,
-    files: Files,
-    static_ip: Ipv4Addr,
-    /// Names in the file in addition to the baked ones.
-    written: BTreeSet<String>,
-}
-
-impl Signer {
-    fn run(&mut self) {
-        let mut told = String::new();
-        while self.init.readiness.wait_until(|state| state.api_server) {
-            let served =
-                Handshake::new(&Path::new(CREDENTIALS_DIR).join(CA_CERT), self.static_ip).and_then(|server| self.serve_all(&server));
-            let pause = match served {
-                Ok(true) => PAUSE,
-                Ok(false) => LOOK_LIMIT,
-                Err(error) => {
-                    let error = error.to_string();
-                    if told != error {
-                        log::warn!(target: "cluster", "the API server's certificate gets no further names: {error}");
-                        told = error;
-                    }
-                    LOOK_LIMIT
-                }
-            };
-            self.init.shutdown.pause(pause);
-            self.certificate.wait_until_asked();
-        }
-    }
-
-    /// Signs certificates until the API server shows one with every wanted name; returns whether it does.
-    fn serve_all(&mut self, server: &Handshake) -> Result<bool> {
-        let own: BTreeSet<String> = names::own()?.iter().filter_map(|name| certified_as(name)).take(MOST_OWN).collect();
-        self.certificate.known().own = own;
-        let (began, mut pause) = (Instant::now(), FIRST_LOOK);
-        while !self.init.shutdown.stopping() && began.elapsed() < LOOK_LIMIT {
-            match self.look(server) {
-                Ok(missing) => match next(&missing, &self.written) {
-                    Next::Nothing => return Ok(true),
-                    Next::Sign => self.sign()?,
-                    Next::Wait => {}
-                },
-                // It may have ended and will come back.
-                Err(error) => log::debug!(target: "cluster", "{error}"),
-            }
-            self.init.shutdown.pause(pause);
-            pause = (pause * 2).min(LAST_LOOK);
-        }
-        // The API server may have missed the file, so sign another one next time.
-        self.written.clear();
-        Ok(false)
-    }
-
-    /// Records which names the API server shows; returns the wanted ones that it does not show.
-    fn look(&self, server: &Handshake) -> Result<BTreeSet<String>> {
-        let wanted = self.certificate.known().wanted();
-        let shown = server.shown()?;
-        let (held, missing): (BTreeSet<String>, _) = wanted.into_iter().partition(|name| shown.holds(name));
-        let mut known = self.certificate.known();
-        let new: Vec<String> = held.difference(&known.served).cloned().collect();
-        known.served.extend(held);
-        drop(known);
-        if !new.is_empty() {
-            log::info!(target: "cluster", "the API server's certificate holds {}", listed(&new));
-        }
-        Ok(missing)
-    }
-
-    fn sign(&mut self) -> Result<()> {
-        let (wanted, asked) = {
-            let known = self.certificate.known();
-            (known.wanted(), known.asked.clone())
-        };
-        self.files.keep_asked(&asked)?;
-        self.files.sign(&self.baked, &wanted)?;
-        self.written = wanted;
-        Ok(())
-    }
-}
-
-fn listed(names: &[String]) -> String {
-    let more = names.len().saturating_sub(LOGGED_NAMES);
-    let first = names[..names.len() - more].join(", ");
-    if more == 0 {
-        first
-    } else {
-        format!("{first} and {more} more")
-    }
-}
-
 /// The files of the certificate. The API server's pod mounts their directory.
 struct Files {
     pki: PathBuf,
 }
 
 impl Files {
-    fn new(pki: &Path) -> Files {
-        Files { pki: pki.into() }
-    }
-
     fn path(&self, name: &str) -> PathBuf {
         self.pki.join(name)
     }
 
     /// The names that clients asked for, one per line: kubeconfigs without `tls-server-name` exist for them, and must
     /// still work when the container is started again.
-    fn asked_file(&self) -> PathBuf {
-        self.path("apiserver.names")
-    }
-
-    fn asked_before(&self) -> BTreeSet<String> {
-        let text = fs::read_to_string(self.asked_file()).unwrap_or_default();
+    fn asked_before(&self) -> Names {
+        let text = fs::read_to_string(self.path(ASKED)).unwrap_or_default();
         text.lines().filter_map(certified_as).take(MOST_ASKED).collect()
     }
 
-    fn keep_asked(&self, names: &BTreeSet<String>) -> Result<()> {
+    fn keep_asked(&self, names: &Names) -> Result<()> {
         let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
-        fs::write(self.asked_file(), lines).map_err(|cause| Error::io("write", self.asked_file(), cause))
+        fs::write(self.path(ASKED), lines).map_err(|cause| Error::io("write", self.path(ASKED), cause))
     }
 
     /// Replaces the certificate with one for these names.
-    fn sign(&self, baked: &[String], wanted: &BTreeSet<String>) -> Result<()> {
-        let names: BTreeSet<String> = baked.iter().chain(wanted).map(|name| openssl::alternative_name(name)).collect();
+    fn sign(&self, baked: &[String], wanted: &Names) -> Result<()> {
+        let names: Names = baked.iter().chain(wanted).map(|name| openssl::alternative_name(name)).collect();
         let names = format!("subjectAltName={}", names.into_iter().collect::<Vec<_>>().join(","));
         let [key, ca, ca_key] = ["apiserver.key", "ca.crt", "ca.key"].map(|name| self.path(name));
         let extensions = [&EXTENSIONS[..], &[names.as_str()]].concat();
         let ca = Some((ca.as_path(), ca_key.as_path()));
-        Certificate { subject: SUBJECT, key: &key, ca, days: HUNDRED_YEARS, extensions: &extensions }.write(&self.path("apiserver.crt"))
+        Certificate { subject: SUBJECT, key: &key, ca, days: HUNDRED_YEARS, extensions: &extensions }.write(&self.path(CERTIFICATE))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -330,7 +275,7 @@ mod tests {
             assert!(!known.ask(&format!("name-{number}")) && !known.ask(&format!("NAME-{number}.")));
         }
         assert_eq!(known.asked.len(), MOST_ASKED);
-        assert_eq!(known.wanted().len(), MOST_ASKED + 1);
+        assert_eq!(known.wanted().0.len(), MOST_ASKED + 1);
         known.due = false;
         assert!(!known.ask("name-199") && !known.due, "one too many makes no work");
         assert!(!known.ask("name-1") && known.due);
@@ -338,37 +283,49 @@ mod tests {
         assert!(known.ask("Name-1"));
     }
 
+    /// What is signed for the container's own name and those that were asked for, when the API server shows the second
+    /// certificate that it is asked for.
     #[test]
-    fn a_certificate_is_signed_only_for_names_that_the_file_lacks() {
-        for (missing, written, expected) in [
-            (&[][..], &[][..], Next::Nothing),
-            (&[], &["a"], Next::Nothing),
-            (&["a"], &[], Next::Sign),
-            (&["a"], &["a", "b"], Next::Wait),
-            (&["a", "c"], &["a", "b"], Next::Sign),
+    fn a_certificate_is_signed_once_for_all_names_that_are_not_served() {
+        for (served, own, asked, late, expected) in [
+            (&["localhost"][..], "localhost", &[][..], "", &[][..]),
+            (&["localhost"], "10.0.0.1", &[], "", &["10.0.0.1"]),
+            (&["localhost"], "10.0.0.1", &["a", "b"], "", &["10.0.0.1 a b"]),
+            // The certificate of an earlier start may lack a name of this one, so it is replaced as a whole.
+            (&["a"], "a", &["b"], "", &["a b"]),
+            (&["localhost"], "10.0.0.1", &["a"], "late", &["10.0.0.1 a", "10.0.0.1 a late"]),
         ] {
-            assert_eq!(next(&set(missing), &set(written)), expected, "{missing:?} {written:?}");
+            let known = Known { served: set(served), asked: set(asked), ..Known::default() };
+            let certificate = ApiCertificate { known: Mutex::new(known), ..ApiCertificate::default() };
+            let (signed, looks) = (RefCell::new(vec![]), Cell::new(0));
+            let sign = |names: &Names| {
+                signed.borrow_mut().push(names.iter().cloned().collect::<Vec<_>>().join(" "));
+                Ok(())
+            };
+            let shows = || {
+                looks.set(looks.get() + 1);
+                match looks.get() {
+                    1 if !late.is_empty() => Ok(certificate.is_served_for(late)),
+                    1 => Err(Error::new("it has ended")),
+                    looks => Ok(looks > 2),
+                }
+            };
+            assert!(certificate.serve_all(set(&[own]), sign, shows, |_| true).unwrap());
+            assert_eq!(signed.into_inner(), expected, "{served:?} {own} {asked:?}");
+            assert!(certificate.known().wanted().1.is_empty());
         }
-    }
-
-    #[test]
-    fn a_line_of_the_log_does_not_grow_with_the_names() {
-        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).into();
-        assert_eq!(listed(&names[..1]), "a");
-        assert_eq!(listed(&names[..3]), "a, b, c");
-        assert_eq!(listed(&names), "a, b, c and 2 more");
     }
 
     #[test]
     fn names_that_were_asked_for_are_known_at_the_next_start() {
         let directory = std::env::temp_dir().join(format!("kind-certificates-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let files = Files::new(&directory);
+        let files = Files { pki: directory.clone() };
         assert!(files.asked_before().is_empty());
         files.keep_asked(&set(&["a.example", "fd00::2"])).unwrap();
         assert_eq!(files.asked_before(), set(&["a.example", "fd00::2"]));
         let foreign: String = (0..100).map(|number| format!("x{number}\n")).collect();
-        fs::write(files.asked_file(), format!("a b\n*.c\n{foreign}")).unwrap();
+        fs::write(files.path(ASKED), format!("a b\n*.c\n{foreign}")).unwrap();
         assert_eq!(files.asked_before().len(), MOST_ASKED);
         fs::remove_dir_all(directory).unwrap();
     }

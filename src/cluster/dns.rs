@@ -2,91 +2,69 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::thread;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
-use crate::readiness::{Pods, Readiness};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 const PORT: u16 = 53;
 /// Every cluster has this Service.
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 const HEADER: usize = 12;
-/// The time between two queries, and the number of queries whose answers still count: those of the last two
-/// seconds, which an answer may take on a starved machine.
-const INTERVAL: Duration = Duration::from_millis(50);
-const OUTSTANDING: usize = 40;
-/// How often to check the sockets for an answer.
-const CHECK: Duration = Duration::from_millis(5);
-
-/// Queries the DNS whenever the pods have become ready, until there is an answer. It does so in a thread of its
-/// own, so that meanwhile the watch on pods goes on.
-pub fn follow(readiness: &Arc<Readiness>, server: Ipv4Addr) -> Result<()> {
-    let readiness = readiness.clone();
-    let body = move || {
-        while readiness.wait_until(|state| state.pods == Pods::Ready && !state.dns) {
-            query_until_answered(&readiness, server);
-        }
-    };
-    let started = thread::Builder::new().name("dns".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that queries the DNS: {cause}")))
-}
-
-/// Returns when there is an answer, or when none is needed any more.
-fn query_until_answered(readiness: &Readiness, server: Ipv4Addr) {
-    let outages = readiness.state().outages;
-    let mut queries = Queries::new(server);
-    while !queries.send_and_check() {
-        let state = readiness.state();
-        if state.ending || state.outages != outages {
-            return;
-        }
-    }
-    readiness.milestone("dns");
-    // An answer from before an outage of the pods does not count.
-    readiness.update(|state| state.dns |= state.pods == Pods::Ready && state.outages == outages);
-}
+/// The time between two queries: first, for as many as that, and then.
+const FIRST_INTERVAL: Duration = Duration::from_millis(50);
+const FIRST_QUERIES: u32 = 200;
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long the answer to a query may take on a starved machine.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Queries for the address of the API server's Service. They are lost until kube-proxy has made its rules, so
 /// instead of waiting for one answer we keep sending new ones.
-struct Queries {
+pub struct Queries {
     server: SocketAddr,
-    sockets: VecDeque<UdpSocket>,
+    sent: u32,
+    /// With the time of its query.
+    sockets: VecDeque<(Instant, UdpSocket)>,
 }
 
 impl Queries {
-    fn new(server: Ipv4Addr) -> Queries {
-        Queries { server: (server, PORT).into(), sockets: VecDeque::new() }
+    pub fn new(server: Ipv4Addr) -> Queries {
+        Queries { server: (server, PORT).into(), sent: 0, sockets: VecDeque::new() }
     }
 
-    /// Sends another query, and waits for `INTERVAL` for an answer to any of them.
-    fn send_and_check(&mut self) -> bool {
-        if let Ok(socket) = self.send() {
-            self.sockets.push_back(socket);
+    /// Sends another query, and gives up those that are too old.
+    pub fn send(&mut self) {
+        self.sockets.retain(|(sent, _)| sent.elapsed() < ANSWER_LIMIT);
+        self.sent += 1;
+        // A new socket, since conntrack would keep routing an old one as before kube-proxy's rules.
+        let send = || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_nonblocking(true)?;
+            socket.connect(self.server)?;
+            socket.send(&query(id(), NAME)).map(|_| socket)
+        };
+        if let Ok::<_, std::io::Error>(socket) = send() {
+            self.sockets.push_back((Instant::now(), socket));
         }
-        if self.sockets.len() > OUTSTANDING {
-            self.sockets.pop_front();
-        }
-        let end = Instant::now() + INTERVAL;
-        while Instant::now() < end {
+    }
+
+    /// Waits for an answer to any query until the next one is due.
+    pub fn wait_for_answer(&mut self) -> bool {
+        let end = Instant::now() + if self.sent <= FIRST_QUERIES { FIRST_INTERVAL } else { INTERVAL };
+        loop {
             let mut reply = [0; 512];
             let mut answered = |socket: &UdpSocket| socket.recv(&mut reply).is_ok_and(|length| has_answer(id(), &reply[..length]));
-            if self.sockets.iter().any(&mut answered) {
+            if self.sockets.iter().any(|(_, socket)| answered(socket)) {
                 return true;
             }
-            thread::sleep(CHECK);
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let mut fds: Vec<PollFd> = self.sockets.iter().map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+            // Rounded up: with less than a millisecond left it would not wait at all.
+            let _ = poll(&mut fds, PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO));
         }
-        false
-    }
-
-    /// Uses a new socket, since conntrack would keep routing an old one as before kube-proxy's rules.
-    fn send(&self) -> std::io::Result<UdpSocket> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_nonblocking(true)?;
-        socket.connect(self.server)?;
-        socket.send(&query(id(), NAME))?;
-        Ok(socket)
     }
 }
 
@@ -126,18 +104,59 @@ mod tests {
         assert_eq!(message, [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1]);
     }
 
+    fn queries(server: &UdpSocket) -> Queries {
+        Queries { server: server.local_addr().unwrap(), sent: 0, sockets: VecDeque::new() }
+    }
+
     #[test]
     fn a_late_answer_to_an_earlier_query_counts() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut queries = Queries { server: server.local_addr().unwrap(), sockets: VecDeque::new() };
-        assert!(!queries.send_and_check(), "nobody has answered");
-        assert!(!queries.send_and_check(), "nobody has answered");
+        let mut queries = queries(&server);
+        for _ in 0..2 {
+            queries.send();
+            assert!(!queries.wait_for_answer(), "nobody has answered");
+        }
         let mut message = [0; 512];
         // The first query is answered before the third is sent.
         let (length, asker) = server.recv_from(&mut message).unwrap();
         (message[2], message[7]) = (0x84, 1);
         server.send_to(&message[..length], asker).unwrap();
-        assert!(queries.send_and_check());
+        queries.send();
+        assert!(queries.wait_for_answer());
+    }
+
+    #[test]
+    fn a_silent_server_is_asked_seldom_after_a_while_and_keeps_nobody_awake() {
+        use nix::sys::resource::{getrusage, UsageWho};
+        let wakeups = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().voluntary_context_switches();
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut queries = queries(&server);
+        let (before, began) = (wakeups(), Instant::now());
+        for _ in 0..20 {
+            queries.send();
+            assert!(!queries.wait_for_answer());
+        }
+        assert!(wakeups() - before <= 2 * 20, "{}", wakeups() - before);
+        assert!(began.elapsed() >= 20 * FIRST_INTERVAL);
+        (queries.sent, queries.sockets) = (FIRST_QUERIES, VecDeque::new());
+        let began = Instant::now();
+        for _ in 0..4 {
+            queries.send();
+            assert!(!queries.wait_for_answer());
+        }
+        assert!(began.elapsed() >= 4 * INTERVAL && queries.sockets.len() <= 2);
+    }
+
+    /// The kernel reports it at the socket, again and again unless it is read.
+    #[test]
+    fn a_refused_query_is_waited_for_as_any_other() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut queries = queries(&server);
+        drop(server);
+        queries.send();
+        let began = Instant::now();
+        assert!(!queries.wait_for_answer());
+        assert!(began.elapsed() >= FIRST_INTERVAL);
     }
 
     #[test]

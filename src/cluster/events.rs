@@ -14,7 +14,7 @@ use crate::sys;
 const COMPONENT: &str = "kind";
 
 /// An object, and a message about it.
-pub struct Told<'a> {
+pub struct Report<'a> {
     /// Such as `v1` and `Service`.
     pub api_version: &'a str,
     pub kind: &'a str,
@@ -26,12 +26,12 @@ pub struct Told<'a> {
 }
 
 /// Creates the Event, unless it was already created, possibly by an earlier start.
-pub fn tell(api: &Api, told: &Told) -> Result<()> {
+pub fn create(api: &Api, report: &Report) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    api.create(&format!("/api/v1/namespaces/{}/events", told.metadata.namespace), &told.event(now))
+    api.create(&format!("/api/v1/namespaces/{}/events", report.metadata.namespace), &report.event(now))
 }
 
-impl Told<'_> {
+impl Report<'_> {
     fn event(&self, now: u64) -> Value {
         let (metadata, now) = (self.metadata, sys::utc(now));
         json!({
@@ -70,18 +70,18 @@ mod tests {
     fn an_event_says_of_whom_what_and_when_and_has_one_name_for_each_thing_said() {
         let metadata = |uid: &str| Metadata { namespace: "shop".into(), name: "web".into(), uid: uid.into(), ..Metadata::default() };
         let (one, other) = (metadata("u1"), metadata("u2"));
-        let told =
-            |metadata, message| Told { api_version: "v1", kind: "Service", metadata, is_warning: true, reason: "PortConflict", message };
-        let event = told(&one, "taken").event(951_827_696);
+        let report =
+            |metadata, message| Report { api_version: "v1", kind: "Service", metadata, is_warning: true, reason: "PortConflict", message };
+        let event = report(&one, "taken").event(951_827_696);
         assert_eq!(event["lastTimestamp"], "2000-02-29T12:34:56Z");
         assert_eq!(
             event["involvedObject"],
             json!({"apiVersion": "v1", "kind": "Service", "namespace": "shop", "name": "web", "uid": "u1"})
         );
         assert_eq!((&event["type"], &event["reason"], &event["message"]), (&json!("Warning"), &json!("PortConflict"), &json!("taken")));
-        assert_eq!(told(&one, "taken").name(), told(&one, "taken").name());
-        for another in [told(&one, "free"), told(&other, "taken")] {
-            assert_ne!(another.name(), told(&one, "taken").name());
+        assert_eq!(report(&one, "taken").name(), report(&one, "taken").name());
+        for another in [report(&one, "free"), report(&other, "taken")] {
+            assert_ne!(another.name(), report(&one, "taken").name());
         }
     }
 }

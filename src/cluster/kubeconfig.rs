@@ -35,8 +35,8 @@ users:
 
 /// The file with the server from `host`, a Host header, and the port on which it is published.
 ///
-/// If the API server's certificate does not contain that name, which `is_served` tells, the client is told
-/// to check the certificate for `localhost`. `None` if the header is not a host name or address.
+/// If the API server shows no certificate for that name (`is_served`), the file has clients check it for `localhost`.
+/// `None` if the header is not a host name or address.
 pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, is_served: impl FnOnce(&str) -> bool) -> Option<String> {
     let host = host.unwrap_or("localhost");
     let name = host_name(host)?;

@@ -4,7 +4,8 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::config::ADMIN_KUBECONFIG;
 use crate::daemons::without_proxy;
@@ -54,21 +55,34 @@ pub fn apply(path: &Path, limit: Duration) -> Result<String> {
 }
 
 /// Runs kubectl as the cluster's administrator. Retries transient errors for up to `limit`.
+///
+/// # Errors
+/// It fails, or is not done within `limit`.
 pub fn run(arguments: &[&str], limit: Duration) -> Result<String> {
-    let mut last = None;
-    let done = reaper::poll(PAUSE, limit, || {
-        let mut command = Command::new("kubectl");
-        command.args(["--kubeconfig", ADMIN_KUBECONFIG]).args(arguments);
-        match reaper::run(without_proxy(&mut command)) {
-            Ok(said) => Some(Ok(said)),
-            Err(error) if is_transient(&error.to_string()) => {
-                last = Some(error);
-                None
-            }
-            Err(error) => Some(Err(error)),
+    run_program("kubectl", arguments, limit)
+}
+
+fn run_program(program: &str, arguments: &[&str], limit: Duration) -> Result<String> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = (end.saturating_duration_since(Instant::now()).as_secs_f64().ceil() as u64).max(1);
+        // kubectl gives up a request that takes too long, such as one at which a webhook stalls, and says which one it is.
+        // Whatever else it may wait for, timeout(1) ends.
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", &(left + 1).to_string(), program]).args(arguments);
+        command.args(["--kubeconfig", ADMIN_KUBECONFIG, &format!("--request-timeout={left}s")]);
+        let error = match reaper::run(without_proxy(&mut command)) {
+            Ok(output) => return Ok(output),
+            Err(error) => error,
+        };
+        if Instant::now() + PAUSE >= end {
+            return Err(Error::new(format!("not done after {} s: {error}", limit.as_secs())));
         }
-    });
-    done.unwrap_or_else(|| Err(last.unwrap_or_else(|| Error::new("kubectl was not run"))))
+        if !is_transient(&error.to_string()) {
+            return Err(error);
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 fn is_transient(error: &str) -> bool {
@@ -77,6 +91,8 @@ fn is_transient(error: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{channel, RecvTimeoutError};
+
     use super::*;
 
     #[test]
@@ -102,5 +118,42 @@ mod tests {
         ] {
             assert!(is_transient(error), "{error}");
         }
+    }
+
+    /// Runs a shell in kubectl's place, with a thread that reaps, as the main thread does. It has kubectl's flags as `$@`.
+    fn run_shell(text: &str, limit: Duration) -> Result<String> {
+        thread::scope(|scope| {
+            let (done, wait) = channel::<()>();
+            scope.spawn(move || {
+                while wait.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+                    reaper::drain_ours();
+                }
+            });
+            let result = run_program("sh", &["-c", text, "sh"], limit);
+            drop(done);
+            result
+        })
+    }
+
+    #[test]
+    fn kubectl_is_ended_when_its_time_is_over_and_knows_how_much_it_has() {
+        let asked = run_shell("echo $@", Duration::from_secs(60)).unwrap();
+        assert_eq!(asked, format!("--kubeconfig {ADMIN_KUBECONFIG} --request-timeout=60s\n"));
+        // As when a webhook stalls.
+        for hangs in ["exec sleep 60", "trap '' TERM; sleep 60 & wait; wait"] {
+            let began = Instant::now();
+            let message = run_shell(hangs, Duration::from_secs(1)).unwrap_err().to_string();
+            assert!(began.elapsed() < Duration::from_secs(20) && message.starts_with("not done after 1 s: "), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_transient_error_is_retried_until_the_time_is_over_and_any_other_is_not() {
+        let began = Instant::now();
+        let message = run_shell("echo connection refused >&2; exit 1", Duration::from_secs(2)).unwrap_err().to_string();
+        assert!(message.starts_with("not done after 2 s: ") && message.ends_with("connection refused"), "{message}");
+        assert!(began.elapsed() > Duration::from_secs(1), "tried once alone");
+        let message = run_shell("echo Forbidden >&2; exit 1", Duration::from_secs(60)).unwrap_err().to_string();
+        assert!(message.ends_with("Forbidden") && !message.starts_with("not done"), "{message}");
     }
 }

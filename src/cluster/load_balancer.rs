@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{json, Value};
 
-use crate::cluster::api::Api;
-use crate::cluster::objects::{Ingress, List, Service};
+use crate::cluster::api::{Api, Change};
+use crate::cluster::objects::{Ingress, Service};
 use crate::cluster::{events, follow};
 use crate::config::{API_PORT, DOCKER_PORT, DOCKER_TLS_PORT};
 use crate::error::Result;
@@ -30,7 +30,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()>
         api,
         taken: taken_ports(init.config.files_address.port()),
         own: OwnAddresses::new(static_ip)?,
-        told: Mutex::default(),
+        services: Mutex::default(),
     });
     let (init_of_watch, other) = (init.clone(), balancer.clone());
     let mut last = balancer.own.now()?;
@@ -39,7 +39,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()>
         let now = other.own.now().unwrap_or_default();
         if now != last {
             last = now;
-            follow::until_done(&init_of_watch, api_server, || other.assign().map(drop));
+            follow::until_done(&init_of_watch, api_server, || other.assign(&mut other.services()));
         }
     })?;
     let init_of_follow = init.clone();
@@ -59,78 +59,114 @@ struct Balancer {
     api: Arc<Api>,
     taken: Vec<Port>,
     own: OwnAddresses,
-    /// By uid: the reported reason why a Service gets no address.
-    told: Mutex<BTreeMap<String, String>>,
+    services: Mutex<Services>,
+}
+
+/// The Services that are LoadBalancers, or have the address of one, by uid.
+#[derive(Default)]
+struct Services(BTreeMap<String, Balanced>);
+
+#[derive(Default)]
+struct Balanced {
+    service: Service,
+    /// Why it gets no address, as was reported last.
+    reported: String,
+}
+
+impl Services {
+    /// Takes in what the API server reports. Returns whether there may be something to assign.
+    fn apply(&mut self, change: Change<Service>) -> bool {
+        match change {
+            Change::All(services) => {
+                self.0.retain(|uid, _| services.iter().any(|service| service.metadata.uid == *uid));
+                for service in services {
+                    self.apply(Change::Put(service));
+                }
+                true
+            }
+            Change::Put(service) if is_balanced(&service) => {
+                let uid = service.metadata.uid.clone();
+                self.0.entry(uid).or_default().service = service;
+                true
+            }
+            Change::Put(service) | Change::Deleted(service) => self.0.remove(&service.metadata.uid).is_some(),
+        }
+    }
 }
 
 impl Balancer {
-    /// Processes every Service now, and again whenever one changes, until the watch ends.
+    /// Kept while addresses are assigned, so that of two threads the later one, with the newer addresses, wins.
+    fn services(&self) -> MutexGuard<'_, Services> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Assigns addresses now, and again whenever a Service changes, until the watch ends.
     fn follow(&self, init: &Init) -> Result<()> {
-        let mut version = self.assign()?;
-        init.readiness.update(|state| state.services = true);
-        // No bookmarks, because they would wake us every minute.
-        for event in self.api.watch::<Service>(&format!("{SERVICES}?watch=1&resourceVersion={version}"))? {
-            let service = event?.object;
-            // Skip events that the last list already covers. Within one etcd, versions are increasing numbers.
-            if is_balanced(&service) && number(&service.metadata.resource_version) > number(&version) {
-                version = self.assign()?;
+        self.api.follow(SERVICES, |change| {
+            let mut services = self.services();
+            if services.apply(change) {
+                self.assign(&mut services)?;
             }
+            init.readiness.update(|state| state.services = true);
+            Ok(())
+        })
+    }
+
+    /// Assigns or removes the addresses of every Service.
+    fn assign(&self, services: &mut Services) -> Result<()> {
+        let addresses: Vec<String> = self.own.now()?.iter().map(Ipv4Addr::to_string).collect();
+        let due = decide(&services.0.values().map(|balanced| &balanced.service).collect::<Vec<_>>(), &self.taken);
+        for (Balanced { service, reported }, due) in services.0.values_mut().zip(due) {
+            let wanted = match due {
+                Due::Addresses => {
+                    reported.clear();
+                    &addresses[..]
+                }
+                Due::Past => &[],
+                Due::Nothing(reason, why) => {
+                    self.report(service, reported, reason, why);
+                    // Its address, if it has one, comes from the other controller.
+                    if reason == OTHER_CLASS {
+                        continue;
+                    }
+                    &[]
+                }
+                Due::Leaving => continue,
+            };
+            self.set(service, wanted)?;
         }
         Ok(())
     }
 
-    /// Assigns or removes the addresses of every Service; returns the version of the list.
-    fn assign(&self) -> Result<String> {
-        // One call at a time, so that the later one, with the newer addresses, wins.
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let addresses: Vec<String> = self.own.now()?.iter().map(Ipv4Addr::to_string).collect();
-        let list: List<Service> = self.api.get(SERVICES)?;
-        let decisions = decide(&list.items, &self.taken);
-        told.retain(|uid, _| decisions.iter().any(|decision| decision.service.metadata.uid == *uid && decision.due != Due::Addresses));
-        for decision in &decisions {
-            let wanted = match &decision.due {
-                Due::Addresses => addresses.clone(),
-                Due::Past => vec![],
-                Due::Nothing(reason, why) => {
-                    self.tell(&mut told, decision, reason, why);
-                    // Its address, if it has one, comes from the other controller.
-                    if *reason == OTHER_CLASS {
-                        continue;
-                    }
-                    vec![]
-                }
-            };
-            self.set(decision, &wanted)?;
-        }
-        Ok(list.metadata.resource_version)
-    }
-
-    fn set(&self, decision: &Decision, wanted: &[String]) -> Result<()> {
-        if ingress_of(decision.service) == wanted {
+    fn set(&self, service: &mut Service, wanted: &[String]) -> Result<()> {
+        if ingress_of(service) == wanted {
             return Ok(());
         }
         let ingress: Vec<Value> = wanted.iter().map(|ip| json!({"ip": ip})).collect();
         let ingress = if ingress.is_empty() { Value::Null } else { ingress.into() };
-        let path = format!("/api/v1/namespaces/{}/services/{}/status", decision.service.metadata.namespace, decision.service.metadata.name);
+        let path = format!("/api/v1/namespaces/{}/services/{}/status", service.metadata.namespace, service.metadata.name);
         self.api.patch(&path, &json!({"status": {"loadBalancer": {"ingress": ingress}}}))?;
+        // The watch reports it a moment later; until then it is not due again.
+        service.status.load_balancer.ingress = wanted.iter().map(|ip| Ingress { ip: ip.clone(), ..Ingress::default() }).collect();
         if !wanted.is_empty() {
-            log::info!(target: "services", "{} is reachable at {}", decision.name, wanted.join(" and "));
+            log::info!(target: "services", "{} is reachable at {}", service.metadata.full_name(), wanted.join(" and "));
         }
         Ok(())
     }
 
     /// Reports once, in the log and in an Event, why a Service gets no address.
-    fn tell(&self, told: &mut BTreeMap<String, String>, decision: &Decision, reason: &str, why: &str) {
-        let metadata = &decision.service.metadata;
-        if told.insert(metadata.uid.clone(), why.to_string()).as_deref() == Some(why) {
+    fn report(&self, service: &Service, reported: &mut String, reason: &str, why: String) {
+        if *reported == why {
             return;
         }
+        *reported = why;
         let is_warning = reason != OTHER_CLASS;
         let level = if is_warning { log::Level::Warn } else { log::Level::Info };
-        log::log!(target: "services", level, "{} gets no address: {why}", decision.name);
-        let message = format!("no address: {why}");
-        let event = events::Told { api_version: "v1", kind: "Service", metadata, is_warning, reason, message: &message };
-        if let Err(error) = events::tell(&self.api, &event) {
+        log::log!(target: "services", level, "{} gets no address: {reported}", service.metadata.full_name());
+        let message = format!("no address: {reported}");
+        let event =
+            events::Report { api_version: "v1", kind: "Service", metadata: &service.metadata, is_warning, reason, message: &message };
+        if let Err(error) = events::create(&self.api, &event) {
             log::debug!(target: "services", "{error}");
         }
     }
@@ -139,45 +175,40 @@ impl Balancer {
 const PORT_CONFLICT: &str = "PortConflict";
 const OTHER_CLASS: &str = "OtherClass";
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Due {
     Addresses,
     /// The reason as one word, and in full.
     Nothing(&'static str, String),
     /// The Service used to be a LoadBalancer, and 1.20 leaves the address in its status.
     Past,
+    /// It is being deleted.
+    Leaving,
 }
 
-struct Decision<'a> {
-    service: &'a Service,
-    /// `namespace/name`
-    name: String,
-    due: Due,
-}
-
-/// Each port can be used once: the oldest Service gets it, and no Service gets the container's own ports.
-fn decide<'a>(services: &'a [Service], taken: &[Port]) -> Vec<Decision<'a>> {
-    let decision = |service: &'a Service, due| Decision { service, name: service.metadata.full_name(), due };
-    let past = services.iter().filter(|service| !is_typed(service) && !ingress_of(service).is_empty());
-    let mut decisions: Vec<Decision> = past.map(|service| decision(service, Due::Past)).collect();
-    let mut services: Vec<&Service> = services.iter().filter(|service| is_typed(service) && !is_leaving(service)).collect();
-    services
-        .sort_by_key(|service| (service.metadata.creation_timestamp.clone(), ingress_of(service).is_empty(), service.metadata.full_name()));
+/// What is due for each Service. Each port can be used once: the oldest Service gets it, and no Service gets the
+/// container's own ports.
+fn decide(services: &[&Service], taken: &[Port]) -> Vec<Due> {
+    let mut due = vec![Due::Past; services.len()];
+    let mut oldest_first: Vec<(usize, &Service)> = services.iter().copied().enumerate().filter(|(_, service)| is_typed(service)).collect();
+    oldest_first.sort_by_key(|(_, service)| {
+        (service.metadata.creation_timestamp.clone(), ingress_of(service).is_empty(), service.metadata.full_name())
+    });
     let mut owners: Vec<(Port, String)> = taken.iter().map(|port| (port.clone(), "the container itself".to_string())).collect();
-    for service in services {
+    for (index, service) in oldest_first {
         let ports: Vec<Port> = service.spec.ports.iter().map(|port| (port.protocol.clone(), port.port)).collect();
         let conflict = owners.iter().find(|(port, _)| ports.contains(port));
-        let due = match (&service.spec.load_balancer_class, conflict) {
+        due[index] = match (&service.spec.load_balancer_class, conflict) {
+            _ if service.metadata.deletion_timestamp.is_some() => Due::Leaving,
             (Some(class), _) => Due::Nothing(OTHER_CLASS, format!("it is left to whoever serves loadBalancerClass {class}")),
             (None, Some(((protocol, port), owner))) => Due::Nothing(PORT_CONFLICT, format!("port {port}/{protocol} is in use by {owner}")),
             (None, None) => Due::Addresses,
         };
-        if due == Due::Addresses {
+        if due[index] == Due::Addresses {
             owners.extend(ports.into_iter().map(|port| (port, service.metadata.full_name())));
         }
-        decisions.push(decision(service, due));
     }
-    decisions
+    due
 }
 
 /// Whether it is a LoadBalancer, or was one when it got an address.
@@ -189,17 +220,9 @@ fn is_typed(service: &Service) -> bool {
     service.spec.kind == "LoadBalancer"
 }
 
-fn is_leaving(service: &Service) -> bool {
-    service.metadata.deletion_timestamp.is_some()
-}
-
 fn ingress_of(service: &Service) -> Vec<String> {
     let address = |ingress: &Ingress| if ingress.ip.is_empty() { ingress.hostname.clone() } else { ingress.ip.clone() };
     service.status.load_balancer.ingress.iter().map(address).collect()
-}
-
-fn number(version: &str) -> u64 {
-    version.parse().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -218,9 +241,9 @@ mod tests {
         serde_json::from_value(service.clone()).unwrap()
     }
 
-    fn dues(services: &[Value]) -> Vec<(String, Due)> {
+    fn dues(services: &[Value]) -> Vec<Due> {
         let services: Vec<Service> = services.iter().map(parsed).collect();
-        decide(&services, &taken_ports(10080)).into_iter().map(|decision| (decision.name, decision.due)).collect()
+        decide(&services.iter().collect::<Vec<_>>(), &taken_ports(10080))
     }
 
     #[test]
@@ -229,40 +252,61 @@ mod tests {
             service("second", "2026-01-01T00:00:02Z", &[("TCP", 443), ("TCP", 80)]),
             service("first", "2026-01-01T00:00:01Z", &[("TCP", 80)]),
             service("udp", "2026-01-01T00:00:03Z", &[("UDP", 80)]),
+            // The second did not get its ports, so they are free.
             service("third", "2026-01-01T00:00:04Z", &[("TCP", 443)]),
         ];
-        let expected = [
-            ("default/first", Due::Addresses),
-            ("default/second", Due::Nothing(PORT_CONFLICT, "port 80/TCP is in use by default/first".into())),
-            ("default/udp", Due::Addresses),
-            // The second did not get its ports, so they are free.
-            ("default/third", Due::Addresses),
-        ];
-        assert_eq!(dues(&services), expected.map(|(name, due)| (name.to_string(), due)));
+        let conflict = Due::Nothing(PORT_CONFLICT, "port 80/TCP is in use by default/first".into());
+        assert_eq!(dues(&services), [conflict, Due::Addresses, Due::Addresses, Due::Addresses]);
+    }
+
+    /// What the API server reports, and whether addresses are to be assigned because of it.
+    #[test]
+    fn only_what_concerns_a_load_balancer_makes_work() {
+        let with = |uid: &str, kind: &str, status: Value| {
+            let mut service = service(uid, "", &[("TCP", 80)]);
+            (service["metadata"]["uid"], service["spec"]["type"], service["status"]) = (json!(uid), json!(kind), status);
+            parsed(&service)
+        };
+        let (plain, typed) = (|uid| with(uid, "ClusterIP", Value::Null), |uid| with(uid, "LoadBalancer", Value::Null));
+        let address = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.2"}]}});
+        let mut services = Services::default();
+        for (what, change, makes_work, kept) in [
+            ("the list", Change::All(vec![plain("a"), typed("b"), typed("c")]), true, "b c"),
+            ("a new Service of another type", Change::Put(plain("d")), false, "b c"),
+            ("its end", Change::Deleted(plain("d")), false, "b c"),
+            ("a new LoadBalancer", Change::Put(typed("e")), true, "b c e"),
+            ("another type, with the address", Change::Put(with("b", "ClusterIP", address)), true, "b c e"),
+            // A Service that waits for its port can have it now.
+            ("another type, without an address", Change::Put(plain("c")), true, "b e"),
+            ("the end of a LoadBalancer", Change::Deleted(typed("b")), true, "e"),
+            ("a list after an outage", Change::All(vec![typed("f")]), true, "f"),
+        ] {
+            assert_eq!(services.apply(change), makes_work, "{what}");
+            assert_eq!(services.0.keys().map(String::as_str).collect::<Vec<_>>().join(" "), kept, "{what}");
+        }
     }
 
     #[test]
     fn the_containers_own_ports_stay_its_own() {
         for port in [8443, 2375, 2376, 10080] {
-            let due = dues(&[service("a", "", &[("TCP", port)])]).remove(0).1;
-            assert_eq!(due, Due::Nothing(PORT_CONFLICT, format!("port {port}/TCP is in use by the container itself")));
-            assert_eq!(dues(&[service("a", "", &[("UDP", port)])]).remove(0).1, Due::Addresses);
+            let taken = Due::Nothing(PORT_CONFLICT, format!("port {port}/TCP is in use by the container itself"));
+            assert_eq!(dues(&[service("a", "", &[("TCP", port)]), service("b", "", &[("UDP", port)])]), [taken, Due::Addresses]);
         }
     }
 
     #[test]
     fn what_is_of_another_type_or_class_or_on_its_way_out_is_left_alone() {
-        let mut services = vec![service("a", "", &[]), service("b", "", &[]), service("c", "", &[])];
+        let mut services = [service("a", "", &[]), service("b", "", &[]), service("c", "", &[])];
         services[0]["spec"]["type"] = json!("NodePort");
         services[1]["spec"]["loadBalancerClass"] = json!("example.com/other");
         services[2]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         let why = "it is left to whoever serves loadBalancerClass example.com/other".to_string();
-        assert_eq!(dues(&services), [("default/b".to_string(), Due::Nothing(OTHER_CLASS, why))]);
+        assert_eq!(dues(&services[1..]), [Due::Nothing(OTHER_CLASS, why), Due::Leaving]);
         assert!(!is_balanced(&parsed(&services[0])));
         // One that used to be a LoadBalancer has to give its address back.
         services[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.2"}]}});
         assert!(is_balanced(&parsed(&services[0])));
-        assert_eq!(dues(&services[..1]), [("default/a".to_string(), Due::Past)]);
+        assert_eq!(dues(&services[..1]), [Due::Past]);
     }
 
     #[test]

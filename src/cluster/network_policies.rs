@@ -1,12 +1,11 @@
 //! Says of each NetworkPolicy that the bridge of this cluster does not enforce it: the API server accepts
 //! them whether or not anybody does, and a test that rests on one would pass or fail for a wrong reason.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::cluster::api::Api;
-use crate::cluster::objects::{List, Meta};
+use crate::cluster::api::{Api, Change};
+use crate::cluster::objects::Meta;
 use crate::cluster::{events, follow};
 use crate::error::Result;
 use crate::readiness::State;
@@ -19,32 +18,26 @@ const MESSAGE: &str = "this cluster's own network does not enforce NetworkPolici
 
 /// Follows them from the moment on in which the cluster is up, so that this costs its start nothing.
 pub fn start(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
-    let told = RefCell::new(BTreeSet::new());
-    follow::start(init, "policies", State::cluster_up, move || follow(&api, &mut told.borrow_mut()))
+    let mut reported = BTreeSet::new();
+    follow::start(init, "policies", State::cluster_up, move || {
+        api.follow(POLICIES, |change| {
+            match change {
+                Change::All(policies) => policies.iter().for_each(|policy| report(&api, &mut reported, policy)),
+                Change::Put(policy) => report(&api, &mut reported, &policy),
+                Change::Deleted(_) => {}
+            }
+            Ok(())
+        })
+    })
 }
 
-/// Tells of each policy once, until the watch ends.
-fn follow(api: &Api, told: &mut BTreeSet<String>) -> Result<()> {
-    let list: List<Meta> = api.get(POLICIES)?;
-    for policy in &list.items {
-        tell(api, told, policy);
-    }
-    // Without bookmarks, which would wake us every minute.
-    for event in api.watch::<Meta>(&format!("{POLICIES}?watch=1&resourceVersion={}", list.metadata.resource_version))? {
-        let event = event?;
-        if event.kind == "ADDED" {
-            tell(api, told, &event.object);
-        }
-    }
-    Ok(())
-}
-
-fn tell(api: &Api, told: &mut BTreeSet<String>, policy: &Meta) {
-    if !told.insert(policy.metadata.uid.clone()) {
+/// Once for each policy.
+fn report(api: &Api, reported: &mut BTreeSet<String>, policy: &Meta) {
+    if !reported.insert(policy.metadata.uid.clone()) {
         return;
     }
     log::warn!(target: "network", "NetworkPolicy {}: {MESSAGE}", policy.metadata.full_name());
-    let event = events::Told {
+    let event = events::Report {
         api_version: API_VERSION,
         kind: "NetworkPolicy",
         metadata: &policy.metadata,
@@ -53,5 +46,5 @@ fn tell(api: &Api, told: &mut BTreeSet<String>, policy: &Meta) {
         message: MESSAGE,
     };
     // The log has it.
-    let _ = events::tell(api, &event);
+    let _ = events::create(api, &event);
 }

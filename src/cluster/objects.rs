@@ -4,11 +4,24 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 /// Go encodes a nil slice or map as `null` unless the field is `omitempty`.
 fn null_is_empty<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Declares objects, each of whose fields may be missing or `null`, and is empty then.
+macro_rules! objects {
+    ($($(#[$about:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$about])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(default, rename_all = "camelCase")]
+        pub struct $name {
+            $($(#[$of_field])* #[serde(deserialize_with = "null_is_empty")] pub $field: $type,)*
+        }
+    )*};
 }
 
 #[derive(Debug, Deserialize)]
@@ -28,24 +41,133 @@ pub struct Event<T> {
     pub object: T,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Metadata {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-    pub resource_version: String,
-    pub generation: u64,
-    /// `null` in kubelet's own list of pods.
-    #[serde(deserialize_with = "null_is_empty")]
-    pub creation_timestamp: String,
-    pub deletion_timestamp: Option<String>,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub labels: BTreeMap<String, String>,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub annotations: BTreeMap<String, String>,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub owner_references: Vec<OwnerReference>,
+objects! {
+    Metadata {
+        namespace: String,
+        name: String,
+        uid: String,
+        resource_version: String,
+        generation: u64,
+        creation_timestamp: String,
+        deletion_timestamp: Option<String>,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+        owner_references: Vec<OwnerReference>,
+    }
+
+    OwnerReference {
+        kind: String,
+        name: String,
+        controller: bool,
+    }
+
+    /// An object of any kind.
+    Meta {
+        metadata: Metadata,
+    }
+
+    Pod {
+        metadata: Metadata,
+        status: PodStatus,
+    }
+
+    PodStatus {
+        phase: String,
+        reason: String,
+        conditions: Vec<Condition>,
+        init_container_statuses: Vec<ContainerStatus>,
+        container_statuses: Vec<ContainerStatus>,
+    }
+
+    Condition {
+        #[serde(rename = "type")]
+        kind: String,
+        status: String,
+        reason: String,
+        message: String,
+    }
+
+    ContainerStatus {
+        name: String,
+        /// `containerd://ID`, or empty if there is no container yet.
+        #[serde(rename = "containerID")]
+        container_id: String,
+        state: ContainerState,
+        last_state: ContainerState,
+    }
+
+    ContainerState {
+        running: Option<IgnoredAny>,
+        waiting: Option<Reason>,
+        terminated: Option<Reason>,
+    }
+
+    Reason {
+        reason: String,
+        message: String,
+        /// Only for a container that has terminated.
+        exit_code: i64,
+    }
+
+    Node {
+        status: NodeStatus,
+    }
+
+    NodeStatus {
+        conditions: Vec<Condition>,
+    }
+
+    /// A Deployment, StatefulSet or DaemonSet.
+    Workload {
+        metadata: Metadata,
+        spec: WorkloadSpec,
+        status: WorkloadStatus,
+    }
+
+    WorkloadSpec {
+        replicas: u64,
+    }
+
+    WorkloadStatus {
+        observed_generation: u64,
+        ready_replicas: u64,
+        /// This and the next are set only for a DaemonSet.
+        desired_number_scheduled: u64,
+        number_ready: u64,
+    }
+
+    Service {
+        metadata: Metadata,
+        spec: ServiceSpec,
+        status: ServiceStatus,
+    }
+
+    ServiceSpec {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(rename = "clusterIP")]
+        cluster_ip: String,
+        load_balancer_class: Option<String>,
+        ports: Vec<ServicePort>,
+    }
+
+    ServicePort {
+        protocol: String,
+        port: u16,
+    }
+
+    ServiceStatus {
+        load_balancer: LoadBalancerStatus,
+    }
+
+    LoadBalancerStatus {
+        ingress: Vec<Ingress>,
+    }
+
+    Ingress {
+        ip: String,
+        hostname: String,
+    }
 }
 
 impl Metadata {
@@ -55,173 +177,11 @@ impl Metadata {
     }
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct OwnerReference {
-    pub kind: String,
-    pub name: String,
-    pub controller: bool,
-}
-
-/// An object of any kind.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Meta {
-    pub metadata: Metadata,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Pod {
-    pub metadata: Metadata,
-    pub status: PodStatus,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct PodStatus {
-    pub phase: String,
-    pub reason: String,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub conditions: Vec<Condition>,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub init_container_statuses: Vec<ContainerStatus>,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub container_statuses: Vec<ContainerStatus>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Condition {
-    #[serde(rename = "type")]
-    pub kind: String,
-    pub status: String,
-    pub reason: String,
-    pub message: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ContainerStatus {
-    pub name: String,
-    /// `containerd://ID`, or empty if there is no container yet.
-    #[serde(rename = "containerID")]
-    pub container_id: String,
-    pub state: ContainerState,
-    pub last_state: ContainerState,
-}
-
 impl ContainerStatus {
     /// The container's id without the runtime's prefix, if there is a container.
     pub fn id(&self) -> Option<&str> {
         self.container_id.split("://").last().filter(|id| !id.is_empty())
     }
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct ContainerState {
-    pub running: Option<serde::de::IgnoredAny>,
-    pub waiting: Option<Reason>,
-    pub terminated: Option<Reason>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Reason {
-    pub reason: String,
-    pub message: String,
-    /// Only for a container that has terminated.
-    pub exit_code: i64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Node {
-    pub status: NodeStatus,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct NodeStatus {
-    #[serde(deserialize_with = "null_is_empty")]
-    pub conditions: Vec<Condition>,
-}
-
-/// A Deployment, StatefulSet or DaemonSet.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Workload {
-    pub metadata: Metadata,
-    pub spec: WorkloadSpec,
-    pub status: WorkloadStatus,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct WorkloadSpec {
-    pub replicas: u64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct WorkloadStatus {
-    pub observed_generation: u64,
-    pub ready_replicas: u64,
-    /// This and the next are set only for a DaemonSet.
-    pub desired_number_scheduled: u64,
-    pub number_ready: u64,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Service {
-    pub metadata: Metadata,
-    pub spec: ServiceSpec,
-    pub status: ServiceStatus,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ServiceSpec {
-    #[serde(rename = "type")]
-    pub kind: String,
-    #[serde(rename = "clusterIP")]
-    pub cluster_ip: String,
-    pub load_balancer_class: Option<String>,
-    #[serde(deserialize_with = "null_is_empty")]
-    pub ports: Vec<ServicePort>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct ServicePort {
-    #[serde(default = "tcp")]
-    pub protocol: String,
-    pub port: u16,
-}
-
-fn tcp() -> String {
-    "TCP".into()
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ServiceStatus {
-    pub load_balancer: LoadBalancerStatus,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct LoadBalancerStatus {
-    #[serde(deserialize_with = "null_is_empty")]
-    pub ingress: Vec<Ingress>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Ingress {
-    pub ip: String,
-    pub hostname: String,
 }
 
 #[cfg(test)]

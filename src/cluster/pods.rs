@@ -132,24 +132,25 @@ fn first_line(message: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
 }
 
-/// Remembers a pod if readiness depends on it: if it was baked, or has replaced one that was.
-pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool) {
+/// Remembers a pod if readiness depends on it: if it was baked, or has replaced one that was. Returns whether that
+/// changes anything.
+pub fn update(known: &mut Known, cluster: &Cluster, pod: &Pod, is_deleted: bool) -> bool {
     let (name, owner) = (pod.metadata.full_name(), owner(pod));
     let matters = |baked: &BakedPod| match &owner {
         Some(owner) if baked.owner.is_some() => baked.owner.as_ref() == Some(owner),
         _ => baked.name == name,
     };
     if !cluster.pods.iter().any(matters) {
-        return;
+        return false;
     }
     // A pod with an owner that is being deleted is replaced, or no longer wanted.
     let is_terminating = owner.is_some() && pod.metadata.deletion_timestamp.is_some();
     if is_deleted || is_terminating {
-        known.remove(&name);
-    } else {
-        let (state, lag) = (explain(pod, &cluster.containers), lag(pod, &cluster.containers));
-        known.insert(name, Seen { state, owner, containers: running_containers(pod), lag });
+        return known.remove(&name).is_some();
     }
+    let (state, lag) = (explain(pod, &cluster.containers), lag(pod, &cluster.containers));
+    let seen = Seen { state, owner, containers: running_containers(pod), lag };
+    known.insert(name, seen.clone()) != Some(seen)
 }
 
 /// Which baked pods are not ready, and why. A pod that the user has deleted does not count. Of an owner's pods, as
@@ -313,14 +314,15 @@ mod tests {
         assert_eq!(owner(&parsed(&pod)).as_deref(), Some("Deployment default/app"));
         let cluster = cluster(&[baked_pod("default/app-1-a", false, Some("Deployment default/app"))]);
         let mut known = Known::new();
-        update(&mut known, &cluster, &parsed(&pod), false);
+        assert!(update(&mut known, &cluster, &parsed(&pod), false));
         assert!(known.contains_key("default/app-2-c"));
+        assert!(!update(&mut known, &cluster, &parsed(&pod), false), "nothing has changed");
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        update(&mut known, &cluster, &parsed(&pod), false);
+        assert!(update(&mut known, &cluster, &parsed(&pod), false));
         assert!(known.is_empty(), "it is being deleted");
         pod["metadata"]["ownerReferences"][0]["name"] = json!("other-2");
         pod["metadata"]["deletionTimestamp"] = Value::Null;
-        update(&mut known, &cluster, &parsed(&pod), false);
+        assert!(!update(&mut known, &cluster, &parsed(&pod), false));
         assert!(known.is_empty(), "it belongs to another Deployment");
     }
 

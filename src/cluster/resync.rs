@@ -8,16 +8,18 @@
 //! times. It is removed when the cluster is ready.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
+use crate::cluster::alive::Alive;
 use crate::cluster::api::Api;
-use crate::cluster::follow;
-use crate::cluster::pods::{Known, Lag};
+use crate::cluster::node::PODS;
+use crate::cluster::pods::Lag;
 use crate::error::Result;
 use crate::supervisor::Init;
+use crate::threads;
 
 /// Nobody else's.
 const ANNOTATION: &str = "kind-init/probe";
@@ -30,10 +32,6 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// Per pod. One that cannot be started for longer is left to kubelet.
 const MOST_RETRIES: u32 = 30;
 
-/// Of the pods that the start waits for, as `namespace/name`.
-#[derive(Default)]
-pub struct Resync(Mutex<BTreeMap<String, Lag>>);
-
 /// What kubelet has been asked for a pod.
 struct Asked {
     probes: u32,
@@ -42,40 +40,26 @@ struct Asked {
     at: Instant,
 }
 
-impl Resync {
-    /// Starts the thread, which ends when the cluster is ready for the first time.
-    pub fn start(init: &Arc<Init>, api: Arc<Api>) -> Result<Arc<Resync>> {
-        let resync = Arc::new(Resync::default());
-        let (ours, init) = (resync.clone(), init.clone());
-        follow::start_once("resync", move || {
-            let mut asked = BTreeMap::new();
-            while init.readiness.wait_until(|state| state.api_server && state.kubelet) && !init.readiness.has_reached("pods") {
-                ours.ask(&api, &mut asked);
-                init.shutdown.pause(INTERVAL);
-            }
-            if init.readiness.wait_until(|state| state.kubernetes_ready()) {
-                let annotated = asked.iter().filter(|(_, asked)| asked.times() > 0);
-                annotated.for_each(|(pod, _)| annotate(&api, pod, &Value::Null));
-            }
-        })?;
-        Ok(resync)
-    }
-
-    pub fn tell(&self, known: &Known) {
-        let lagging = known.iter().filter_map(|(name, pod)| Some((name.clone(), pod.lag?))).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lagging;
-    }
-
-    fn ask(&self, api: &Api, asked: &mut BTreeMap<String, Asked>) {
-        let lagging = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (pod, lag) in lagging {
+/// Starts the thread, which ends when the cluster is ready for the first time.
+pub fn start(init: &Arc<Init>, api: Arc<Api>, alive: Arc<Alive>) -> Result<()> {
+    let init = init.clone();
+    threads::start("resync", move || {
+        let mut asked: BTreeMap<String, Asked> = BTreeMap::new();
+        while init.readiness.wait_until(|state| state.api_server && state.kubelet) && !init.readiness.has_reached(PODS) {
             let now = Instant::now();
-            let asked = asked.entry(pod.clone()).or_insert(Asked { probes: 0, retries: 0, at: now });
-            if asked.is_due(lag, now) {
-                annotate(api, &pod, &json!(asked.times().to_string()));
+            for (pod, lag) in alive.lagging() {
+                let asked = asked.entry(pod.clone()).or_insert(Asked { probes: 0, retries: 0, at: now });
+                if asked.is_due(lag, now) {
+                    annotate(&api, &pod, &json!(asked.times().to_string()));
+                }
             }
+            init.shutdown.pause(INTERVAL);
         }
-    }
+        if init.readiness.wait_until(|state| state.kubernetes_ready()) {
+            let annotated = asked.iter().filter(|(_, asked)| asked.times() > 0);
+            annotated.for_each(|(pod, _)| annotate(&api, pod, &Value::Null));
+        }
+    })
 }
 
 impl Asked {

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Node, Pod, Workload};
 use crate::cluster::{node, pods, postmortem};
 use crate::config::{CLUSTER_LIMIT, POD_LOG_DIR};
 use crate::error::{Error, Result};
-use crate::supervisor::reaper;
 use crate::supervisor::Init;
 
 const POLL: Duration = Duration::from_millis(250);
@@ -40,23 +39,20 @@ pub fn for_everything(init: &Init, api: &Api) -> Result<()> {
 }
 
 fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Result<()> {
-    let mut last = vec![];
-    let ready = reaper::poll(POLL, CLUSTER_LIMIT, || {
-        // A failure ends the wait. It was logged when it happened.
+    let began = Instant::now();
+    loop {
+        // A failure was logged when it happened.
         if init.shutdown.stopping() || init.readiness.state().failure.is_some() {
-            return Some(Ok(false));
+            return Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping"));
         }
-        match unready() {
-            Ok(now) => last = now,
-            Err(error) => return Some(Err(error)),
+        let unready = unready()?;
+        if unready.is_empty() {
+            return Ok(());
         }
-        last.is_empty().then_some(Ok(true))
-    });
-    match ready {
-        Some(Ok(true)) => Ok(()),
-        Some(Err(error)) => Err(error),
-        Some(Ok(false)) => Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping")),
-        None => Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), last.join(", ")))),
+        if began.elapsed() >= CLUSTER_LIMIT {
+            return Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), unready.join(", "))));
+        }
+        init.shutdown.pause(POLL);
     }
 }
 

@@ -25,7 +25,6 @@ pub struct State {
     pub containerd: bool,
     pub docker: bool,
     pub kubelet: bool,
-    pub etcd: bool,
     pub api_server: bool,
     pub pods: Pods,
     pub control_plane: ControlPlane,
@@ -100,7 +99,7 @@ impl State {
 
     /// Whether Docker and the baked cluster work. The user's manifests and scripts start then.
     pub fn cluster_up(&self) -> bool {
-        let daemons = self.docker_ready() && self.kubelet && self.etcd && self.api_server;
+        let daemons = self.docker_ready() && self.kubelet && self.api_server;
         daemons && self.pods == Pods::Ready && self.node && self.dns && self.services
     }
 
@@ -123,9 +122,6 @@ impl State {
         if !self.api_server {
             waiting.push(no_answer("the API server"));
             return waiting;
-        }
-        if !self.etcd {
-            waiting.push(no_answer("etcd"));
         }
         match &self.pods {
             Pods::Unknown => waiting.push("the list of pods".into()),
@@ -194,7 +190,6 @@ pub mod tests {
             containerd: true,
             docker: true,
             kubelet: true,
-            etcd: true,
             api_server: true,
             pods: Pods::Ready,
             control_plane: ControlPlane::Cold,
@@ -212,11 +207,10 @@ pub mod tests {
     type Break = fn(&mut State);
 
     /// Everything that can be missing, and the line for it in `waiting`.
-    const MISSING: [(Break, &str); 11] = [
+    const MISSING: [(Break, &str); 10] = [
         (|state| state.containerd = false, "containerd: no answer yet"),
         (|state| state.docker = false, "dockerd: no answer yet"),
         (|state| state.kubelet = false, "kubelet: no answer yet"),
-        (|state| state.etcd = false, "etcd: no answer yet"),
         (|state| state.api_server = false, "the API server: no answer yet"),
         (|state| state.pods = Pods::Unknown, "the list of pods"),
         (|state| state.pods = Pods::Waiting(vec!["kube-system/etcd-kind: does not exist".into()]), "kube-system/etcd-kind: does not exist"),
