@@ -34,7 +34,7 @@ use crate::bake::Bake;
 use crate::cli::{Invocation, Run};
 use crate::cluster::{certificates, kubeconfig, Cluster};
 use crate::config::{Config, CLUSTER_FILE, SECRETS, STATE_DIR};
-use crate::daemons::client_variables::ClientVariables;
+use crate::daemons::client_variables;
 use crate::daemons::docker_command;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
@@ -93,7 +93,7 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     SECRETS.iter().for_each(|name| sys::forget_variable(name));
     // dockerd takes the last of several flags, so the command line's flags go last.
     let line = line.after(init.config.dockerd_arguments.clone());
-    let settings = boot::Settings { line, registries, clients: ClientVariables::take() };
+    let settings = boot::Settings { line, registries, ignored: client_variables::take() };
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     if let Some(cluster) = &cluster {
         cluster.network.set();
@@ -114,7 +114,7 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
 
 fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
-    ClientVariables::take();
+    client_variables::take();
     init.readiness.clear()?;
     in_boot_thread(&init, move |init| {
         bake::bake(init, &bake)?;

@@ -18,7 +18,6 @@ use crate::config::{
     Config, API_PORT, CREDENTIALS_DIR, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, POLL, STATIC_POD_DIR, STOP_CONTAINERD,
     STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
 };
-use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
 use crate::daemons::containerd_config::Form;
 use crate::daemons::dockerd::{self, DOCKERD};
@@ -71,7 +70,8 @@ pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal
 pub struct Settings {
     pub line: CommandLine,
     pub registries: Registries,
-    pub clients: ClientVariables,
+    /// Variables that have no effect with a cluster.
+    pub ignored: Vec<String>,
 }
 
 /// Starts Docker alone, in an image without a baked cluster.
@@ -79,14 +79,13 @@ pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
     follow_readiness(init)?;
     foreign_socket::refuse(&init.config)?;
-    let Settings { line, registries, clients } = settings;
+    let Settings { line, registries, .. } = settings;
     // Two dockerds in one directory would fail too, but with a less clear error, and only after the second has written.
     store::lock(&dockerd::data_root(&line, &init.config))?;
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
     registries.prepare(&init.config.path("/"), false)?;
-    clients.write_wrappers(&init.config);
     let line = line.after(registries.dockerd_flags(&init.config.path("/")));
     mounts::prepare()?;
     cgroup::prepare()?;
@@ -105,15 +104,16 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
     foreign_socket::refuse(&init.config)?;
-    let Settings { line, registries, clients } = settings;
+    let Settings { line, registries, ignored } = settings;
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(&cluster.bake)?;
     leavings::tell(&volume);
     let network = prepare_node(&init.config, cluster.static_ip)?;
     registries.prepare(Path::new("/"), true)?;
-    clients.warn();
-    clients.write_wrappers(&init.config);
+    if !ignored.is_empty() {
+        log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
+    }
     let line = line.after(registries.dockerd_flags(Path::new("/")));
     // Beside everything up to kubelet, which is to find its API server when it first looks.
     if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
