@@ -13,6 +13,7 @@ mod cluster;
 mod config;
 mod daemons;
 mod error;
+mod files;
 mod listen;
 mod logger;
 mod node;
@@ -60,7 +61,6 @@ fn main() -> ExitCode {
             status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
-        Ok(Invocation::ExecWithView(argv)) => Err(node::kubelet_view::exec(&argv)),
         Ok(Invocation::StandIn(name, argv)) => signals.and_then(|signals| restore::stand_in::run(&name, &argv, signals)),
         Ok(Invocation::AwaitKubeProxy) => {
             daemons::kube_proxy::wait();
@@ -95,9 +95,6 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let line = line.after(init.config.dockerd_arguments.clone());
     let settings = boot::Settings { line, registries, ignored: client_variables::take() };
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
-    if let Some(cluster) = &cluster {
-        cluster.network.set();
-    }
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let certificate = cluster.as_ref().map(|cluster| certificates::follow(&init, cluster)).transpose()?;

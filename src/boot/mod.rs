@@ -20,22 +20,22 @@ use crate::config::{
 };
 use crate::daemons::containerd::{self, CONTAINERD};
 use crate::daemons::containerd_config::Form;
+use crate::daemons::docker_socket;
 use crate::daemons::dockerd::{self, DOCKERD};
 use crate::daemons::earlier_start;
-use crate::daemons::foreign_socket;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::{self, KUBELET};
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 use crate::listen;
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::iptables::Iptables;
-use crate::node::kubelet_view::KubeletView;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
 use crate::node::yielding::Yielding;
-use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
+use crate::node::{capacity, cgroup, cni, directories, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans};
 use crate::readiness::{Failure, State};
 use crate::restore::start::{self as restore, Restore};
 use crate::supervisor::pause::Pause;
@@ -78,7 +78,7 @@ pub struct Settings {
 pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
     follow_readiness(init)?;
-    foreign_socket::refuse(&init.config)?;
+    docker_socket::refuse(&init.config)?;
     let Settings { line, registries, .. } = settings;
     // Two dockerds in one directory would fail too, but with a less clear error, and only after the second has written.
     store::lock(&dockerd::data_root(&line, &init.config))?;
@@ -103,13 +103,12 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     follow_readiness(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
-    foreign_socket::refuse(&init.config)?;
+    docker_socket::refuse(&init.config)?;
     let Settings { line, registries, ignored } = settings;
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(&cluster.bake)?;
-    leavings::tell(&volume);
-    let network = prepare_node(&init.config, cluster.static_ip)?;
+    let network = prepare_node(&init.config, cluster.static_ip, &cluster.network)?;
     registries.prepare(Path::new("/"), true)?;
     if !ignored.is_empty() {
         log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
@@ -133,15 +132,15 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         }
     }
     init.readiness.milestone("store");
-    leavings::mark();
     if !start_containerd(init, cluster.containerd_form, &cluster.pause_image, &iptables)? {
         return Ok(());
     }
     // Before Docker answers, because from then on names can be lost.
     image_names::keep(init)?;
     let restore = restore.decide();
-    let mut kubelet =
-        kubelet::spec(cluster.static_ip, KubeletView::prepare(&init.config)?, iptables.clone(), init.config.kubelet_arguments.clone());
+    let mut arguments = if init.config.enforce_capacity { capacity::kubelet_flags()? } else { vec![] };
+    arguments.extend(init.config.kubelet_arguments.clone());
+    let mut kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
     kubelet.pause = restore.as_ref().and_then(Restore::answered).map(|until| Pause { line: kubelet::ASKS_FOR_NODE, until });
     let start_docker = || {
         if let Some(certificates) = certificates {
@@ -183,7 +182,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
             start_docker()?;
         }
     }
-    if let Err(error) = iptables::redirect_api_service(&iptables, cluster.static_ip) {
+    if let Err(error) = iptables::redirect_api_service(&iptables, cluster.static_ip, &cluster.network) {
         log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
     }
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
@@ -213,24 +212,27 @@ fn show_manifests_when_pods_run(init: &Arc<Init>) -> Result<()> {
 }
 
 /// The steps before any daemon starts, shared by bake and run.
-pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
+pub fn prepare_node(config: &Config, static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<Network> {
     let interface = network::set_static_ip(static_ip)?;
     network::enable_forwarding()?;
-    network::route_services(&interface)?;
+    network::route_services(&interface, cluster)?;
     mounts::prepare()?;
     mounts::prepare_for_cluster()?;
     let iptables = iptables::choose(config)?;
     limits::raise(config);
+    if !config.sysctls {
+        limits::keep_from_kubelet()?;
+    }
     cgroup::prepare()?;
-    scratch::mount_all()?;
+    directories::mount_all()?;
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
-    if cluster_network::current().has_bridge {
-        cni::write(mtu, network::pod_subnet()?)?;
+    if cluster.has_bridge {
+        cni::write(mtu, network::pod_subnet(cluster)?)?;
     } else {
         cni::forget_addresses()?;
     }
-    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip)?, iptables })
+    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip, cluster)?, iptables })
 }
 
 /// Returns whether containerd answers. If it does not, the boot fails.

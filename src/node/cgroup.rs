@@ -14,7 +14,7 @@ use nix::sched::{unshare, CloneFlags};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 
-const CGROUP_DIR: &str = "/sys/fs/cgroup";
+pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
 /// kubelet's `cgroupRoot`.
 const KUBELET_CGROUP: &str = "kubelet";
 /// dockerd's default `cgroup-parent` with the driver cgroupfs.

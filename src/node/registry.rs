@@ -4,9 +4,7 @@
 //! Credentials go to the configuration files of docker and kubelet, CAs to the directory that
 //! dockerd and containerd both read. No secret is logged.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use base64::prelude::{Engine, BASE64_STANDARD};
@@ -16,6 +14,7 @@ use crate::config::{
     older_name, settings, KUBELET_DIR, REGISTRY, REGISTRY_CA, REGISTRY_MIRROR, REGISTRY_PASSWORD, REGISTRY_PASSWORD_FILE, REGISTRY_USER,
 };
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
 
 /// Where dockerd looks for registries' CAs, and containerd too, as configured. A single directory, because
@@ -86,7 +85,7 @@ impl Registries {
         if let (Some(host), Some(ca)) = (&self.registry, &self.ca) {
             let directory = path(CERTS_DIR).join(host);
             mounts::make_dir(&directory)?;
-            write(&directory.join(CA_FILE), ca, 0o644)?;
+            files::replace(directory.join(CA_FILE), ca, 0o644)?;
         }
         if let Some(mirror) = &self.mirror {
             let directory = path(CERTS_DIR).join("docker.io");
@@ -94,9 +93,9 @@ impl Registries {
             let trusted = path(SYSTEM_CERTS_DIR).join(CA_FILE);
             if let Some(ca) = &self.ca {
                 mounts::make_dir(path(SYSTEM_CERTS_DIR))?;
-                write(&trusted, ca, 0o644)?;
+                files::replace(&trusted, ca, 0o644)?;
             }
-            write(&directory.join("hosts.toml"), hosts(mirror, self.ca.as_ref().map(|_| &*trusted)).as_bytes(), 0o644)?;
+            files::replace(directory.join("hosts.toml"), hosts(mirror, self.ca.as_ref().map(|_| &*trusted)), 0o644)?;
         }
         if let Some(login) = &self.login {
             let registry = self.registry.as_deref().unwrap_or(DOCKER_HUB);
@@ -168,7 +167,7 @@ fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) 
     let text = config.to_string();
     for file in Some(docker).into_iter().chain(kubelet) {
         mounts::make_dir(file.parent().unwrap_or(Path::new("/")))?;
-        write(file, text.as_bytes(), 0o600)?;
+        files::replace(file, &text, 0o600)?;
     }
     Ok(())
 }
@@ -220,17 +219,10 @@ fn hosts(mirror: &str, ca: Option<&Path>) -> String {
     format!("server = \"{DOCKER_HUB_SERVER}\"\n[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{ca}")
 }
 
-fn write(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.write_all(contents)
-    };
-    write().map_err(|cause| Error::io("write", path, cause))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----";

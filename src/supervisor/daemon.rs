@@ -34,7 +34,7 @@ type Callback<T> = Box<dyn Fn() -> T + Send + Sync>;
 /// How to start a daemon and how to tell whether it works.
 pub struct Spec {
     pub name: &'static str,
-    /// Called before each start.
+    /// Called before each start. Dropped when the daemon is given up, and so is what it holds, such as a port.
     pub command: Callback<Result<Command>>,
     pub answers: Callback<bool>,
     /// Called before the daemon is told to reload its configuration.
@@ -52,6 +52,8 @@ pub struct Daemon {
     log: PathBuf,
     progress: Mutex<Progress>,
     changed: Condvar,
+    /// Taken out of the spec.
+    command: Mutex<Callback<Result<Command>>>,
     spec: Spec,
 }
 
@@ -68,11 +70,16 @@ struct Progress {
 impl Daemon {
     /// A daemon that is not started yet. Its log in `logs` is emptied, so that it covers only this start of the
     /// container.
-    pub fn new(logs: &Path, spec: Spec) -> Result<Arc<Daemon>> {
+    pub fn new(logs: &Path, mut spec: Spec) -> Result<Arc<Daemon>> {
         let log = logs.join(format!("{}.log", spec.name));
         fs::create_dir_all(logs).map_err(|cause| Error::io("create the directory", logs, cause))?;
         File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
-        Ok(Arc::new(Daemon { name: spec.name, log, progress: Mutex::default(), changed: Condvar::new(), spec }))
+        let command = Mutex::new(std::mem::replace(&mut spec.command, Box::new(given_up)));
+        Ok(Arc::new(Daemon { name: spec.name, log, progress: Mutex::default(), changed: Condvar::new(), command, spec }))
+    }
+
+    fn command(&self) -> MutexGuard<'_, Callback<Result<Command>>> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -177,6 +184,7 @@ fn keep_running(shutdown: &Shutdown, readiness: &Readiness, daemon: &Daemon) {
         };
         if deaths >= MAX_DEATHS {
             daemon.change(|progress| progress.given_up = true);
+            *daemon.command() = Box::new(given_up);
             let why = format!("{} {what}, {deaths} times in a row. The end of its log:\n{}", daemon.name, daemon.tail());
             return readiness.fail(Failure::new(why, status));
         }
@@ -190,7 +198,7 @@ fn keep_running(shutdown: &Shutdown, readiness: &Readiness, daemon: &Daemon) {
 fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
     let output = OpenOptions::new().append(true).open(&daemon.log).map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("open", &daemon.log, cause))?;
-    let mut command = (daemon.spec.command)()?;
+    let mut command = (daemon.command())()?;
     let is_first = !std::mem::replace(&mut daemon.progress().was_started, true);
     match daemon.spec.pause.as_ref().filter(|_| is_first) {
         Some(pause) => command.stdout(output).stderr(pause.follow(daemon.name, errors)?),
@@ -206,6 +214,11 @@ fn start(shutdown: &Shutdown, daemon: &Daemon) -> Result<Child> {
         child.handle().signal(Signal::SIGTERM);
     }
     Ok(child)
+}
+
+/// The command of a daemon that is not started any more.
+fn given_up() -> Result<Command> {
+    Err(Error::new("it was given up"))
 }
 
 fn yield_to(other: Arc<Daemon>, process: Handle) {
