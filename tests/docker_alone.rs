@@ -113,7 +113,11 @@ fn a_client_is_refused_once_the_daemon_is_given_up() {
     let _kind = container.start(&["run"]);
     wait_for("the port is open", LIMIT, || TcpStream::connect(("127.0.0.1", DOCKER_PORT)).ok());
     container.wait_for_status("failed", 200);
-    wait_for("the port is closed", LIMIT, || TcpStream::connect(("127.0.0.1", DOCKER_PORT)).is_err().then_some(()));
+    let address = (std::net::Ipv4Addr::LOCALHOST, DOCKER_PORT).into();
+    wait_for("the port is closed", LIMIT, || {
+        let refused = TcpStream::connect_timeout(&address, Duration::from_millis(100)).err()?;
+        (refused.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+    });
 }
 
 #[test]
