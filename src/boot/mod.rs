@@ -86,7 +86,7 @@ pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
         network::set_static_ip(ip)?;
     }
     registries.prepare(&init.config.path("/"), false)?;
-    let line = line.after(registries.dockerd_flags(&init.config.path("/")));
+    let line = dockerd::with_mirror(line, registries.mirror());
     mounts::prepare()?;
     cgroup::prepare()?;
     // Here dockerd manages containerd itself.
@@ -113,7 +113,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     if !ignored.is_empty() {
         log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
     }
-    let line = line.after(registries.dockerd_flags(Path::new("/")));
+    let line = dockerd::with_mirror(line, registries.mirror());
     // Beside everything up to kubelet, which is to find its API server when it first looks.
     if let Err(error) = control_plane::show(Path::new(STATIC_POD_DIR)) {
         log::warn!(target: "boot", "{error}");

@@ -10,6 +10,7 @@ use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, 
 use crate::daemons::containerd_config::{self, Form};
 use crate::daemons::{answers_ok, prepare};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::iptables::Iptables;
 use crate::node::{can_lower_oom_score, mounts};
 use crate::supervisor::daemon::Spec;
@@ -78,7 +79,7 @@ pub fn command_without_cri(form: Form, iptables: &Iptables) -> Result<Command> {
 
 fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result<Command> {
     mounts::make_dir(RUN_DIR)?;
-    std::fs::write(path, configuration).map_err(|cause| Error::io("write", path, cause))?;
+    files::write(path, configuration)?;
     let mut command = Command::new("containerd");
     prepare(&mut command, iptables);
     command.arg("--config").arg(path).args(["--address", CONTAINERD_SOCKET, "--log-level", "warn"]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
 use crate::daemons::{answers_ok, prepare, without_proxy};
-use crate::error::Error;
+use crate::files;
 use crate::node::can_lower_oom_score;
 use crate::node::iptables::Iptables;
 use crate::supervisor::daemon::Spec;
@@ -27,8 +27,7 @@ pub fn spec(node_ip: Ipv4Addr, iptables: Iptables, more: Vec<String>) -> Spec {
         name: KUBELET,
         command: Box::new(move || {
             let directory = Path::new(KUBELET_DIR);
-            let flags = directory.join("kubeadm-flags.env");
-            let text = fs::read_to_string(&flags).map_err(|cause| Error::io("read", &flags, cause))?;
+            let text = files::read(directory.join("kubeadm-flags.env"))?;
             let mut command = Command::new(KUBELET);
             prepare(&mut command, &iptables);
             command.arg(format!("--kubeconfig={KUBERNETES_DIR}/kubelet.conf"));

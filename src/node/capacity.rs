@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::config::ENFORCE_CAPACITY;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::node::cgroup::CGROUP_DIR;
 
 const MEMINFO: &str = "/proc/meminfo";
@@ -27,8 +28,7 @@ struct Limits {
 
 /// Flags for kubelet.
 pub fn kubelet_flags() -> Result<Vec<String>> {
-    let read = |path: &str| fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause));
-    let (online, kilobytes) = (parse_list(&read(ONLINE_CPUS)?), total_kilobytes(&read(MEMINFO)?));
+    let (online, kilobytes) = (parse_list(&files::read(ONLINE_CPUS)?), total_kilobytes(&files::read(MEMINFO)?));
     let limits = Limits::read(Path::new(CGROUP_DIR));
     if let Some(millis) = limits.cpu_millis.filter(|millis| *millis < LEAST_MILLIS) {
         log::warn!(target: "limits", "{millis}m of CPU are too few for the control plane: the node has {LEAST_MILLIS}m");

@@ -12,6 +12,7 @@ use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sched::{unshare, CloneFlags};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::supervisor::reaper;
 
 pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
@@ -37,8 +38,7 @@ enum Layout {
 /// of the root would move the host's own. Must run before any thread starts: unshare(2) changes only the calling
 /// thread.
 pub fn enter_own_namespace() -> Result<()> {
-    let own = fs::read_to_string("/proc/self/cgroup").map_err(|cause| Error::io("read", "/proc/self/cgroup", cause))?;
-    if is_root(&own) {
+    if is_root(&files::read("/proc/self/cgroup")?) {
         return Ok(());
     }
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|cause| Error::new(format!("cannot unshare the cgroup namespace: {cause}")))?;
@@ -157,7 +157,7 @@ fn enable_controllers() -> Result<()> {
     let root = Path::new(CGROUP_DIR);
     let init = root.join("init");
     make_dir(&init)?;
-    let controllers = fs::read_to_string(root.join("cgroup.controllers")).map_err(|cause| Error::io("read", root, cause))?;
+    let controllers = files::read(root.join("cgroup.controllers"))?;
     let enable = controllers.split_whitespace().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
     let mut last = None;
     reaper::poll(Duration::from_millis(5), ENABLE_LIMIT, || {
@@ -186,13 +186,11 @@ fn make_dir(path: &Path) -> Result<()> {
 
 fn copy_setting(from: &Path, to: &Path, file: &str) -> Result<()> {
     let Ok(value) = fs::read_to_string(from.join(file)) else { return Ok(()) };
-    fs::write(to.join(file), value.trim()).map_err(|cause| Error::io("write", to.join(file), cause))
+    files::write(to.join(file), value.trim())
 }
 
 fn layout() -> Result<Layout> {
-    let path = "/proc/self/mountinfo";
-    let mounts = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
-    parse_layout(&mounts).ok_or_else(|| {
+    parse_layout(&files::read("/proc/self/mountinfo")?).ok_or_else(|| {
         Error::new(format!("no cgroups are mounted on {CGROUP_DIR}")).advise("Start the container with `docker run --privileged`")
     })
 }

@@ -5,7 +5,7 @@
 //! dockerd and containerd both read. No secret is logged.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::prelude::{Engine, BASE64_STANDARD};
 use serde_json::{json, Value};
@@ -24,7 +24,6 @@ pub const CERTS_DIR: &str = "/etc/docker/certs.d";
 const SYSTEM_CERTS_DIR: &str = "/etc/ssl/certs";
 /// root's configuration, because the daemons run as root; dockerd itself pulls with the credentials its client sends.
 const DOCKER_CONFIG: &str = "/root/.docker/config.json";
-const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 const CA_FILE: &str = "kind-registry-ca.crt";
 
 /// Docker Hub's name in a configuration file.
@@ -109,16 +108,9 @@ impl Registries {
         Ok(())
     }
 
-    /// The flags for dockerd.
-    pub fn dockerd_flags(&self, root: &Path) -> Vec<String> {
-        let Some(mirror) = &self.mirror else { return vec![] };
-        let user: PathBuf = root.join(DAEMON_JSON.trim_start_matches('/'));
-        // dockerd refuses to start if both a file and flags name mirrors.
-        if fs::read_to_string(user).is_ok_and(|text| text.contains("\"registry-mirrors\"")) {
-            log::warn!(target: "registry", "{DAEMON_JSON} names registry-mirrors: Docker uses those, and {REGISTRY_MIRROR} is for pods alone");
-            return vec![];
-        }
-        vec![format!("--registry-mirror={mirror}")]
+    /// The URL of a mirror of Docker Hub.
+    pub fn mirror(&self) -> Option<&str> {
+        self.mirror.as_deref()
     }
 }
 
@@ -222,6 +214,7 @@ fn hosts(mirror: &str, ca: Option<&Path>) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -287,11 +280,8 @@ mod tests {
                 hosts.contains("[host.\"https://m.example:5000/hub\"]\n") && hosts.contains("etc/ssl/certs/kind-registry-ca.crt"),
                 "{hosts}"
             );
-            assert_eq!(registries.dockerd_flags(&root), ["--registry-mirror=https://m.example:5000/hub"]);
+            assert_eq!(registries.mirror(), Some("https://m.example:5000/hub"));
         }
-        fs::create_dir_all(root.join("etc/docker")).unwrap();
-        fs::write(root.join("etc/docker/daemon.json"), r#"{"registry-mirrors": ["https://own.example"]}"#).unwrap();
-        assert!(registries(&[("KIND_REGISTRY_MIRROR", "https://m.example")]).unwrap().dockerd_flags(&root).is_empty());
         fs::remove_dir_all(root).unwrap();
     }
 
