@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
 use crate::daemons::containerd_config::{self, Form};
-use crate::daemons::{answers_ok, prepare};
+use crate::daemons::{prepare, socket_answers_ok};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::iptables::Iptables;
@@ -89,9 +89,8 @@ fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result
 /// A dockerd that has lost its containerd looks for the new one only every few seconds, and answers
 /// pings meanwhile. We do not wait for a dockerd that is not running.
 fn dockerd_reaches_it() -> bool {
-    let Ok(stream) = UnixStream::connect(DOCKER_SOCKET) else { return true };
     // A request that makes it ask containerd.
-    stream.set_read_timeout(Some(REQUEST_LIMIT)).is_ok() && answers_ok(stream, "/images/json")
+    UnixStream::connect(DOCKER_SOCKET).is_err() || socket_answers_ok(Path::new(DOCKER_SOCKET), "/images/json", REQUEST_LIMIT)
 }
 
 /// Runs containerd's own client in the namespace that pods and Docker share.

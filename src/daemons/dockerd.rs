@@ -1,7 +1,6 @@
 //! dockerd, with a baked cluster and alone. `port` opens its TCP port, `settings` reads its command line.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +12,7 @@ use serde_json::{json, Map, Value};
 use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_DIR, DOCKER_SOCKET, LOG_DIR, NAMESPACE, REGISTRY_MIRROR, RUN_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::{self, CommandLine, NETWORK_OPTIONS};
-use crate::daemons::{answers_ok, client_variables, is_on_path, prepare, stale, tls};
+use crate::daemons::{client_variables, is_on_path, prepare, socket_answers_ok, stale, tls};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::network::{Network, ETHERNET_MTU};
@@ -137,7 +136,7 @@ fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf
     Spec {
         name: DOCKERD,
         command,
-        answers: Box::new(move || ping(&socket)),
+        answers: Box::new(move || socket_answers_ok(&socket, "/_ping", PING_LIMIT)),
         before_reload: None,
         condition: |state| &mut state.docker,
         pause: None,
@@ -241,15 +240,6 @@ fn add_tls(settings: &mut Map<String, Value>, files: Option<&tls::Files>) {
     }
     settings.insert("tlsverify".into(), json!(true));
     settings.extend(files.settings().map(|(key, path)| (key.to_string(), json!(path))));
-}
-
-fn ping(socket: &Path) -> bool {
-    let connect = || {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PING_LIMIT))?;
-        std::io::Result::Ok(stream)
-    };
-    connect().is_ok_and(|stream| answers_ok(stream, "/_ping"))
 }
 
 /// Runs between fork and dockerd, because only here do we know the pid that LISTEN_PID must name

@@ -8,22 +8,17 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use crate::node::cgroup;
-use crate::supervisor::reaper;
+use crate::supervisor::{descendants, reaper};
 
 /// Kills the orphans. Called when a process has ended that we did not start, which may be a shim.
 pub fn kill() {
-    let orphans: Vec<i32> = children().into_iter().filter(|pid| cgroup::is_in_container(*pid)).collect();
+    // Containers with a live shim are the shim's children.
+    let children = descendants::children(std::process::id() as i32).unwrap_or_default();
+    let orphans: Vec<i32> = children.into_iter().filter(|pid| cgroup::is_in_container(*pid)).collect();
     if !orphans.is_empty() {
         log::warn!(target: "containers", "killed {}, left by a shim that has died", describe(&orphans));
         reaper::signal_all(&orphans, Signal::SIGKILL);
     }
-}
-
-/// Our children (proc_pid_task_tid_children(5)). Containers with a live shim are the shim's children.
-fn children() -> Vec<i32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 fn describe(pids: &[i32]) -> String {

@@ -108,13 +108,13 @@ mod tests {
 
     #[test]
     #[allow(clippy::disallowed_methods)]
-    fn an_address_that_comes_or_goes_is_told() {
+    fn an_address_that_comes_or_goes_is_noticed() {
         // In a network namespace of its own for this thread, which takes root.
         if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
             return;
         }
-        let (told, changes) = std::sync::mpsc::channel();
-        watch(move || told.send(()).unwrap_or_default()).unwrap();
+        let (sender, changes) = std::sync::mpsc::channel();
+        watch(move || sender.send(()).unwrap_or_default()).unwrap();
         let mut add = std::process::Command::new("ip");
         // A test of the reaper's, in this process, may have had its status.
         let _ = add.args(["address", "add", "10.1.1.1/32", "dev", "lo"]).status();
