@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::bake::Bake;
-use crate::config::{AWAIT_KUBE_PROXY, EXEC_WITH_SOCKET, EXEC_WITH_VIEW, PARENT, STAND_IN};
+use crate::config::{AWAIT_KUBE_PROXY, EXEC_WITH_SOCKET, PARENT, STAND_IN};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 
@@ -50,7 +50,6 @@ pub enum Invocation {
     Status,
     Healthcheck,
     ExecWithSocket(Vec<String>),
-    ExecWithView(Vec<String>),
     /// The program's name and arguments.
     StandIn(String, Vec<String>),
     /// What to start, in JSON.
@@ -84,7 +83,6 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["status"] => Ok(Invocation::Status),
         ["healthcheck"] => Ok(Invocation::Healthcheck),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
-        [EXEC_WITH_VIEW, ..] => Ok(Invocation::ExecWithView(arguments[1..].to_vec())),
         [STAND_IN, name, ..] => Ok(Invocation::StandIn(name.to_string(), arguments[2..].to_vec())),
         [AWAIT_KUBE_PROXY] => Ok(Invocation::AwaitKubeProxy),
         [PARENT, programs] => Ok(Invocation::Parent(programs.to_string())),

@@ -73,8 +73,6 @@ pub const POD_SUBNETS: [&str; 4] = [POD_SUBNET, "10.245.0.0/16", "10.246.0.0/16"
 // Our hidden subcommands, which run between a daemon's fork and exec.
 /// Passes a listening socket to dockerd.
 pub const EXEC_WITH_SOCKET: &str = "exec-with-socket";
-/// Shows kubelet the container's limits and copies of kernel settings.
-pub const EXEC_WITH_VIEW: &str = "exec-with-view";
 
 /// The path of this program, in the image and in containers that run it.
 pub const INIT: &str = "/usr/local/bin/kind";
@@ -307,11 +305,14 @@ fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
 
 /// Whether a subnet such as `10.244.0.0/16` overlaps with the subnet of `ip` and a netmask.
 pub fn subnets_overlap(subnet: &str, ip: Ipv4Addr, mask: u32) -> bool {
-    let Some((network, bits)) = subnet.split_once('/') else { return false };
-    match (network.parse::<Ipv4Addr>(), bits.parse::<u32>()) {
-        (Ok(network), Ok(bits)) => same_subnet(network, ip, mask & u32::MAX.checked_shl(32 - bits).unwrap_or(0)),
-        _ => false,
-    }
+    parse_subnet(subnet).is_some_and(|(network, bits)| same_subnet(network, ip, mask & bits))
+}
+
+/// Network and netmask of a subnet such as `10.244.0.0/16`.
+pub fn parse_subnet(subnet: &str) -> Option<(Ipv4Addr, u32)> {
+    let (network, bits) = subnet.split_once('/')?;
+    let bits: u32 = bits.parse().ok().filter(|bits| *bits <= u32::BITS)?;
+    Some((network.parse().ok()?, u32::MAX.checked_shl(u32::BITS - bits).unwrap_or(0)))
 }
 
 /// Whether two addresses agree in the bits of a netmask.

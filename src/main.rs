@@ -12,6 +12,7 @@ mod cluster;
 mod config;
 mod daemons;
 mod error;
+mod files;
 mod listen;
 mod logger;
 mod node;
@@ -33,7 +34,7 @@ use crate::bake::Bake;
 use crate::cli::{Invocation, Run};
 use crate::cluster::{certificates, kubeconfig, Cluster};
 use crate::config::{Config, CLUSTER_FILE, SECRETS, STATE_DIR};
-use crate::daemons::client_variables::ClientVariables;
+use crate::daemons::client_variables;
 use crate::daemons::docker_command;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
@@ -59,7 +60,6 @@ fn main() -> ExitCode {
             status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
-        Ok(Invocation::ExecWithView(argv)) => Err(node::kubelet_view::exec(&argv)),
         Ok(Invocation::StandIn(name, argv)) => signals.and_then(|signals| restore::stand_in::run(&name, &argv, signals)),
         Ok(Invocation::AwaitKubeProxy) => {
             daemons::kube_proxy::wait();
@@ -92,11 +92,8 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     SECRETS.iter().for_each(|name| sys::forget_variable(name));
     // dockerd takes the last of several flags, so the command line's flags go last.
     let line = line.after(init.config.dockerd_arguments.clone());
-    let settings = boot::Settings { line, registries, clients: ClientVariables::take() };
+    let settings = boot::Settings { line, registries, ignored: client_variables::take() };
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
-    if let Some(cluster) = &cluster {
-        cluster.network.set();
-    }
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let certificate = cluster.as_ref().map(|cluster| certificates::follow(&init, cluster)).transpose()?;
@@ -113,7 +110,7 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
 
 fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
     let init = node_init()?;
-    ClientVariables::take();
+    client_variables::take();
     init.readiness.clear()?;
     in_boot_thread(&init, move |init| {
         bake::bake(init, &bake)?;

@@ -207,55 +207,6 @@ fn the_variables_of_clients_do_not_reach_the_daemon() {
     assert_eq!(dockerd.wait_for_note("container"), "docker");
 }
 
-/// `docker exec` begins with the environment that the container was made with: here it is the test that does.
-#[test]
-fn docker_and_kubectl_of_an_exec_are_those_of_the_node() {
-    let Some(mut container) = Container::new() else { return };
-    let settings = [("DOCKER_HOST", "tcp://docker:2376"), ("DOCKER_TLS_VERIFY", "1"), ("KUBECONFIG", "/builds/it's mine")];
-    settings.iter().for_each(|(name, value)| container.set(name, value));
-    container.root.script("bin/docker", r#"[ "$1" != help ] && echo "docker $* at ${DOCKER_HOST-here} ${DOCKER_TLS_VERIFY-plain}""#);
-    container.root.script("bin/kubectl", r#"echo "kubectl $* by ${KUBECONFIG-nothing}""#);
-    let path = ["usr/local/sbin", "bin"].map(|part| container.root.join(part).display().to_string()).join(":");
-    container.set("PATH", &path);
-    Dockerd::install(&container);
-    let exec = |settings: &[(&str, &str)], line: &str| {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", line]).env_clear().env("PATH", &path).envs(settings.iter().copied());
-        String::from_utf8(command.output().unwrap().stdout).unwrap()
-    };
-    // A job's own container of this image has its variables, and the programs themselves.
-    let mut job = container.start(&["run", "sh", "-c", "docker ps && kubectl get"]);
-    assert_eq!(job.wait(LIMIT), 0, "{}", job.stderr());
-    assert_eq!(job.stdout(), "docker ps at tcp://docker:2376 1\nkubectl get by /builds/it's mine\n");
-    assert_eq!(exec(&settings, "docker ps"), "docker ps at tcp://docker:2376 1\n", "nothing was made for it");
-
-    let kind = start(&container);
-    assert_eq!(
-        exec(&settings, "docker ps -a 'x y'; kubectl get"),
-        "docker ps -a x y at here plain\nkubectl get by /etc/kubernetes/admin.conf\n"
-    );
-    // Who says another one in there means it.
-    let said = exec(&settings, "export DOCKER_HOST=tcp://other:1 KUBECONFIG=/other; docker ps; kubectl get");
-    assert_eq!(said, "docker ps at tcp://other:1 1\nkubectl get by /other\n");
-    stop(kind);
-    // And the next start has them again.
-    let _kind = start(&container);
-    assert_eq!(exec(&settings, "docker ps"), "docker ps at here plain\n");
-}
-
-#[test]
-fn a_program_of_the_users_own_is_not_replaced() {
-    let Some(mut container) = Container::new() else { return };
-    container.set("DOCKER_HOST", "tcp://docker:2375");
-    container.root.script("bin/docker", "true");
-    container.root.script("usr/local/sbin/docker", "echo mine");
-    let path = ["usr/local/sbin", "bin"].map(|part| container.root.join(part).display().to_string()).join(":");
-    container.set("PATH", &path);
-    Dockerd::install(&container);
-    let _kind = start(&container);
-    assert_eq!(container.root.read("usr/local/sbin/docker"), "#!/bin/sh\necho mine\n");
-}
-
 /// docker-java asks with 1.32 unless it is told otherwise, and Docker 29 takes nothing below 1.44 by default.
 #[test]
 fn old_clients_are_accepted_unless_the_user_says_otherwise() {

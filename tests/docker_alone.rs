@@ -105,6 +105,21 @@ fn a_client_may_come_before_the_daemon_is_there() {
     assert_eq!((dockerd.wait_for_note("LISTEN_FDS").as_str(), dockerd.wait_for_note("LISTEN_PID")), ("1", dockerd.wait_for_note("pid")));
 }
 
+/// Silent before: a client connected, and waited for a daemon that nobody started any more.
+#[test]
+fn a_client_is_refused_once_the_daemon_is_given_up() {
+    let Some(container) = Container::new() else { return };
+    container.root.script("bin/dockerd", "exit 3");
+    let _kind = container.start(&["run"]);
+    wait_for("the port is open", LIMIT, || TcpStream::connect(("127.0.0.1", DOCKER_PORT)).ok());
+    container.wait_for_status("failed", 200);
+    let address = (std::net::Ipv4Addr::LOCALHOST, DOCKER_PORT).into();
+    wait_for("the port is closed", LIMIT, || {
+        let refused = TcpStream::connect_timeout(&address, Duration::from_millis(100)).err()?;
+        (refused.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+    });
+}
+
 #[test]
 fn the_daemon_begins_with_a_clean_mask_and_the_users_environment() {
     let Some(mut container) = Container::new() else { return };

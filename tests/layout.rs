@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "error",
     "threads",
+    "files",
     "sys",
     "listen",
     "logger",

@@ -21,7 +21,8 @@ use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
-use crate::node::{cgroup, cluster_network, scratch};
+use crate::node::cluster_network::ClusterNetwork;
+use crate::node::{cgroup, directories};
 use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
 use crate::supervisor::Init;
 use crate::supervisor::{reaper, stop};
@@ -34,7 +35,15 @@ const END_LIMIT: Duration = Duration::from_secs(15);
 const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
 
 /// Records what the next boot needs to find.
-pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, form: Form, names: Vec<String>) -> Result<Cluster> {
+pub fn describe(
+    api: &Api,
+    version: &str,
+    static_ip: Ipv4Addr,
+    network: &ClusterNetwork,
+    pause: &str,
+    form: Form,
+    names: Vec<String>,
+) -> Result<Cluster> {
     let list: Vec<Pod> = api.get::<List<Pod>>("/api/v1/pods")?.items;
     let baked = |pod: &Pod| BakedPod { name: pod.metadata.full_name(), is_static: pods::is_static(pod), owner: pods::owner(pod) };
     let dns: Option<Service> = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
@@ -46,7 +55,7 @@ pub fn describe(api: &Api, version: &str, static_ip: Ipv4Addr, pause: &str, form
         static_ip,
         pause_image: pause.to_string(),
         containerd_form: form,
-        network: cluster_network::current().clone(),
+        network: network.clone(),
         certificate_names: names,
         dns,
         pods: list.iter().map(baked).collect(),
@@ -117,7 +126,7 @@ fn running(name: &str) -> Result<Vec<String>> {
 
 /// Removes what must not be in the image: the hooks and the traces of the bake.
 pub fn clean_up(init: &Init) -> Result<()> {
-    scratch::save_seeds()?;
+    directories::save_seeds()?;
     init.readiness.clear()?;
     for path in [
         "/hooks",

@@ -11,6 +11,7 @@ use crate::bake::home;
 use crate::boot::scripts;
 use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::mounts;
 use crate::supervisor::reaper;
 
@@ -28,14 +29,14 @@ pub struct Hooks {
 
 impl Hooks {
     /// `complete`: the bundle contains everything that the scripts pull.
-    pub fn prepare(static_ip: Ipv4Addr, complete: bool) -> Result<Hooks> {
+    pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork, complete: bool) -> Result<Hooks> {
         let directory = Path::new(RUN_DIR).join("bin");
         mounts::make_dir(&directory)?;
         let docker = directory.join("docker");
         let made = fs::write(&docker, DOCKER).and_then(|()| fs::set_permissions(&docker, PermissionsExt::from_mode(0o755)));
         made.map_err(|cause| Error::io("write", &docker, cause))?;
 
-        let mut environment = scripts::environment(static_ip);
+        let mut environment = scripts::environment(static_ip, cluster);
         environment.extend(home::environment());
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
         environment.push(("PATH", format!("{}:{path}", directory.display())));

@@ -14,7 +14,7 @@ use crate::cluster::kubectl;
 use crate::config::{ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, RESOLV_CONF, RUN_DIR};
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
-use crate::node::cluster_network::{self, ClusterNetwork};
+use crate::node::cluster_network::ClusterNetwork;
 use crate::supervisor::reaper;
 
 const IMAGE_REPOSITORY: &str = "registry.k8s.io";
@@ -25,6 +25,8 @@ pub struct Kubeadm {
     configuration: String,
     /// Full names of the images that this version needs.
     images: Vec<String>,
+    /// Whether pods are on our own bridge.
+    has_bridge: bool,
 }
 
 /// What the cluster has beside its control plane.
@@ -37,16 +39,23 @@ pub struct Addons {
 
 impl Kubeadm {
     /// Writes kubeadm's configuration.
-    pub fn new(version: &str, static_ip: Ipv4Addr, names: &[String], settings: &KubeadmSettings) -> Result<Kubeadm> {
+    pub fn new(
+        version: &str,
+        static_ip: Ipv4Addr,
+        network: &ClusterNetwork,
+        names: &[String],
+        settings: &KubeadmSettings,
+    ) -> Result<Kubeadm> {
         let dialect = dialect(version)?;
         let configuration = Path::new(RUN_DIR).join("kubeadm.yaml");
-        write(&configuration, &settings.merge_into(&render(dialect, version, static_ip, names))?)?;
+        write(&configuration, &settings.merge_into(&render(dialect, version, static_ip, network, names))?)?;
         let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
         let images = reaper::run(Command::new("kubeadm").args(arguments))?;
         Ok(Kubeadm {
             version: version.to_string(),
             configuration: configuration.to_string_lossy().into_owned(),
             images: images.lines().map(|line| line.trim().to_string()).collect(),
+            has_bridge: network.has_bridge,
         })
     }
 
@@ -74,7 +83,7 @@ impl Kubeadm {
         self.phase(&["kubeconfig", "all"])?;
         self.phase(&["control-plane", "all"])?;
         self.phase(&["etcd", "local"])?;
-        change_static_pods()?;
+        change_static_pods(self.has_bridge)?;
         self.phase(&["kubelet-start"])?;
         use_loopback(Path::new(ADMIN_KUBECONFIG))?;
         disable_certificate_rotation(&Path::new(KUBELET_DIR).join("config.yaml"))
@@ -127,14 +136,14 @@ fn disable_certificate_rotation(path: &Path) -> Result<()> {
 }
 
 /// kubeadm's configuration. Everything but the dialect's few lines is the same in every supported version.
-fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, names: &[String]) -> String {
+fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, network: &ClusterNetwork, names: &[String]) -> String {
     let Dialect { api, ecdsa, .. } = dialect;
     let fail_cgroup_v1 = if dialect.fail_cgroup_v1 { "failCgroupV1: false\n" } else { "" };
     // nodeStatus…: a node that is not Ready at kubelet's first look stays so until the next one, by default 10 s later.
     // Newer versions look more often only if the API server does not have the node as Ready yet, as it does from the bake
     // (fastNodeStatusUpdate in pkg/kubelet/kubelet_node_status.go). With the report's frequency, whose default is that of
     // the update, an unchanged status is still written rarely.
-    let ClusterNetwork { pod_subnet, service_subnet, .. } = cluster_network::current();
+    let ClusterNetwork { pod_subnet, service_subnet, .. } = network;
     let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
     format!(
         "apiVersion: {api}
@@ -186,7 +195,7 @@ conntrack:
 }
 
 /// Makes the static pods Ready sooner: they do not wait for leases that the bake left behind, nor for slow probes.
-fn change_static_pods() -> Result<()> {
+fn change_static_pods(has_bridge: bool) -> Result<()> {
     for (name, flags) in STATIC_PODS {
         manifest::edit(name, |pod| {
             flags.iter().for_each(|(flag, value)| pod.set_flag(flag, value));
@@ -195,7 +204,7 @@ fn change_static_pods() -> Result<()> {
                 // On our bridge, CNI assigns the pods' addresses. The controller that allocates node CIDRs delays the
                 // other controllers by 10 s (in 1.20), and with them the endpoints of a DNS pod whose address has
                 // changed. Other networks need it.
-                if cluster_network::current().has_bridge {
+                if has_bridge {
                     pod.set_flag("allocate-node-cidrs", "false");
                 }
             }
@@ -225,7 +234,7 @@ mod tests {
     use super::*;
 
     fn rendered(version: &str) -> String {
-        render(dialect(version).unwrap(), version, Ipv4Addr::new(172, 99, 99, 1), &["localhost".into()])
+        render(dialect(version).unwrap(), version, Ipv4Addr::new(172, 99, 99, 1), &ClusterNetwork::default(), &["localhost".into()])
     }
 
     #[test]

@@ -41,7 +41,6 @@ use crate::daemons::settings::CommandLine;
 use crate::daemons::{containerd, dockerd, kubelet};
 use crate::error::{Error, Result};
 use crate::node::cluster_network::{ClusterNetwork, CNI};
-use crate::node::kubelet_view::KubeletView;
 use crate::node::mounts;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
@@ -68,15 +67,14 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let cluster_network = ClusterNetwork::new(pods, services, static_ip, get(CNI))?;
     let network_policy = network_policy::manifest(get(network_policy::VARIABLE).as_deref(), &cluster_network)?;
     let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
-    cluster_network.set();
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
     let home = home::set_apart()?;
-    let network = boot::prepare_node(&init.config, static_ip)?;
+    let network = boot::prepare_node(&init.config, static_ip, &cluster_network)?;
     bundle.install()?;
     let saves = criu::install(&bundle)?;
     dockerd::require_version()?;
     let form = containerd_form(&bundle.version)?;
-    let kubeadm = Kubeadm::new(&bundle.version, static_ip, &names, &settings)?;
+    let kubeadm = Kubeadm::new(&bundle.version, static_ip, &cluster_network, &names, &settings)?;
     let pause = kubeadm.pause_image()?;
 
     let containerd = boot::start_containerd(init, form, &pause, &network.iptables)?;
@@ -91,7 +89,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let addons =
         Addons { dns: has_dns && !settings.disables("dns"), proxy: !settings.disables("proxy"), tolerant: node_settings.has_taints() };
     let images = containerd::images()?;
-    let hooks = Hooks::prepare(static_ip, bundle.complete)?;
+    let hooks = Hooks::prepare(static_ip, &cluster_network, bundle.complete)?;
     // Where a hook may put files of the control plane's settings, such as an audit policy.
     mounts::make_dir(KUBERNETES_DIR)?;
     hooks.run(hooks::BEFORE_CLUSTER)?;
@@ -105,14 +103,14 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         certificates::make_ours(static_ip)
     })?;
     let init = &init.begin_cluster();
-    let kubelet = init.supervise(kubelet::spec(static_ip, KubeletView::default(), network.iptables.clone(), vec![]))?;
+    let kubelet = init.supervise(kubelet::spec(static_ip, network.iptables.clone(), vec![]))?;
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), static_ip)?);
     step("API server up", || wait::for_api_server(init, &api)).inspect_err(|_| {
         postmortem::log_tails(Path::new(POD_LOG_DIR), Path::new(LOG_DIR));
     })?;
     // A hook may wait for what it has installed, such as an ingress controller's Service.
     init.readiness.update(|state| state.api_server = true);
-    load_balancer::start(init, api.clone(), static_ip)?;
+    load_balancer::start(init, api.clone(), static_ip, &cluster_network)?;
     // It found no API server to register its static pods with, and would retry only after a minute or more.
     kubelet.restart();
     step("cluster set up", || {
@@ -138,7 +136,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     certificates::extend_all()?;
 
     let names = certificates::names_of_api_server()?;
-    let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, form, names)?;
+    let cluster = finish::describe(&api, &bundle.version, static_ip, &cluster_network, &pause, form, names)?;
     let running = save::look();
     step("cluster stopped", || finish::stop_cluster(init, &api))?;
     step("store packed", pack::pack)?;

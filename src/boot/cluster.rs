@@ -10,8 +10,8 @@ use crate::cluster::{monitor, Cluster};
 use crate::config::CREDENTIALS_DIR;
 use crate::daemons::kubelet;
 use crate::error::Result;
+use crate::node::capacity;
 use crate::node::iptables::{self, Iptables};
-use crate::node::kubelet_view::KubeletView;
 use crate::restore::start::Restore;
 use crate::supervisor::daemon::Daemon;
 use crate::supervisor::Init;
@@ -25,11 +25,12 @@ pub fn bring_up(
     iptables: &Iptables,
     start_docker: impl FnOnce() -> Result<Arc<Daemon>>,
 ) -> Result<()> {
-    let view = KubeletView::prepare(&init.config)?;
-    let kubelet = kubelet::spec(cluster.static_ip, view, iptables.clone(), init.config.kubelet_arguments.clone());
+    let mut arguments = if init.config.enforce_capacity { capacity::kubelet_flags()? } else { vec![] };
+    arguments.extend(init.config.kubelet_arguments.clone());
+    let kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
     let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
     restore.bring_up(kubelet, api.clone(), start_docker)?;
-    if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip) {
+    if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, &cluster.network) {
         log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
     }
     extensions::start(init, api.clone(), cluster)?;

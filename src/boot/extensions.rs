@@ -92,7 +92,7 @@ impl Work {
             init.readiness.milestone("manifests");
         }
         if !self.scripts.is_empty() {
-            let environment = scripts::environment(cluster.static_ip);
+            let environment = scripts::environment(cluster.static_ip, &cluster.network);
             self.scripts.iter().try_for_each(|path| scripts::run(path, &environment, left()))?;
             init.readiness.milestone("scripts");
         }

@@ -17,23 +17,23 @@ use crate::cluster::{postmortem, Cluster};
 use crate::config::{
     Config, API_PORT, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STOP_CONTAINERD, STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
 };
-use crate::daemons::client_variables::ClientVariables;
 use crate::daemons::containerd::{self, CONTAINERD};
 use crate::daemons::containerd_config::Form;
+use crate::daemons::docker_socket;
 use crate::daemons::dockerd::{self, DOCKERD};
 use crate::daemons::earlier_start;
-use crate::daemons::foreign_socket;
 use crate::daemons::image_names;
 use crate::daemons::kubelet::KUBELET;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 use crate::listen;
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::iptables::Iptables;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cluster_network, cni, dns_forwarder, hostpath, iptables, leavings, limits, mounts, network, orphans, scratch};
+use crate::node::{cgroup, cni, directories, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans};
 use crate::readiness::{Failure, State};
 use crate::restore;
 use crate::supervisor::signals::Plan;
@@ -63,23 +63,23 @@ pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal
 pub struct Settings {
     pub line: CommandLine,
     pub registries: Registries,
-    pub clients: ClientVariables,
+    /// Variables that have no effect with a cluster.
+    pub ignored: Vec<String>,
 }
 
 /// Starts Docker alone, in an image without a baked cluster.
 pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
     follow_readiness(init)?;
-    foreign_socket::refuse(&init.config)?;
-    let Settings { line, registries, clients } = settings;
+    docker_socket::refuse(&init.config)?;
+    let Settings { line, registries, .. } = settings;
     // Two dockerds in one directory would fail too, but with a less clear error, and only after the second has written.
     store::lock(&dockerd::data_root(&line, &init.config))?;
     if let Some(ip) = init.config.static_ip {
         network::set_static_ip(ip)?;
     }
     registries.prepare(&init.config.path("/"), false)?;
-    clients.write_wrappers(&init.config);
-    let line = line.after(registries.dockerd_flags(&init.config.path("/")));
+    let line = dockerd::with_mirror(line, registries.mirror());
     mounts::prepare()?;
     cgroup::prepare()?;
     // Here dockerd manages containerd itself.
@@ -96,17 +96,17 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
     follow_readiness(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
-    foreign_socket::refuse(&init.config)?;
-    let Settings { line, registries, clients } = settings;
+    docker_socket::refuse(&init.config)?;
+    let Settings { line, registries, ignored } = settings;
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(&cluster.bake)?;
-    leavings::tell(&volume);
-    let network = prepare_node(&init.config, cluster.static_ip)?;
+    let network = prepare_node(&init.config, cluster.static_ip, &cluster.network)?;
     registries.prepare(Path::new("/"), true)?;
-    clients.warn();
-    clients.write_wrappers(&init.config);
-    let line = line.after(registries.dockerd_flags(Path::new("/")));
+    if !ignored.is_empty() {
+        log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
+    }
+    let line = dockerd::with_mirror(line, registries.mirror());
     // The cluster's half begins here: a restore takes as long as the rest of the node's.
     let ours = init.begin_cluster();
     let restore = restore::start::begin(&ours, cluster)?;
@@ -122,7 +122,6 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         }
     }
     init.readiness.milestone("store");
-    leavings::mark();
     if !start_containerd(init, cluster.containerd_form, &cluster.pause_image, &iptables)? {
         return Ok(());
     }
@@ -139,24 +138,27 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
 }
 
 /// The steps before any daemon starts, shared by bake and run.
-pub fn prepare_node(config: &Config, static_ip: Ipv4Addr) -> Result<Network> {
+pub fn prepare_node(config: &Config, static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<Network> {
     let interface = network::set_static_ip(static_ip)?;
     network::enable_forwarding()?;
-    network::route_services(&interface)?;
+    network::route_services(&interface, cluster)?;
     mounts::prepare()?;
     mounts::prepare_for_cluster()?;
     let iptables = iptables::choose(config)?;
     limits::raise(config);
+    if !config.sysctls {
+        limits::keep_from_kubelet()?;
+    }
     cgroup::prepare()?;
-    scratch::mount_all()?;
+    directories::mount_all()?;
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
-    if cluster_network::current().has_bridge {
-        cni::write(mtu, network::pod_subnet()?)?;
+    if cluster.has_bridge {
+        cni::write(mtu, network::pod_subnet(cluster)?)?;
     } else {
         cni::forget_addresses()?;
     }
-    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip)?, iptables })
+    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip, cluster)?, iptables })
 }
 
 /// Returns whether containerd answers. If it does not, the boot fails.

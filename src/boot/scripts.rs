@@ -14,7 +14,7 @@ use nix::fcntl::OFlag;
 
 use crate::config::{ADMIN_KUBECONFIG, NODE_NAME};
 use crate::error::{Error, Result};
-use crate::node::cluster_network::{self, ClusterNetwork};
+use crate::node::cluster_network::ClusterNetwork;
 use crate::supervisor::reaper;
 use crate::threads;
 
@@ -27,9 +27,9 @@ const MAX_LINE: u64 = 16 * 1024;
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// What every script has in its environment, in addition to ours.
-pub fn environment(static_ip: Ipv4Addr) -> Vec<(&'static str, String)> {
+pub fn environment(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Vec<(&'static str, String)> {
     // A proxy may be needed for pulls, but not to reach the API server.
-    let ClusterNetwork { pod_subnet, service_subnet, .. } = cluster_network::current();
+    let ClusterNetwork { pod_subnet, service_subnet, .. } = cluster;
     let mut direct = format!("localhost,127.0.0.1,{NODE_NAME},{static_ip},{service_subnet},{pod_subnet},.svc,.cluster.local");
     if let Some(more) = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).ok().filter(|more| !more.is_empty()) {
         direct = format!("{direct},{more}");

@@ -15,6 +15,7 @@ use crate::cluster::objects::{Ingress, Service};
 use crate::cluster::{events, follow};
 use crate::config::{API_PORT, DOCKER_PORT, DOCKER_TLS_PORT};
 use crate::error::Result;
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::own_addresses::{self, OwnAddresses};
 use crate::readiness::State;
 use crate::supervisor::Init;
@@ -25,11 +26,11 @@ const SERVICES: &str = "/api/v1/services";
 type Port = (String, u16);
 
 /// Assigns addresses from now on, in threads of its own.
-pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr) -> Result<()> {
+pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr, network: &ClusterNetwork) -> Result<()> {
     let balancer = Arc::new(Balancer {
         api,
         taken: taken_ports(init.config.files_address.port()),
-        own: OwnAddresses::new(static_ip)?,
+        own: OwnAddresses::new(static_ip, network)?,
         services: Mutex::default(),
     });
     let (init_of_watch, other) = (init.clone(), balancer.clone());

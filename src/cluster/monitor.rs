@@ -17,7 +17,7 @@ use crate::supervisor::Init;
 const POLL: Duration = Duration::from_millis(50);
 
 pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
-    load_balancer::start(init, api.clone(), cluster.static_ip)?;
+    load_balancer::start(init, api.clone(), cluster.static_ip, &cluster.network)?;
     if cluster.network.has_bridge && !cluster.network.enforces_policies {
         network_policies::start(init, api.clone())?;
     }

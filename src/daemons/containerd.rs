@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
 use crate::daemons::containerd_config::{self, Form};
-use crate::daemons::{answers_ok, prepare};
+use crate::daemons::{prepare, socket_answers_ok};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::iptables::Iptables;
 use crate::node::{can_lower_oom_score, mounts};
 use crate::supervisor::daemon::Spec;
@@ -77,7 +78,7 @@ pub fn command_without_cri(form: Form, iptables: &Iptables) -> Result<Command> {
 
 fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result<Command> {
     mounts::make_dir(RUN_DIR)?;
-    std::fs::write(path, configuration).map_err(|cause| Error::io("write", path, cause))?;
+    files::write(path, configuration)?;
     let mut command = Command::new("containerd");
     prepare(&mut command, iptables);
     command.arg("--config").arg(path).args(["--address", CONTAINERD_SOCKET, "--log-level", "warn"]);
@@ -87,9 +88,8 @@ fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result
 /// A dockerd that has lost its containerd looks for the new one only every few seconds, and answers
 /// pings meanwhile. We do not wait for a dockerd that is not running.
 fn dockerd_reaches_it() -> bool {
-    let Ok(stream) = UnixStream::connect(DOCKER_SOCKET) else { return true };
     // A request that makes it ask containerd.
-    stream.set_read_timeout(Some(REQUEST_LIMIT)).is_ok() && answers_ok(stream, "/images/json")
+    UnixStream::connect(DOCKER_SOCKET).is_err() || socket_answers_ok(Path::new(DOCKER_SOCKET), "/images/json", REQUEST_LIMIT)
 }
 
 /// Runs containerd's own client in the namespace that pods and Docker share.

@@ -1,7 +1,6 @@
 //! dockerd, with a baked cluster and alone. `port` opens its TCP port, `settings` reads its command line.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,11 +9,12 @@ use std::time::Duration;
 
 use serde_json::{json, Map, Value};
 
-use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_DIR, DOCKER_SOCKET, LOG_DIR, NAMESPACE, RUN_DIR};
+use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_DIR, DOCKER_SOCKET, LOG_DIR, NAMESPACE, REGISTRY_MIRROR, RUN_DIR};
 use crate::daemons::port::Port;
 use crate::daemons::settings::{self, CommandLine, NETWORK_OPTIONS};
-use crate::daemons::{answers_ok, client_variables, is_on_path, prepare, stale, tls};
+use crate::daemons::{client_variables, is_on_path, prepare, socket_answers_ok, stale, tls};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::network::{Network, ETHERNET_MTU};
 use crate::node::{insecure_registry, iptables, mounts};
 use crate::supervisor::daemon::Spec;
@@ -82,7 +82,7 @@ fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Fil
     settings::without_duplicates(&mut configuration, &mut flags);
     mounts::make_dir(RUN_DIR)?;
     let path = Path::new(RUN_DIR).join("daemon.json");
-    fs::write(&path, Value::Object(configuration).to_string()).map_err(|cause| Error::io("write", &path, cause))?;
+    files::write(&path, Value::Object(configuration).to_string())?;
     Ok((path, flags, users_hosts))
 }
 
@@ -136,7 +136,7 @@ fn spec(command: Box<dyn Fn() -> Result<Command> + Send + Sync>, socket: PathBuf
     Spec {
         name: DOCKERD,
         command,
-        answers: Box::new(move || ping(&socket)),
+        answers: Box::new(move || socket_answers_ok(&socket, "/_ping", PING_LIMIT)),
         before_reload: None,
         condition: |state| &mut state.docker,
         first_start: Mutex::default(),
@@ -163,13 +163,25 @@ fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)
 
 /// Where dockerd keeps its data when it runs alone: where its flags or its file say, or on the volume.
 pub fn data_root(line: &CommandLine, config: &Config) -> PathBuf {
-    let file = line.values_of("--config-file").pop().unwrap_or_else(|| USER_CONFIGURATION.into());
-    // If the file is invalid, dockerd itself says why.
-    let of_file = || {
-        let settings: Value = serde_json::from_str(&read_user_configuration(&file).ok()?).ok()?;
-        settings.get("data-root")?.as_str().map(str::to_string)
-    };
+    let of_file = || user_setting(line, "data-root")?.as_str().map(str::to_string);
     line.values_of("--data-root").pop().or_else(of_file).map_or_else(|| config.path(DOCKER_DIR), PathBuf::from)
+}
+
+/// Adds the flag for a mirror of Docker Hub, unless the user's file names mirrors: dockerd refuses to start if both do.
+pub fn with_mirror(line: CommandLine, mirror: Option<&str>) -> CommandLine {
+    let Some(mirror) = mirror else { return line };
+    if user_setting(&line, "registry-mirrors").is_some() {
+        log::warn!(target: "registry", "daemon.json names registry-mirrors: Docker uses those, and {REGISTRY_MIRROR} is for pods alone");
+        return line;
+    }
+    line.after(vec![format!("--registry-mirror={mirror}")])
+}
+
+/// A setting of the user's daemon.json. If the file is invalid, dockerd itself says why.
+fn user_setting(line: &CommandLine, key: &str) -> Option<Value> {
+    let file = line.values_of("--config-file").pop().unwrap_or_else(|| USER_CONFIGURATION.into());
+    let settings: Value = serde_json::from_str(&read_user_configuration(&file).ok()?).ok()?;
+    settings.get(key).cloned()
 }
 
 fn read_user_configuration(file: &str) -> Result<String> {
@@ -227,15 +239,6 @@ fn add_tls(settings: &mut Map<String, Value>, files: Option<&tls::Files>) {
     }
     settings.insert("tlsverify".into(), json!(true));
     settings.extend(files.settings().map(|(key, path)| (key.to_string(), json!(path))));
-}
-
-fn ping(socket: &Path) -> bool {
-    let connect = || {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PING_LIMIT))?;
-        std::io::Result::Ok(stream)
-    };
-    connect().is_ok_and(|stream| answers_ok(stream, "/_ping"))
 }
 
 /// Runs between fork and dockerd, because only here do we know the pid that LISTEN_PID must name
@@ -327,6 +330,23 @@ mod tests {
         ] {
             let line = CommandLine { flags: flags.iter().map(|flag| flag.to_string()).collect(), explicit: false };
             assert_eq!(data_root(&line, &config), Path::new(root), "{flags:?}");
+        }
+        fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_mirror_is_added_unless_the_users_file_names_some() {
+        let file = std::env::temp_dir().join(format!("kind-mirrors-{}.json", std::process::id()));
+        fs::write(&file, r#"{"registry-mirrors": []}"#).unwrap();
+        let of_file = format!("--config-file={}", file.display());
+        for (flags, mirror, expected) in [
+            (vec!["--debug"], None, vec!["--debug"]),
+            // The user's own flags come last, and win.
+            (vec!["--config-file", "/missing"], Some("https://m"), vec!["--registry-mirror=https://m", "--config-file", "/missing"]),
+            (vec![of_file.as_str()], Some("https://m"), vec![of_file.as_str()]),
+        ] {
+            let line = CommandLine { flags: flags.iter().map(|flag| flag.to_string()).collect(), explicit: false };
+            assert_eq!(with_mirror(line, mirror).flags, expected, "{flags:?}");
         }
         fs::remove_file(&file).unwrap();
     }

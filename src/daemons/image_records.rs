@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::config::{CONTAINERD_SOCKET, NAMESPACE, REQUEST_LIMIT};
 use crate::daemons::grpc::Call;
 use crate::error::{Error, Result};
+use crate::files;
 
 const IMAGES: &str = "/containerd.services.images.v1.Images";
 const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
@@ -107,7 +108,7 @@ impl Changes {
 /// Saves records in the format in which containerd lists them.
 pub fn save(path: &Path, records: &[Record]) -> Result<()> {
     let bytes: Vec<u8> = records.iter().flat_map(|record| written(IMAGE, &record.image)).collect();
-    fs::write(path, bytes).map_err(|cause| Error::io("write", path, cause))
+    files::write(path, bytes)
 }
 
 pub fn load(path: &Path) -> Result<Vec<Record>> {

@@ -3,29 +3,28 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
 use crate::daemons::{answers_ok, prepare, without_proxy};
-use crate::error::Error;
+use crate::files;
 use crate::node::can_lower_oom_score;
 use crate::node::iptables::Iptables;
-use crate::node::kubelet_view::KubeletView;
 use crate::supervisor::daemon::Spec;
 
 pub const KUBELET: &str = "kubelet";
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// `more` are the user's flags: the last of several wins, and flags win over kubelet's file.
-pub fn spec(node_ip: Ipv4Addr, view: KubeletView, iptables: Iptables, more: Vec<String>) -> Spec {
+pub fn spec(node_ip: Ipv4Addr, iptables: Iptables, more: Vec<String>) -> Spec {
     Spec {
         name: KUBELET,
         command: Box::new(move || {
             let directory = Path::new(KUBELET_DIR);
-            let flags = directory.join("kubeadm-flags.env");
-            let text = fs::read_to_string(&flags).map_err(|cause| Error::io("read", &flags, cause))?;
-            let mut command = view.kubelet();
+            let text = files::read(directory.join("kubeadm-flags.env"))?;
+            let mut command = Command::new(KUBELET);
             prepare(&mut command, &iptables);
             command.arg(format!("--kubeconfig={KUBERNETES_DIR}/kubelet.conf"));
             command.arg(format!("--config={}", directory.join("config.yaml").display()));

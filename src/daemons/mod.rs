@@ -5,9 +5,9 @@ pub mod client_variables;
 pub mod containerd;
 pub mod containerd_config;
 pub mod docker_command;
+pub mod docker_socket;
 pub mod dockerd;
 pub mod earlier_start;
-pub mod foreign_socket;
 mod grpc;
 pub mod image_names;
 pub mod image_records;
@@ -19,7 +19,10 @@ mod stale;
 pub mod tls;
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::node::iptables::Iptables;
 
@@ -41,6 +44,11 @@ pub fn without_proxy(command: &mut Command) -> &mut Command {
 pub fn is_on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// Whether `GET path` on a Unix socket is answered with 200.
+fn socket_answers_ok(socket: &Path, path: &str, limit: Duration) -> bool {
+    UnixStream::connect(socket).is_ok_and(|stream| stream.set_read_timeout(Some(limit)).is_ok() && answers_ok(stream, path))
 }
 
 /// Whether `GET path` on an open connection is answered with 200.

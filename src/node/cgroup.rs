@@ -12,9 +12,10 @@ use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sched::{unshare, CloneFlags};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::supervisor::reaper;
 
-const CGROUP_DIR: &str = "/sys/fs/cgroup";
+pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
 /// kubelet's `cgroupRoot`.
 const KUBELET_CGROUP: &str = "kubelet";
 /// dockerd's default `cgroup-parent` with the driver cgroupfs.
@@ -37,8 +38,7 @@ enum Layout {
 /// of the root would move the host's own. Must run before any thread starts: unshare(2) changes only the calling
 /// thread.
 pub fn enter_own_namespace() -> Result<()> {
-    let own = fs::read_to_string("/proc/self/cgroup").map_err(|cause| Error::io("read", "/proc/self/cgroup", cause))?;
-    if is_root(&own) {
+    if is_root(&files::read("/proc/self/cgroup")?) {
         return Ok(());
     }
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|cause| Error::new(format!("cannot unshare the cgroup namespace: {cause}")))?;
@@ -95,25 +95,15 @@ fn is_below_containers(text: &str) -> bool {
 
 /// The containers of pods in which something runs, by their ids, and the cgroup of each.
 pub fn containers_of_pods() -> BTreeMap<String, PathBuf> {
-    let mut containers = BTreeMap::new();
-    for root in roots() {
-        collect_containers(&root.join(KUBELET_CGROUP), &mut containers);
-    }
-    containers
+    roots().iter().flat_map(|root| containers_below(&root.join(KUBELET_CGROUP))).collect()
 }
 
-/// Notes every cgroup that has processes in it or below it, under its last name. Returns whether this one has.
-fn collect_containers(cgroup: &Path, containers: &mut BTreeMap<String, PathBuf>) -> bool {
-    let mut has_processes = fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            has_processes |= collect_containers(&entry.path(), containers);
-        }
-    }
-    if has_processes {
-        containers.insert(cgroup.file_name().unwrap_or_default().to_string_lossy().into_owned(), cgroup.to_path_buf());
-    }
-    has_processes
+/// Every cgroup that has processes in it or below it, under its last name.
+fn containers_below(cgroup: &Path) -> BTreeMap<String, PathBuf> {
+    let busy = walk(cgroup).into_iter().filter(|(_, pids)| !pids.is_empty());
+    let with_parents =
+        busy.flat_map(|(path, _)| path.ancestors().take_while(|path| path.starts_with(cgroup)).map(PathBuf::from).collect::<Vec<_>>());
+    with_parents.map(|path| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path)).collect()
 }
 
 /// Every process of Docker's containers.
@@ -137,19 +127,17 @@ fn processes_below(cgroup: &str) -> Vec<i32> {
 
 /// Every process in a cgroup, and below it.
 pub fn processes_in(cgroup: &Path) -> Vec<i32> {
-    let mut pids = Vec::new();
-    collect_processes(cgroup, &mut pids);
-    pids
+    walk(cgroup).into_iter().flat_map(|(_, pids)| pids).collect()
 }
 
-fn collect_processes(cgroup: &Path, pids: &mut Vec<i32>) {
+/// A cgroup and all below it, each with the processes in it.
+fn walk(cgroup: &Path) -> Vec<(PathBuf, Vec<i32>)> {
     let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect_processes(&entry.path(), pids);
-        }
-    }
+    let mut found = vec![(cgroup.to_path_buf(), text.lines().filter_map(|line| line.parse().ok()).collect())];
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    found.extend(below.flat_map(|entry| walk(&entry.path())));
+    found
 }
 
 /// Moves every process out of the root, and enables all controllers there.
@@ -157,7 +145,7 @@ fn enable_controllers() -> Result<()> {
     let root = Path::new(CGROUP_DIR);
     let init = root.join("init");
     make_dir(&init)?;
-    let controllers = fs::read_to_string(root.join("cgroup.controllers")).map_err(|cause| Error::io("read", root, cause))?;
+    let controllers = files::read(root.join("cgroup.controllers"))?;
     let enable = controllers.split_whitespace().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
     let mut last = None;
     reaper::poll(Duration::from_millis(5), ENABLE_LIMIT, || {
@@ -186,13 +174,11 @@ fn make_dir(path: &Path) -> Result<()> {
 
 fn copy_setting(from: &Path, to: &Path, file: &str) -> Result<()> {
     let Ok(value) = fs::read_to_string(from.join(file)) else { return Ok(()) };
-    fs::write(to.join(file), value.trim()).map_err(|cause| Error::io("write", to.join(file), cause))
+    files::write(to.join(file), value.trim())
 }
 
 fn layout() -> Result<Layout> {
-    let path = "/proc/self/mountinfo";
-    let mounts = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
-    parse_layout(&mounts).ok_or_else(|| {
+    parse_layout(&files::read("/proc/self/mountinfo")?).ok_or_else(|| {
         Error::new(format!("no cgroups are mounted on {CGROUP_DIR}")).advise("Start the container with `docker run --privileged`")
     })
 }
@@ -235,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_a_container_is_told_by_its_cgroup() {
+    fn a_process_of_a_container_is_known_by_its_cgroup() {
         for (text, expected) in [
             ("0::/kubelet/kubepods/burstable/pod1/c\n", true),
             ("9:name=systemd:/\n8:pids:/docker/4f\n0::/\n", true),
@@ -257,8 +243,7 @@ mod tests {
             fs::create_dir_all(root.join(cgroup)).unwrap();
             fs::write(root.join(cgroup).join("cgroup.procs"), processes).unwrap();
         }
-        let mut containers = BTreeMap::new();
-        assert!(collect_containers(&root, &mut containers));
+        let containers = containers_below(&root);
         assert_eq!(containers.get("a"), Some(&root.join("kubepods/burstable/pod1/a")));
         assert!(containers.contains_key("c") && !containers.contains_key("b") && !containers.contains_key("pod2"));
         fs::remove_dir_all(root).unwrap();

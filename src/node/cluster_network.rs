@@ -1,17 +1,14 @@
 //! The cluster's network as it was baked: the subnets of pods and Services, and whether the pods' bridge is ours.
-//! It is the same for the whole process, and set before anything asks for it.
 
 use std::net::Ipv4Addr;
-use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{subnets_overlap, POD_SUBNET, SERVICE_SUBNET};
+use crate::config::{parse_subnet, subnets_overlap, POD_SUBNET, SERVICE_SUBNET};
 use crate::error::{Error, Result};
 
 /// A bake's variable for who provides the pods' network: `bridge` (ours) or `none`.
 pub const CNI: &str = "KIND_CNI";
-static CURRENT: OnceLock<ClusterNetwork> = OnceLock::new();
 /// A subnet of Services must have room for the API server's and the DNS server's addresses, which kubeadm chooses (the
 /// first and the tenth), and one of pods for more than those of the cluster itself.
 const LONGEST_PREFIX: u32 = 24;
@@ -66,34 +63,16 @@ impl ClusterNetwork {
 
     /// The address of the API server's Service: the first of the subnet.
     pub fn api_service_ip(&self) -> Ipv4Addr {
-        let (network, mask) = parse(&self.service_subnet).expect("it was checked when the cluster was baked");
+        let (network, mask) = parse_subnet(&self.service_subnet).expect("it was checked when the cluster was baked");
         Ipv4Addr::from((u32::from(network) & mask) + 1)
     }
-
-    /// Makes it the network of this process.
-    pub fn set(&self) {
-        // A second one would be a mistake in this program: there is one cluster.
-        let _ = CURRENT.set(self.clone());
-    }
-}
-
-/// The network of this process; the default one if none was set, as in an image without a cluster.
-pub fn current() -> &'static ClusterNetwork {
-    CURRENT.get_or_init(ClusterNetwork::default)
-}
-
-/// Network and netmask.
-fn parse(subnet: &str) -> Option<(Ipv4Addr, u32)> {
-    let (network, bits) = subnet.split_once('/')?;
-    let bits: u32 = bits.parse().ok().filter(|bits| *bits <= u32::BITS)?;
-    Some((network.parse().ok()?, u32::MAX.checked_shl(u32::BITS - bits).unwrap_or(0)))
 }
 
 fn check(name: &str, subnet: &str, static_ip: Ipv4Addr) -> Result<(Ipv4Addr, u32)> {
     let bad = |why: &str| {
         Error::new(format!("networking.{name} {subnet} {why}")).advise(format!("Give a subnet such as {POD_SUBNET} or {SERVICE_SUBNET}"))
     };
-    let (network, mask) = parse(subnet).ok_or_else(|| bad("is not a subnet of IPv4, which the node has alone"))?;
+    let (network, mask) = parse_subnet(subnet).ok_or_else(|| bad("is not a subnet of IPv4, which the node has alone"))?;
     if !(SHORTEST_PREFIX..=LONGEST_PREFIX).contains(&mask.count_ones()) {
         return Err(bad(&format!("has a prefix that is not from /{SHORTEST_PREFIX} to /{LONGEST_PREFIX}")));
     }

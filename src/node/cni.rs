@@ -1,12 +1,12 @@
 //! The pods' network: a bridge whose MTU fits the container's own interface.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::json;
 
 use crate::config::CNI_CONF_DIR;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::node::mounts;
 
 /// The pods' bridge.
@@ -18,13 +18,7 @@ const ALLOCATIONS: [&str; 2] = ["/var/lib/cni/networks", "/var/lib/cni/results"]
 
 /// Removes the allocations of pods that are gone, of another network than ours: at a start there are no pods.
 pub fn forget_addresses() -> Result<()> {
-    for path in ALLOCATIONS {
-        match fs::remove_dir_all(path) {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("clear", path, cause)),
-            _ => {}
-        }
-    }
-    Ok(())
+    ALLOCATIONS.iter().try_for_each(files::remove_tree)
 }
 
 /// Writes the plugin list. Address allocations are in /run, which is cleared at a restart, as are the pods.
@@ -42,5 +36,5 @@ pub fn write(mtu: u32, subnet: &str) -> Result<()> {
         {"type": "portmap", "capabilities": {"portMappings": true}},
     ]);
     let list = json!({"cniVersion": "0.4.0", "name": "kind", "plugins": plugins});
-    fs::write(&path, list.to_string()).map_err(|cause| Error::io("write", path, cause))
+    files::write(path, list.to_string())
 }

@@ -25,8 +25,10 @@ use nix::sys::time::TimeVal;
 
 use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR};
 use crate::error::{Error, Result};
+use crate::files;
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::hosts::{self, Question};
-use crate::node::{cluster_network, mounts};
+use crate::node::mounts;
 use crate::supervisor::reaper;
 
 const PORT: u16 = 53;
@@ -36,8 +38,12 @@ const SYSTEM_HOSTS: &str = "/etc/hosts";
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After this long we try the next server: CoreDNS asks again after 2 s.
 const NEXT_SERVER: Duration = Duration::from_millis(1500);
-/// Concurrent queries; any more are dropped, and their clients ask again.
+/// Concurrent queries over UDP, and connections over TCP, of which idle ones count too. Any more are dropped, and their
+/// clients ask again.
 const MAX_QUERIES: usize = 128;
+const MAX_CONNECTIONS: usize = 64;
+/// After an error that may stay, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Longest datagram with EDNS(0), in bytes (RFC 6891 recommends 4096).
 const MAX_DATAGRAM: usize = 4096;
 /// Mark of packets to a name server whose address is in this cluster's Service subnet: none of kube-proxy's
@@ -48,20 +54,21 @@ const STACK: usize = 64 * 1024;
 
 /// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder. Returns its address, or `None` if it
 /// cannot be started and pods have to use the servers that they can reach themselves.
-pub fn prepare(static_ip: Ipv4Addr) -> Result<Option<Ipv4Addr>> {
+pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<Option<Ipv4Addr>> {
     let system = fs::read_to_string(SYSTEM_RESOLV_CONF).unwrap_or_default();
+    let services = &cluster.service_subnet;
     let servers = servers(&system);
-    let forwarder = Forwarder::new(SYSTEM_RESOLV_CONF, SYSTEM_HOSTS, PORT);
-    let own = match start(forwarder, (static_ip, PORT).into(), servers.iter().any(is_shadowed)) {
+    let forwarder = Forwarder::new(SYSTEM_RESOLV_CONF, SYSTEM_HOSTS, PORT, services);
+    let own = match start(forwarder, (static_ip, PORT).into(), servers.iter().any(|server| is_shadowed(server, services))) {
         Ok(()) => Some(static_ip),
-        Err(error) if servers.iter().any(is_reachable) => {
+        Err(error) if servers.iter().any(|server| is_reachable(server, services)) => {
             log::warn!(target: "network", "{error}: pods and containers ask the servers of {SYSTEM_RESOLV_CONF} themselves, and do not know the names of {SYSTEM_HOSTS}");
             None
         }
         Err(error) => return Err(error),
     };
     mounts::make_dir(RUN_DIR)?;
-    fs::write(RESOLV_CONF, for_pods(&system, own)).map_err(|cause| Error::io("write", RESOLV_CONF, cause))?;
+    files::write(RESOLV_CONF, for_pods(&system, own, services))?;
     Ok(own)
 }
 
@@ -76,7 +83,7 @@ fn start(forwarder: Forwarder, address: SocketAddr, with_shadowed: bool) -> Resu
     let (forwarder, udp) = (Arc::new(forwarder), Arc::new(udp));
     let (other, spawn_fail) = (forwarder.clone(), |cause| Error::new(format!("cannot start the DNS forwarder: {cause}")));
     thread::Builder::new().name("dns-udp".into()).spawn(move || serve_udp(&udp, &other)).map_err(spawn_fail)?;
-    thread::Builder::new().name("dns-tcp".into()).spawn(move || serve_tcp(&tcp, &forwarder)).map_err(spawn_fail)?;
+    thread::Builder::new().name("dns-tcp".into()).spawn(move || serve_tcp(tcp.incoming(), &forwarder)).map_err(spawn_fail)?;
     Ok(())
 }
 
@@ -85,18 +92,20 @@ fn servers(resolv_conf: &str) -> Vec<IpAddr> {
     resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
 }
 
-fn is_shadowed(server: &IpAddr) -> bool {
-    matches!(server, IpAddr::V4(server) if subnets_overlap(&cluster_network::current().service_subnet, *server, u32::MAX))
+/// Whether the cluster's Services have a server's address too.
+fn is_shadowed(server: &IpAddr, services: &str) -> bool {
+    matches!(server, IpAddr::V4(server) if subnets_overlap(services, *server, u32::MAX))
 }
 
 /// Whether a pod can reach a server.
-fn is_reachable(server: &IpAddr) -> bool {
-    server.is_ipv4() && !server.is_loopback() && !is_shadowed(server)
+fn is_reachable(server: &IpAddr, services: &str) -> bool {
+    server.is_ipv4() && !server.is_loopback() && !is_shadowed(server, services)
 }
 
 /// The resolv.conf for pods: with the forwarder as their server, or else with the servers that they can reach.
-fn for_pods(system: &str, own: Option<Ipv4Addr>) -> String {
-    let servers = own.map_or_else(|| servers(system).into_iter().filter(is_reachable).collect(), |own| vec![IpAddr::V4(own)]);
+fn for_pods(system: &str, own: Option<Ipv4Addr>, services: &str) -> String {
+    let servers = own
+        .map_or_else(|| servers(system).into_iter().filter(|server| is_reachable(server, services)).collect(), |own| vec![IpAddr::V4(own)]);
     let others = system.lines().filter(|line| ["search", "options"].iter().any(|word| line.starts_with(word))).map(str::to_string);
     others.chain(servers.iter().map(|server| format!("nameserver {server}"))).map(|line| line + "\n").collect()
 }
@@ -107,19 +116,19 @@ struct Forwarder {
     hosts: PathBuf,
     /// The servers' port.
     port: u16,
+    /// The subnet of the cluster's Services.
+    services: String,
     /// Which server is asked first: the last one that answered.
     preferred: AtomicUsize,
-    /// How many queries are in progress.
-    queries: AtomicUsize,
 }
 
 impl Forwarder {
-    fn new(resolv_conf: impl Into<PathBuf>, hosts: impl Into<PathBuf>, port: u16) -> Forwarder {
-        Forwarder { resolv_conf: resolv_conf.into(), hosts: hosts.into(), port, preferred: 0.into(), queries: 0.into() }
+    fn new(resolv_conf: impl Into<PathBuf>, hosts: impl Into<PathBuf>, port: u16, services: &str) -> Forwarder {
+        Forwarder { resolv_conf: resolv_conf.into(), hosts: hosts.into(), port, services: services.into(), preferred: 0.into() }
     }
 
-    /// The answer to a query; `ask` asks a server, over UDP or TCP. `None` if the message is not a query.
-    fn answer(&self, query: &[u8], ask: impl Fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>) -> Option<Vec<u8>> {
+    /// The answer to a query; `ask` asks a server, over UDP or TCP, with or without the mark. `None` if the message is not a query.
+    fn answer(&self, query: &[u8], ask: impl Fn(SocketAddr, bool, &[u8], Duration) -> io::Result<Vec<u8>>) -> Option<Vec<u8>> {
         let question = Question::of(query)?;
         // Both files are short, and Docker may rewrite them at any time.
         let read = |path| fs::read_to_string(path).unwrap_or_default();
@@ -131,8 +140,9 @@ impl Forwarder {
         let mut failure = None;
         for turn in 0..count {
             let number = (first + turn) % count;
+            let server = servers[number];
             let limit = if turn + 1 == count { ANSWER_LIMIT } else { NEXT_SERVER };
-            match ask((servers[number], self.port).into(), query, limit) {
+            match ask((server, self.port).into(), is_shadowed(&server, &self.services), query, limit) {
                 Ok(answer) if !hosts::is_failure(&answer) => {
                     self.preferred.store(number, Ordering::Relaxed);
                     return Some(answer);
@@ -143,40 +153,46 @@ impl Forwarder {
         }
         failure.or_else(|| Some(question.failure(query)))
     }
-
-    /// Handles one query in a thread of its own, up to `MAX_QUERIES` at once. If it fails, the client asks again.
-    fn in_background(self: &Arc<Self>, body: impl FnOnce(&Forwarder) -> io::Result<()> + Send + 'static) {
-        let place = Place(self.clone());
-        if self.queries.fetch_add(1, Ordering::Relaxed) < MAX_QUERIES {
-            let _ = thread::Builder::new().stack_size(STACK).spawn(move || body(&place.0));
-        }
-    }
 }
 
-/// A query's slot among `MAX_QUERIES`, which is released however the query ends.
-struct Place(Arc<Forwarder>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.queries.fetch_sub(1, Ordering::Relaxed);
+/// Runs `body` in a thread of its own if it is one of at most `most` that hold a clone of `places`. If it fails, the
+/// client asks again.
+fn in_background(places: &Arc<()>, most: usize, body: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    let place = places.clone();
+    // The caller holds one too.
+    if Arc::strong_count(places) <= most + 1 {
+        let body = move || {
+            let _place = place;
+            body()
+        };
+        let _ = thread::Builder::new().stack_size(STACK).spawn(body);
     }
 }
 
 fn serve_udp(socket: &Arc<UdpSocket>, forwarder: &Arc<Forwarder>) {
-    let mut buffer = [0; MAX_DATAGRAM];
+    let (mut buffer, places) = ([0; MAX_DATAGRAM], Arc::new(()));
     loop {
-        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
-        let (query, socket) = (buffer[..length].to_vec(), socket.clone());
-        forwarder.in_background(move |forwarder| {
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else {
+            thread::sleep(PAUSE);
+            continue;
+        };
+        let (query, socket, forwarder) = (buffer[..length].to_vec(), socket.clone(), forwarder.clone());
+        in_background(&places, MAX_QUERIES, move || {
             let answer = forwarder.answer(&query, ask_by_udp);
             answer.map_or(Ok(()), |answer| socket.send_to(&answer, client).map(drop))
         });
     }
 }
 
-fn serve_tcp(listener: &TcpListener, forwarder: &Arc<Forwarder>) {
-    for mut client in listener.incoming().flatten() {
-        forwarder.in_background(move |forwarder| {
+fn serve_tcp(clients: impl Iterator<Item = io::Result<TcpStream>>, forwarder: &Arc<Forwarder>) {
+    let places = Arc::new(());
+    for client in clients {
+        let Ok(mut client) = client else {
+            thread::sleep(PAUSE);
+            continue;
+        };
+        let forwarder = forwarder.clone();
+        in_background(&places, MAX_CONNECTIONS, move || {
             set_limit(&client, ANSWER_LIMIT)?;
             loop {
                 let query = read_message(&mut client)?;
@@ -187,10 +203,10 @@ fn serve_tcp(listener: &TcpListener, forwarder: &Arc<Forwarder>) {
     }
 }
 
-fn ask_by_udp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+fn ask_by_udp(server: SocketAddr, marked: bool, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let own = UdpSocket::bind((any, 0))?;
-    if is_shadowed(&server.ip()) {
+    if marked {
         setsockopt(&own, sockopt::Mark, &PAST_SERVICES)?;
     }
     own.set_read_timeout(Some(limit))?;
@@ -202,16 +218,16 @@ fn ask_by_udp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Result<V
     Ok(answer)
 }
 
-fn ask_by_tcp(server: SocketAddr, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
-    let mut own = connect_tcp(server, limit)?;
+fn ask_by_tcp(server: SocketAddr, marked: bool, query: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
+    let mut own = connect_tcp(server, marked, limit)?;
     set_limit(&own, limit)?;
     write_message(&mut own, query)?;
     read_message(&mut own)
 }
 
-fn connect_tcp(server: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+fn connect_tcp(server: SocketAddr, marked: bool, limit: Duration) -> io::Result<TcpStream> {
     let SocketAddr::V4(address) = server else { return TcpStream::connect_timeout(&server, limit) };
-    if !is_shadowed(&server.ip()) {
+    if !marked {
         return TcpStream::connect_timeout(&server, limit);
     }
     // std connects at once, but the mark has to be set before that.
@@ -244,6 +260,7 @@ fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SERVICE_SUBNET;
 
     const STATIC: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
     const DEAD: &str = "127.0.0.2";
@@ -253,15 +270,15 @@ mod tests {
     fn pods_ask_the_forwarder_whatever_the_container_asks() {
         for servers in ["nameserver 127.0.0.11\n", "nameserver fd00::53\nnameserver 1.1.1.1\n", "nameserver 10.96.0.10\n", ""] {
             let system = format!("# made by Docker\nsearch ci.example\n{servers}options ndots:0\n");
-            assert_eq!(for_pods(&system, Some(STATIC)), "search ci.example\noptions ndots:0\nnameserver 172.99.99.1\n");
+            assert_eq!(for_pods(&system, Some(STATIC), SERVICE_SUBNET), "search ci.example\noptions ndots:0\nnameserver 172.99.99.1\n");
         }
     }
 
     #[test]
     fn without_the_forwarder_pods_get_the_servers_that_they_reach() {
         let system = "nameserver fd00::53\nnameserver 10.0.0.2\nnameserver 127.0.0.53\nnameserver 10.96.0.10\noptions ndots:0\n";
-        assert_eq!(for_pods(system, None), "options ndots:0\nnameserver 10.0.0.2\n");
-        assert_eq!(servers(system).iter().filter(|server| is_shadowed(server)).count(), 1);
+        assert_eq!(for_pods(system, None, SERVICE_SUBNET), "options ndots:0\nnameserver 10.0.0.2\n");
+        assert_eq!(servers(system).iter().filter(|server| is_shadowed(server, SERVICE_SUBNET)).count(), 1);
     }
 
     /// A query for `name.test`, and where a marker byte of the answer lies.
@@ -275,15 +292,19 @@ mod tests {
         let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
         fs::write(dir.join("resolv.conf"), lines).unwrap();
         fs::write(dir.join("hosts"), hosts).unwrap();
-        Forwarder::new(dir.join("resolv.conf"), dir.join("hosts"), port)
+        Forwarder::new(dir.join("resolv.conf"), dir.join("hosts"), port, SERVICE_SUBNET)
+    }
+
+    /// One port of both; one that is free for UDP may be taken for TCP.
+    fn both(ip: &str) -> (UdpSocket, TcpListener) {
+        std::iter::repeat_with(|| UdpSocket::bind((ip, 0)).unwrap())
+            .find_map(|udp| TcpListener::bind(udp.local_addr().unwrap()).ok().map(|tcp| (udp, tcp)))
+            .unwrap()
     }
 
     /// A server over UDP and TCP that answers each query with itself and the word after it.
     fn server(ip: &str) -> u16 {
-        // A port that is free for UDP may be taken for TCP.
-        let (udp, tcp) = std::iter::repeat_with(|| UdpSocket::bind((ip, 0)).unwrap())
-            .find_map(|udp| TcpListener::bind(udp.local_addr().unwrap()).ok().map(|tcp| (udp, tcp)))
-            .unwrap();
+        let (udp, tcp) = both(ip);
         let port = udp.local_addr().unwrap().port();
         thread::spawn(move || loop {
             let mut buffer = [0; 64];
@@ -299,25 +320,42 @@ mod tests {
         port
     }
 
+    /// Starts a forwarder over UDP and TCP on a port of its own.
+    fn serve(forwarder: Forwarder) -> SocketAddr {
+        let (udp, tcp) = both("127.0.0.1");
+        let (at, udp, forwarder) = (udp.local_addr().unwrap(), Arc::new(udp), Arc::new(forwarder));
+        let other = forwarder.clone();
+        thread::spawn(move || serve_udp(&udp, &other));
+        thread::spawn(move || serve_tcp(tcp.incoming(), &forwarder));
+        at
+    }
+
+    #[test]
+    fn clients_that_only_connect_do_not_take_the_place_of_those_that_ask_over_udp() {
+        let port = server(LIVING);
+        let at = serve(forwarder(&[LIVING], "", port));
+        let _idle: Vec<TcpStream> = (0..2 * MAX_QUERIES).map(|_| TcpStream::connect(at).unwrap()).collect();
+        assert!(ask_by_udp(at, false, QUERY, ANSWER_LIMIT).unwrap().ends_with(b"udp"));
+    }
+
+    #[test]
+    fn an_error_that_stays_is_not_met_again_at_once() {
+        let errors = std::iter::repeat_with(|| Err(io::Error::from_raw_os_error(libc::EMFILE))).take(3);
+        let begin = std::time::Instant::now();
+        serve_tcp(errors, &Arc::new(forwarder(&[], "", 1)));
+        assert!(begin.elapsed() >= 3 * PAUSE);
+    }
+
     #[test]
     fn queries_are_forwarded_over_udp_and_tcp_and_names_of_the_hosts_file_are_not() {
         let port = server(LIVING);
         let forwarder = forwarder(&[LIVING], "10.1.2.3 known.test\n", port);
-        let address = std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
-        let forwarder = Arc::new(forwarder);
-        let (udp, tcp) = address
-            .map(|address| (UdpSocket::bind(address), TcpListener::bind(address)))
-            .find_map(|(udp, tcp)| udp.ok().zip(tcp.ok()))
-            .unwrap();
-        let (at, other, udp) = (udp.local_addr().unwrap(), forwarder.clone(), Arc::new(udp));
-        thread::spawn(move || serve_udp(&udp, &other));
-        thread::spawn(move || serve_tcp(&tcp, &forwarder));
-
+        let at = serve(forwarder);
         let known = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x05known\x04test\0\0\x01\0\x01";
         for (query, by_udp, by_tcp) in [(QUERY, &b"udp"[..], &b"tcp"[..]), (known, &[10, 1, 2, 3], &[10, 1, 2, 3])] {
-            let answer = ask_by_udp(at, query, ANSWER_LIMIT).unwrap();
+            let answer = ask_by_udp(at, false, query, ANSWER_LIMIT).unwrap();
             assert_eq!((&answer[..2], answer.ends_with(by_udp)), (&query[..2], true), "{answer:?}");
-            let answer = ask_by_tcp(at, query, ANSWER_LIMIT).unwrap();
+            let answer = ask_by_tcp(at, false, query, ANSWER_LIMIT).unwrap();
             assert_eq!((&answer[..2], answer.ends_with(by_tcp)), (&query[..2], true), "{answer:?}");
         }
         // Over one connection, one after the other.
@@ -342,13 +380,13 @@ mod tests {
 
     #[test]
     fn a_failure_is_an_answer_only_where_no_other_server_has_one() {
-        let refused = |server: SocketAddr, query: &[u8], _: Duration| match server.ip().to_string().as_str() {
+        let refused = |server: SocketAddr, _: bool, query: &[u8], _: Duration| match server.ip().to_string().as_str() {
             DEAD => Ok([&query[..2], b"\x81\x85 refused"].concat()),
             _ => Ok([&query[..2], b"\x81\x83 no such name"].concat()),
         };
         assert!(forwarder(&[DEAD, LIVING], "", 1).answer(QUERY, refused).unwrap().ends_with(b"name"));
         assert!(forwarder(&[DEAD], "", 1).answer(QUERY, refused).unwrap().ends_with(b"refused"));
-        let nobody = |_: SocketAddr, _: &[u8], _: Duration| Err(io::ErrorKind::ConnectionRefused.into());
+        let nobody = |_: SocketAddr, _: bool, _: &[u8], _: Duration| Err(io::ErrorKind::ConnectionRefused.into());
         for servers in [&[][..], &[LIVING]] {
             let answer = forwarder(servers, "", 1).answer(QUERY, nobody).unwrap();
             assert!(hosts::is_failure(&answer), "{answer:?}");

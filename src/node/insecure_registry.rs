@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::config::{CRI_CERTS_DIR, RUN_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
 use crate::node::registry::CERTS_DIR;
 
@@ -32,18 +33,15 @@ pub fn trust(root: &Path, registries: &[String]) -> Result<()> {
     if hosts.is_empty() {
         return link(&dockers, &below(CRI_CERTS_DIR));
     }
-    match fs::remove_dir_all(&own) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", own, cause)),
-        _ => mounts::make_dir(&own)?,
-    }
+    files::remove_tree(&own)?;
+    mounts::make_dir(&own)?;
     for entry in fs::read_dir(&dockers).into_iter().flatten().flatten().filter(|entry| !hosts.iter().any(|host| entry.file_name() == *host))
     {
         link(&entry.path(), &own.join(entry.file_name()))?;
     }
     for host in hosts {
-        let file = own.join(host).join("hosts.toml");
         mounts::make_dir(own.join(host))?;
-        fs::write(&file, description(host)).map_err(|cause| Error::io("write", &file, cause))?;
+        files::write(own.join(host).join("hosts.toml"), description(host))?;
     }
     link(&own, &below(CRI_CERTS_DIR))
 }

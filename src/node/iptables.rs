@@ -9,7 +9,8 @@ use std::process::Command;
 
 use crate::config::{Config, API_PORT, RUN_DIR};
 use crate::error::{Error, Result};
-use crate::node::{cluster_network, mounts};
+use crate::node::cluster_network::ClusterNetwork;
+use crate::node::mounts;
 use crate::supervisor::reaper;
 
 /// Not empty: legacy. Empty: the image's default, which is nft. Not set: the one that works.
@@ -64,9 +65,9 @@ impl Iptables {
 
 /// Redirects the API server's Service to the API server until kube-proxy does. Otherwise a pod that connects before
 /// that, as CoreDNS does, loses its first packet, and TCP retransmits only after a second.
-pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr) -> Result<()> {
+pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<()> {
     let to = format!("{static_ip}:{API_PORT}");
-    let service = cluster_network::current().api_service_ip().to_string();
+    let service = cluster.api_service_ip().to_string();
     for chain in ["PREROUTING", "OUTPUT"] {
         let rule = [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
         let run = |verb: &str| {

@@ -1,13 +1,14 @@
 //! Raises limits of the kernel that a node with many pods reaches. Never lowers one.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 
 use crate::config::{Config, RUN_DIR, SYSCTLS as SETTING};
-use crate::error::{Error, Result};
-use crate::node::mounts::make_dir;
+use crate::error::Result;
+use crate::files;
+use crate::node::mounts::{bind, make_dir};
 
 const SYSCTL_DIR: &str = "/proc/sys";
 /// The inotify limits are from kind.sigs.k8s.io/docs/user/known-issues (pods with "too many open files"), the last
@@ -44,21 +45,18 @@ pub fn raise(config: &Config) {
     raise_files();
 }
 
-/// Copies what kubelet sets, so that it can write to the copies. It has no setting that leaves them alone: it either
-/// changes them, or does not start when they are different (`protectKernelDefaults`).
-pub fn copy_kubelets() -> Result<()> {
-    for (copy, original) in kubelets_copies() {
+/// Shows the node copies of what kubelet sets, so that it writes to these. It has no setting that leaves the kernel's
+/// alone: it either changes them, or does not start when they are different (`protectKernelDefaults`).
+pub fn keep_from_kubelet() -> Result<()> {
+    for name in KUBELETS {
+        let (original, copy) = (Path::new(SYSCTL_DIR).join(name), Path::new(RUN_DIR).join("sysctls").join(name));
         // Old kernels lack some.
         let Ok(value) = fs::read(&original) else { continue };
         copy.parent().map_or(Ok(()), make_dir)?;
-        fs::write(&copy, value).map_err(|cause| Error::io("write", &copy, cause))?;
+        files::write(&copy, value)?;
+        bind(&copy, &original)?;
     }
     Ok(())
-}
-
-/// The copies, if there are any, and what each is a copy of.
-pub fn kubelets_copies() -> impl Iterator<Item = (PathBuf, PathBuf)> {
-    KUBELETS.iter().map(|name| (Path::new(RUN_DIR).join("sysctls").join(name), Path::new(SYSCTL_DIR).join(name)))
 }
 
 /// Raises the hard limit, which containers inherit. The soft limit stays, since some programs close every possible

@@ -4,13 +4,12 @@ pub mod capacity;
 pub mod cgroup;
 pub mod cluster_network;
 pub mod cni;
+pub mod directories;
 pub mod dns_forwarder;
 pub mod hostpath;
 pub mod hosts;
 pub mod insecure_registry;
 pub mod iptables;
-pub mod kubelet_view;
-pub mod leavings;
 pub mod limits;
 pub mod mounts;
 pub mod names;
@@ -18,8 +17,6 @@ pub mod network;
 pub mod orphans;
 pub mod own_addresses;
 pub mod registry;
-
-pub mod scratch;
 pub mod store;
 
 use std::fs;

@@ -8,6 +8,7 @@ use nix::mount::{mount, MsFlags};
 
 use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
+use crate::files;
 
 const NONE: Option<&str> = None;
 
@@ -39,9 +40,7 @@ pub fn prepare_for_cluster() -> Result<()> {
         symlink("/dev/console", "/dev/kmsg").map_err(|cause| Error::io("create", "/dev/kmsg", cause))?;
     }
     // The node's identity: containers of one image must not share it.
-    let uuid = "/proc/sys/kernel/random/uuid";
-    let id = fs::read_to_string(uuid).map_err(|cause| Error::io("read", uuid, cause))?.replace('-', "");
-    fs::write("/etc/machine-id", id).map_err(|cause| Error::io("write", "/etc/machine-id", cause))
+    files::write("/etc/machine-id", files::read("/proc/sys/kernel/random/uuid")?.replace('-', ""))
 }
 
 pub fn tmpfs(target: &str, options: &str) -> Result<()> {
@@ -50,9 +49,9 @@ pub fn tmpfs(target: &str, options: &str) -> Result<()> {
         .map_err(|cause| Error::io("mount a tmpfs on", target, cause))
 }
 
-pub fn bind(source: &Path, target: &str) -> Result<()> {
-    make_dir(target)?;
-    mount(Some(source), target, NONE, MsFlags::MS_BIND, NONE)
+/// Mounts a directory or a file on another, which must exist.
+pub fn bind(source: &Path, target: impl AsRef<Path>) -> Result<()> {
+    mount(Some(source), target.as_ref(), NONE, MsFlags::MS_BIND, NONE)
         .map_err(|cause| Error::io(&format!("bind-mount {} on", source.display()), target, cause))
 }
 

@@ -1,7 +1,4 @@
 //! The static address: the baked cluster's certificates, manifests and etcd all name it.
-//!
-//! netdevice(7): `SIOCSIFADDR` on the bare interface name would *replace* the container's own
-//! address, so the static address gets a label (`eth0:kind`).
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -13,11 +10,11 @@ use nix::net::if_::InterfaceFlags;
 
 use crate::config::{same_subnet, subnets_overlap, POD_SUBNET, POD_SUBNETS, POLL};
 use crate::error::{Error, Result};
-use crate::node::cluster_network;
+use crate::files;
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::cni::BRIDGE;
 use crate::node::iptables::Iptables;
 use crate::supervisor::reaper;
-use crate::sys;
 
 /// How long a neighbour may take to answer ARP before the address counts as free.
 const ARP_LIMIT: Duration = Duration::from_millis(300);
@@ -57,7 +54,7 @@ pub struct Network {
 /// Returns the interface.
 ///
 /// # Errors
-/// Another machine has the address, or neither the ioctl nor `ip` could set it.
+/// Another machine has the address, or `ip` could not set it.
 pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let addresses = addresses()?;
     if let Some(present) = addresses.iter().find(|address| address.ip == ip) {
@@ -67,33 +64,26 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let default = current_default_route();
     refuse_collision(ip, default.as_ref().map(|(_, gateway)| *gateway), &addresses)?;
     let interface = choose_interface(default.map(|(interface, _)| interface), &addresses);
-    match sys::set_interface_address(&format!("{interface}:kind"), ip) {
-        Ok(()) => log::info!(target: "network", "{ip}/32 set on {interface}"),
-        Err(cause) => {
-            reaper::run(Command::new("ip").args(["address", "add", &format!("{ip}/32"), "dev", &interface]))
-                .map_err(|error| Error::new(format!("cannot set {ip} on {interface}: by ioctl: {cause}; {error}")))?;
-            log::info!(target: "network", "{ip}/32 set on {interface} by ip, since the ioctl failed: {cause}");
-        }
-    }
+    reaper::run(Command::new("ip").args(["address", "add", &format!("{ip}/32"), "dev", &interface]))?;
+    log::info!(target: "network", "{ip}/32 set on {interface}");
     Ok(interface)
 }
 
 /// Without a default route, the node itself could not reach Services: kube-proxy's rules rewrite their addresses
 /// only after the kernel has found a route to them.
-pub fn route_services(interface: &str) -> Result<()> {
+pub fn route_services(interface: &str, cluster: &ClusterNetwork) -> Result<()> {
     if current_default_route().is_some() {
         return Ok(());
     }
     log::info!(target: "network", "no route leads out of this container: nothing can be pulled");
-    reaper::run(Command::new("ip").args(["route", "replace", &cluster_network::current().service_subnet, "dev", interface])).map(drop)
+    reaper::run(Command::new("ip").args(["route", "replace", &cluster.service_subnet, "dev", interface])).map(drop)
 }
 
 /// The subnet for pods: the one that was baked, unless it is the default; then the first one that does not overlap with
 /// a network of the container.
-pub fn pod_subnet() -> Result<&'static str> {
-    let network = cluster_network::current();
-    if network.pod_subnet != POD_SUBNET || !network.has_bridge {
-        return Ok(&network.pod_subnet);
+pub fn pod_subnet(cluster: &ClusterNetwork) -> Result<&str> {
+    if cluster.pod_subnet != POD_SUBNET || !cluster.has_bridge {
+        return Ok(&cluster.pod_subnet);
     }
     let addresses = addresses()?;
     let (subnet, taken) = choose_pod_subnet(&addresses);
@@ -126,15 +116,14 @@ pub fn mtu(interface: &str) -> u32 {
 ///
 /// Must run before dockerd starts, which sets the FORWARD chain to DROP if it has to enable forwarding itself.
 pub fn enable_forwarding() -> Result<()> {
-    let path = "/proc/sys/net/ipv4/ip_forward";
-    fs::write(path, "1").map_err(|cause| Error::io("write", path, cause))?;
+    files::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     // Without it, a pod's reply to another pod bypasses conntrack on the bridge, and Services fail.
     let bridge = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     if fs::write(bridge, "1").is_err() {
         // Asking for an interface with a module's name makes the kernel load that module, without /lib/modules in here.
         let _ = reaper::run(Command::new("ip").args(["link", "show", "br_netfilter"]));
-        if let Err(cause) = fs::write(bridge, "1") {
-            log::warn!(target: "network", "{bridge}: {cause}: Services may not reach pods; load br_netfilter on the host");
+        if let Err(error) = files::write(bridge, "1") {
+            log::warn!(target: "network", "{error}: Services may not reach pods; load br_netfilter on the host");
         }
     }
     Ok(())

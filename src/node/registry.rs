@@ -4,10 +4,8 @@
 //! Credentials go to the configuration files of docker and kubelet, CAs to the directory that
 //! dockerd and containerd both read. No secret is logged.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 use base64::prelude::{Engine, BASE64_STANDARD};
 use serde_json::{json, Value};
@@ -16,6 +14,7 @@ use crate::config::{
     older_name, settings, KUBELET_DIR, REGISTRY, REGISTRY_CA, REGISTRY_MIRROR, REGISTRY_PASSWORD, REGISTRY_PASSWORD_FILE, REGISTRY_USER,
 };
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
 
 /// Where dockerd looks for registries' CAs, and containerd too, as configured. A single directory, because
@@ -25,7 +24,6 @@ pub const CERTS_DIR: &str = "/etc/docker/certs.d";
 const SYSTEM_CERTS_DIR: &str = "/etc/ssl/certs";
 /// root's configuration, because the daemons run as root; dockerd itself pulls with the credentials its client sends.
 const DOCKER_CONFIG: &str = "/root/.docker/config.json";
-const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 const CA_FILE: &str = "kind-registry-ca.crt";
 
 /// Docker Hub's name in a configuration file.
@@ -86,7 +84,7 @@ impl Registries {
         if let (Some(host), Some(ca)) = (&self.registry, &self.ca) {
             let directory = path(CERTS_DIR).join(host);
             mounts::make_dir(&directory)?;
-            write(&directory.join(CA_FILE), ca, 0o644)?;
+            files::replace(directory.join(CA_FILE), ca, 0o644)?;
         }
         if let Some(mirror) = &self.mirror {
             let directory = path(CERTS_DIR).join("docker.io");
@@ -94,9 +92,9 @@ impl Registries {
             let trusted = path(SYSTEM_CERTS_DIR).join(CA_FILE);
             if let Some(ca) = &self.ca {
                 mounts::make_dir(path(SYSTEM_CERTS_DIR))?;
-                write(&trusted, ca, 0o644)?;
+                files::replace(&trusted, ca, 0o644)?;
             }
-            write(&directory.join("hosts.toml"), hosts(mirror, self.ca.as_ref().map(|_| &*trusted)).as_bytes(), 0o644)?;
+            files::replace(directory.join("hosts.toml"), hosts(mirror, self.ca.as_ref().map(|_| &*trusted)), 0o644)?;
         }
         if let Some(login) = &self.login {
             let registry = self.registry.as_deref().unwrap_or(DOCKER_HUB);
@@ -110,16 +108,9 @@ impl Registries {
         Ok(())
     }
 
-    /// The flags for dockerd.
-    pub fn dockerd_flags(&self, root: &Path) -> Vec<String> {
-        let Some(mirror) = &self.mirror else { return vec![] };
-        let user: PathBuf = root.join(DAEMON_JSON.trim_start_matches('/'));
-        // dockerd refuses to start if both a file and flags name mirrors.
-        if fs::read_to_string(user).is_ok_and(|text| text.contains("\"registry-mirrors\"")) {
-            log::warn!(target: "registry", "{DAEMON_JSON} names registry-mirrors: Docker uses those, and {REGISTRY_MIRROR} is for pods alone");
-            return vec![];
-        }
-        vec![format!("--registry-mirror={mirror}")]
+    /// The URL of a mirror of Docker Hub.
+    pub fn mirror(&self) -> Option<&str> {
+        self.mirror.as_deref()
     }
 }
 
@@ -168,7 +159,7 @@ fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) 
     let text = config.to_string();
     for file in Some(docker).into_iter().chain(kubelet) {
         mounts::make_dir(file.parent().unwrap_or(Path::new("/")))?;
-        write(file, text.as_bytes(), 0o600)?;
+        files::replace(file, &text, 0o600)?;
     }
     Ok(())
 }
@@ -220,17 +211,11 @@ fn hosts(mirror: &str, ca: Option<&Path>) -> String {
     format!("server = \"{DOCKER_HUB_SERVER}\"\n[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{ca}")
 }
 
-fn write(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.write_all(contents)
-    };
-    write().map_err(|cause| Error::io("write", path, cause))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
     use super::*;
 
     const PEM: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----";
@@ -295,11 +280,8 @@ mod tests {
                 hosts.contains("[host.\"https://m.example:5000/hub\"]\n") && hosts.contains("etc/ssl/certs/kind-registry-ca.crt"),
                 "{hosts}"
             );
-            assert_eq!(registries.dockerd_flags(&root), ["--registry-mirror=https://m.example:5000/hub"]);
+            assert_eq!(registries.mirror(), Some("https://m.example:5000/hub"));
         }
-        fs::create_dir_all(root.join("etc/docker")).unwrap();
-        fs::write(root.join("etc/docker/daemon.json"), r#"{"registry-mirrors": ["https://own.example"]}"#).unwrap();
-        assert!(registries(&[("KIND_REGISTRY_MIRROR", "https://m.example")]).unwrap().dockerd_flags(&root).is_empty());
         fs::remove_dir_all(root).unwrap();
     }
 

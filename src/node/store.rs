@@ -17,6 +17,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::config::{CONTAINERD_ROOT, DOCKER_DIR, STORE_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts::make_dir;
 use crate::supervisor::reaper;
 
@@ -26,6 +27,9 @@ pub const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs/snapshots";
 pub const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
 /// In containerd's root on the volume: identifies the bake that the store is from.
 const STAMP: &str = "kind-bake";
+/// Exists in a container whose cluster was started, and in an image committed from one. Not on the volume, which a
+/// commit leaves out.
+const MARK: &str = "/kind/was-started";
 /// Required free space on the volume (bytes): a boot writes about 6 MiB (measured), pods and builds more.
 const MIN_ROOM: u64 = 64 << 20;
 /// Required free inodes: a boot creates about 700 files (measured).
@@ -87,10 +91,31 @@ pub fn inspect(bake: &str) -> Result<Volume> {
     };
     require_room()?;
     if volume == Volume::Returned {
-        log::info!(target: "store", "the volume on {DOCKER_DIR} comes back from an earlier start of this image");
         DATABASES.iter().try_for_each(|database| require_database(&root.join(database)))?;
     }
+    log_what_is_not_kept(&volume);
     Ok(volume)
+}
+
+/// Every start begins with the baked cluster, on purpose: whoever restarts a container, or commits a running one as an
+/// image, must not believe that the cluster's objects were kept.
+fn log_what_is_not_kept(volume: &Volume) {
+    match volume {
+        Volume::Returned => log::info!(
+            target: "cluster",
+            "the volume on {DOCKER_DIR} comes back from an earlier start of this image: this start begins with the baked cluster, and with \
+             the images that were built"
+        ),
+        Volume::Fresh if Path::new(MARK).exists() => log::warn!(
+            target: "cluster",
+            "this container, or the one that its image was committed from, was started before: what it had in its cluster and in Docker is \
+             not here. To keep something, bake it, or put it into /kind/manifests and /kind/images"
+        ),
+        Volume::Fresh => {}
+    }
+    if let Err(error) = files::write(MARK, "") {
+        log::debug!(target: "cluster", "{error}");
+    }
 }
 
 fn require_room() -> Result<()> {
@@ -130,16 +155,16 @@ fn require_database(path: &Path) -> Result<()> {
 /// The volume has become full, or cannot hold the upper directories of overlayfs.
 pub fn make(bake: &str) -> Result<()> {
     let root = Path::new(CONTAINERD_ROOT);
-    remove_tree(root)?;
+    files::remove_tree(root)?;
     let new = Path::new(VOLUME_DIR).join("containerd.new");
-    remove_tree(&new)?;
+    files::remove_tree(&new)?;
     if overlay_works_from(Path::new(STORE_DIR))? {
         link(&new)?;
     } else {
         log::warn!(target: "store", "this kernel does not mount the image's layers in place: copying them, which takes longer");
         reaper::run(Command::new("cp").arg("-a").arg(STORE_DIR).arg(&new))?;
     }
-    write(&new.join(STAMP), bake)?;
+    files::write(new.join(STAMP), bake)?;
     fs::rename(&new, root).map_err(|cause| Error::io("rename", &new, cause))
 }
 
@@ -178,7 +203,7 @@ fn overlay_works_from(lower: &Path) -> Result<bool> {
                 .advise(format!("Give the container a volume there, of a common file system: docker run -v {DOCKER_DIR} ..."))
         })?;
     }
-    remove_tree(&probe)?;
+    files::remove_tree(&probe)?;
     Ok(works)
 }
 
@@ -190,17 +215,6 @@ fn overlay(lower: &Path, upper: &Path, work: &Path, merged: &Path) -> nix::Resul
 
 fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(path)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|cause| Error::io("write", path, cause))
-}
-
-fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(cause) if cause.kind() != ErrorKind::NotFound => Err(Error::io("clear", path, cause)),
-        _ => Ok(()),
-    }
 }
 
 pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {

@@ -2,12 +2,11 @@
 //!
 //! Each file is written under a temporary name and then renamed, so that a reader sees all of it or none.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 pub const DOCKER_READY: &str = "docker-ready";
 pub const KUBERNETES_READY: &str = "kubernetes-ready";
@@ -53,31 +52,22 @@ impl Directory {
     }
 
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
-        let (path, temporary) = (self.0.join(name), self.0.join(format!(".{name}.new")));
         // The kubeconfig contains the key too. Port 10080 serves both on purpose, but no other user of the node may read
         // the files.
         let mode = if [CLIENT_KEY, CONFIG].contains(&name) { 0o600 } else { 0o644 };
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-            file.set_permissions(Permissions::from_mode(mode))?;
-            file.write_all(contents)?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(|cause| Error::io("write", &path, cause))
+        files::replace(self.0.join(name), contents, mode)
     }
 
     /// Removes a file if it exists.
     pub fn remove(&self, name: &str) -> Result<()> {
-        let path = self.0.join(name);
-        match fs::remove_file(&path) {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, cause)),
-            _ => Ok(()),
-        }
+        files::remove(self.0.join(name))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn directory(test: &str) -> Directory {

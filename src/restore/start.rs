@@ -14,7 +14,7 @@ use crate::cluster::{self, Cluster};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
-use crate::node::scratch;
+use crate::node::directories;
 use crate::readiness::files::CONTROL_PLANE;
 use crate::readiness::ControlPlane;
 use crate::restore::held_port::HeldPort;
@@ -150,7 +150,7 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     if restored.is_err() {
         // Nothing of it may be left: a cold start begins with the data that the bake has left.
         saved::clear(Path::new(ETCD_DIR))?;
-        scratch::seed(ETCD_DIR)?;
+        directories::seed(ETCD_DIR)?;
         // Stand-ins that wait become the programs when `stand_ins` is dropped, and so does everyone who finds no socket.
         let _ = fs::remove_file(owner::socket());
     }

@@ -28,7 +28,7 @@ type Callback<T> = Box<dyn Fn() -> T + Send + Sync>;
 /// How to start a daemon and how to tell whether it works.
 pub struct Spec {
     pub name: &'static str,
-    /// Called before each start.
+    /// Called before each start. Dropped when the daemon is given up, and so is what it holds, such as a port.
     pub command: Callback<Result<Command>>,
     pub answers: Callback<bool>,
     /// Called before the daemon is told to reload its configuration.
@@ -51,6 +51,8 @@ pub struct Daemon {
     log: PathBuf,
     progress: Mutex<Progress>,
     changed: Condvar,
+    /// Taken out of the spec.
+    command: Mutex<Callback<Result<Command>>>,
     spec: Spec,
 }
 
@@ -68,11 +70,16 @@ struct Progress {
 impl Daemon {
     /// A daemon that is not started yet. Its log in `logs` is emptied, so that it covers only this start of the
     /// container.
-    pub fn new(logs: &Path, spec: Spec) -> Result<Arc<Daemon>> {
+    pub fn new(logs: &Path, mut spec: Spec) -> Result<Arc<Daemon>> {
         let log = logs.join(format!("{}.log", spec.name));
         fs::create_dir_all(logs).map_err(|cause| Error::io("create the directory", logs, cause))?;
         File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
-        Ok(Arc::new(Daemon { name: spec.name, log, progress: Mutex::default(), changed: Condvar::new(), spec }))
+        let command = Mutex::new(std::mem::replace(&mut spec.command, Box::new(given_up)));
+        Ok(Arc::new(Daemon { name: spec.name, log, progress: Mutex::default(), changed: Condvar::new(), command, spec }))
+    }
+
+    fn command(&self) -> MutexGuard<'_, Callback<Result<Command>>> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -173,6 +180,7 @@ fn keep_running(readiness: &Readiness, daemon: &Daemon) {
         };
         if deaths >= MAX_DEATHS {
             daemon.change(|progress| progress.given_up = true);
+            *daemon.command() = Box::new(given_up);
             let why = format!("{} {what}, {deaths} times in a row. The end of its log:\n{}", daemon.name, daemon.tail());
             return readiness.fail(Failure::new(why, status));
         }
@@ -186,7 +194,7 @@ fn keep_running(readiness: &Readiness, daemon: &Daemon) {
 fn start(readiness: &Readiness, daemon: &Daemon) -> Result<Child> {
     let output = OpenOptions::new().append(true).open(&daemon.log).map_err(|cause| Error::io("open", &daemon.log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("open", &daemon.log, cause))?;
-    let mut command = (daemon.spec.command)()?;
+    let mut command = (daemon.command())()?;
     let (errors, started): (Stdio, _) = match daemon.spec.first_start.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(first) => ((first.log)(errors)?, Some(first.started)),
         None => (errors.into(), None),
@@ -201,6 +209,11 @@ fn start(readiness: &Readiness, daemon: &Daemon) -> Result<Child> {
         child.handle().signal(Signal::SIGTERM);
     }
     Ok(child)
+}
+
+/// The command of a daemon that is not started any more.
+fn given_up() -> Result<Command> {
+    Err(Error::new("it was given up"))
 }
 
 /// Waits until the process answers, then until it ends. Sets `answered` to the time of the first answer.

@@ -1,16 +1,16 @@
 //! Directories that are written often. They are on the volume or in memory instead of the image's overlay, and
 //! every start begins with the contents that the bake has saved.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::config::{ETCD_DIR, HOSTPATH_DIR, KUBELET_DIR, POD_LOG_DIR, SEED_DIR, VOLUME_DIR};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::node::mounts;
 use crate::supervisor::reaper;
 
-struct Scratch {
+struct Directory {
     name: &'static str,
     target: &'static str,
     medium: Medium,
@@ -24,53 +24,52 @@ enum Medium {
     Volume,
 }
 
-const ALL: [Scratch; 4] = [
+const ALL: [Directory; 4] = [
     // etcd writes little but syncs often, and a cluster that is thrown away needs nothing of it on disk.
-    Scratch { name: "etcd", target: ETCD_DIR, medium: Medium::Memory, seed: &["."] },
+    Directory { name: "etcd", target: ETCD_DIR, medium: Medium::Memory, seed: &["."] },
     // The rest are the directories of pods, which are of no use in another boot.
-    Scratch { name: "kubelet", target: KUBELET_DIR, medium: Medium::Volume, seed: &["config.yaml", "kubeadm-flags.env", "pki"] },
-    Scratch { name: "pod-logs", target: POD_LOG_DIR, medium: Medium::Volume, seed: &[] },
-    Scratch { name: "hostpath", target: HOSTPATH_DIR, medium: Medium::Volume, seed: &["."] },
+    Directory { name: "kubelet", target: KUBELET_DIR, medium: Medium::Volume, seed: &["config.yaml", "kubeadm-flags.env", "pki"] },
+    Directory { name: "pod-logs", target: POD_LOG_DIR, medium: Medium::Volume, seed: &[] },
+    Directory { name: "hostpath", target: HOSTPATH_DIR, medium: Medium::Volume, seed: &["."] },
 ];
 
 /// Mounts every directory with what the bake has saved, and nothing else.
 pub fn mount_all() -> Result<()> {
-    for scratch in &ALL {
-        match scratch.medium {
-            Medium::Memory => mounts::tmpfs(scratch.target, "mode=700")?,
+    for directory in &ALL {
+        match directory.medium {
+            Medium::Memory => mounts::tmpfs(directory.target, "mode=700")?,
             Medium::Volume => {
-                let source = Path::new(VOLUME_DIR).join(scratch.name);
-                if source.exists() {
-                    fs::remove_dir_all(&source).map_err(|cause| Error::io("clear", &source, cause))?;
-                }
+                let source = Path::new(VOLUME_DIR).join(directory.name);
+                files::remove_tree(&source)?;
                 mounts::make_dir(&source)?;
-                mounts::bind(&source, scratch.target)?;
+                mounts::make_dir(directory.target)?;
+                mounts::bind(&source, directory.target)?;
             }
         }
-        unpack(scratch)?;
+        unpack(directory)?;
     }
     Ok(())
 }
 
 /// Puts what the bake has saved into one of the directories again, which must be empty.
 pub fn seed(target: &str) -> Result<()> {
-    ALL.iter().filter(|scratch| scratch.target == target).try_for_each(unpack)
+    ALL.iter().filter(|directory| directory.target == target).try_for_each(unpack)
 }
 
-fn unpack(scratch: &Scratch) -> Result<()> {
-    let archive = seed_archive(scratch);
+fn unpack(directory: &Directory) -> Result<()> {
+    let archive = seed_archive(directory);
     if archive.exists() {
-        reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(archive).args(["-C", scratch.target]))?;
+        reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(archive).args(["-C", directory.target]))?;
     }
     Ok(())
 }
 
 /// Saves in the image what the next start begins with. The daemons must have stopped.
 pub fn save_seeds() -> Result<()> {
-    for scratch in &ALL {
-        let copied = Path::new(SEED_DIR).join(scratch.name);
-        for part in scratch.seed {
-            let from = Path::new(scratch.target).join(part);
+    for directory in &ALL {
+        let copied = Path::new(SEED_DIR).join(directory.name);
+        for part in directory.seed {
+            let from = Path::new(directory.target).join(part);
             if from.exists() {
                 mounts::make_dir(&copied)?;
                 // tar detects holes by the number of blocks, and etcd has allocated all blocks of its log. cp looks for zeros.
@@ -79,15 +78,15 @@ pub fn save_seeds() -> Result<()> {
         }
         if copied.exists() {
             let mut tar = Command::new("tar");
-            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed_archive(scratch)).arg("-C").arg(&copied).arg(".");
+            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed_archive(directory)).arg("-C").arg(&copied).arg(".");
             reaper::run(&mut tar)?;
-            fs::remove_dir_all(&copied).map_err(|cause| Error::io("remove", &copied, cause))?;
+            files::remove_tree(&copied)?;
         }
     }
     Ok(())
 }
 
 /// An archive, because an image's layers cannot have sparse files: etcd's log is 64 MB, of which 1 MB is used.
-fn seed_archive(scratch: &Scratch) -> PathBuf {
-    Path::new(SEED_DIR).join(format!("{}.tar", scratch.name))
+fn seed_archive(directory: &Directory) -> PathBuf {
+    Path::new(SEED_DIR).join(format!("{}.tar", directory.name))
 }
