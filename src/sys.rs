@@ -1,8 +1,9 @@
-//! Every unsafe line of the init: waitpid(2), signals and descriptors as children find them, the
-//! calendar, what happens between fork and exec. Each function is safe to call with any arguments.
+//! Every unsafe line of the init: waitpid(2), signals and descriptors as children find them, the address
+//! ioctls of netdevice(7), the calendar, what happens between fork and exec. Each function is safe to call with any arguments.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
@@ -104,6 +105,41 @@ pub fn close_descriptors_on_exec() {
         // SAFETY: as above; a descriptor that is closed by now is an error only.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
+}
+
+/// Gives interface `label` (such as `eth0:kind`) an address with the netmask /32, by ioctl.
+pub fn set_interface_address(label: &str, address: Ipv4Addr) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let set = |request, address| {
+        let mut ifreq = interface_request(label, address)?;
+        // SAFETY: `ifreq` is a whole `struct ifreq` that lives through the call; both requests only read it.
+        match unsafe { libc::ioctl(socket.as_raw_fd(), request, &mut ifreq) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    set(libc::SIOCSIFADDR, address)?;
+    set(libc::SIOCSIFNETMASK, Ipv4Addr::BROADCAST)
+}
+
+fn interface_request(label: &str, address: Ipv4Addr) -> io::Result<libc::ifreq> {
+    if label.len() >= libc::IFNAMSIZ {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the name {label} is too long for an ioctl")));
+    }
+    // SAFETY: all-zero bytes are a valid `struct ifreq`: an empty name and an empty union.
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in ifreq.ifr_name.iter_mut().zip(label.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let sockaddr = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: sockaddr_in is as large as sockaddr, and the union's member is plain bytes of that size.
+    ifreq.ifr_ifru.ifru_addr = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(sockaddr) };
+    Ok(ifreq)
 }
 
 /// Passes `socket` to the command's process as descriptor 3, open across exec.

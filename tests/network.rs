@@ -67,7 +67,7 @@ fn it_is_set_on_the_interface_of_the_default_route_beside_the_own_address() {
     assert_eq!(addresses().len(), 4, "loopback, two of eth0, one of aaa0: {:?}", addresses());
 }
 
-/// The negative control of this file.
+/// The negative control of this file: what SIOCSIFADDR does on the bare name is noticed.
 #[test]
 fn an_address_that_was_replaced_is_noticed() {
     let Some(_container) = container(STATIC_IP, &ETH0) else { return };
@@ -106,6 +106,16 @@ fn without_any_interface_it_is_set_on_loopback() {
     let Some(container) = container(STATIC_IP, &[]) else { return };
     let _kind = booted(&container);
     assert!(is_right("lo", "127.0.0.1/8"), "{:?}", addresses());
+}
+
+#[test]
+fn a_name_too_long_for_the_ioctl_is_no_obstacle() {
+    let name = "a-long-name-012";
+    let add = format!("link add {name} type veth peer name far0");
+    let (up, address) = (format!("link set {name} up"), format!("address add {OWN} dev {name}"));
+    let Some(container) = container(STATIC_IP, &[&add, "link set far0 up", &up, &address]) else { return };
+    let _kind = booted(&container);
+    assert!(is_right(name, OWN), "{:?}", addresses());
 }
 
 #[test]

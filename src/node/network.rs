@@ -1,4 +1,7 @@
 //! The static address: the baked cluster's certificates, manifests and etcd all name it.
+//!
+//! netdevice(7): `SIOCSIFADDR` on the bare interface name would *replace* the container's own
+//! address, so the static address gets a label (`eth0:kind`).
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -15,6 +18,7 @@ use crate::node::cluster_network::ClusterNetwork;
 use crate::node::cni::BRIDGE;
 use crate::node::iptables::Iptables;
 use crate::supervisor::reaper;
+use crate::sys;
 
 /// How long a neighbour may take to answer ARP before the address counts as free.
 const ARP_LIMIT: Duration = Duration::from_millis(300);
@@ -54,7 +58,7 @@ pub struct Network {
 /// Returns the interface.
 ///
 /// # Errors
-/// Another machine has the address, or `ip` could not set it.
+/// Another machine has the address, or neither the ioctl nor `ip` could set it.
 pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let addresses = addresses()?;
     if let Some(present) = addresses.iter().find(|address| address.ip == ip) {
@@ -64,8 +68,14 @@ pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let default = current_default_route();
     refuse_collision(ip, default.as_ref().map(|(_, gateway)| *gateway), &addresses)?;
     let interface = choose_interface(default.map(|(interface, _)| interface), &addresses);
-    reaper::run(Command::new("ip").args(["address", "add", &format!("{ip}/32"), "dev", &interface]))?;
-    log::info!(target: "network", "{ip}/32 set on {interface}");
+    match sys::set_interface_address(&format!("{interface}:kind"), ip) {
+        Ok(()) => log::info!(target: "network", "{ip}/32 set on {interface}"),
+        Err(cause) => {
+            reaper::run(Command::new("ip").args(["address", "add", &format!("{ip}/32"), "dev", &interface]))
+                .map_err(|error| Error::new(format!("cannot set {ip} on {interface}: by ioctl: {cause}; {error}")))?;
+            log::info!(target: "network", "{ip}/32 set on {interface} by ip, since the ioctl failed: {cause}");
+        }
+    }
     Ok(interface)
 }
 
