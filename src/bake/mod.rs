@@ -64,7 +64,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let node_settings = NodeSettings::from_env(get)?;
     let settings = KubeadmSettings::read(Path::new(kubeadm_settings::PATH))?;
-    let (pods, services) = (settings.cluster_text("networking.podSubnet"), settings.cluster_text("networking.serviceSubnet"));
+    let (pods, services) = (settings.cluster_text("/networking/podSubnet"), settings.cluster_text("/networking/serviceSubnet"));
     let cluster_network = ClusterNetwork::new(pods, services, static_ip, get(CNI))?;
     let network_policy = network_policy::manifest(get(network_policy::VARIABLE).as_deref(), &cluster_network)?;
     let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
