@@ -22,6 +22,7 @@ mod restore;
 mod status;
 mod supervisor;
 mod sys;
+mod versions;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "error",
     "sys",
     "listen",
@@ -18,6 +18,7 @@ const ORDER: [&str; 17] = [
     "openssl",
     "node",
     "daemons",
+    "versions",
     "cluster",
     "restore",
     "boot",

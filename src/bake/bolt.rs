@@ -118,7 +118,7 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     const SIZE: usize = 512;
@@ -150,7 +150,7 @@ mod tests {
 
     /// Root 3: branch to 4 and 6. 4 (with 5): a long value, and the bucket "b" with its root in 7. 6: the inline
     /// bucket "i". 2 is the older root; 8 is free, and so is everything after it.
-    fn database() -> Vec<u8> {
+    pub fn database() -> Vec<u8> {
         let long = [b"k", &[b'v'; SIZE][..], b"b", &7_u64.to_le_bytes(), &[0; 8]].concat();
         [
             meta(0, 3, 12),

@@ -12,6 +12,7 @@ use crate::daemons::containerd;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::supervisor::reaper;
+use crate::versions;
 
 pub const BIN_DIR: &str = "/usr/local/bin";
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
@@ -46,7 +47,7 @@ impl Bundle {
         if let Some(missing) = missing.into_iter().find(|name| !directory.join(name).is_file()) {
             return Err(Error::new(format!("the bundle lacks {missing}")).advise("Create the bundle again"));
         }
-        super::versions::dialect(&bundle.version)?;
+        versions::dialect(&bundle.version)?;
         Ok(bundle)
     }
 

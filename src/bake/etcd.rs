@@ -4,10 +4,11 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use crate::bake::control_plane::{self, Task};
 use crate::bake::manifest;
 use crate::config::{ETCD_DIR, PKI_DIR};
 use crate::daemons::containerd::ctr;
@@ -29,19 +30,19 @@ const PROGRAM_DIRS: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
 const TRIES: u32 = 5;
 
 /// etcd's running container, in which the tools of its image are run.
-pub struct Etcd<'a> {
-    container: &'a str,
+pub struct Etcd {
+    container: Task,
     executions: Cell<u32>,
 }
 
-impl Etcd<'_> {
-    pub fn new(container: &str) -> Etcd<'_> {
-        Etcd { container, executions: Cell::new(0) }
+impl Etcd {
+    pub fn running() -> Result<Etcd> {
+        Ok(Etcd { container: control_plane::one("etcd")?, executions: Cell::new(0) })
     }
 
     /// Restores the current state into a new directory next to the data. Nothing else may write to etcd meanwhile.
     pub fn rewrite(&self) -> Result<()> {
-        let root = self.root()?;
+        let root = self.container.proc().join("root");
         if !has_program(&root, CLIENT) {
             return warn(&format!("etcd's image has no {CLIENT}"));
         }
@@ -69,15 +70,6 @@ impl Etcd<'_> {
         fs::remove_file(path(SNAPSHOT)).map_err(|cause| Error::io("remove", path(SNAPSHOT), cause))
     }
 
-    /// The root directory of the container's process.
-    fn root(&self) -> Result<PathBuf> {
-        let tasks = ctr(&["tasks", "ls"])?;
-        let task =
-            tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| fields.first() == Some(&self.container));
-        let pid = task.and_then(|fields| fields.get(1).copied()).ok_or_else(|| Error::new("etcd's container has ended"))?;
-        Ok(Path::new("/proc").join(pid).join("root"))
-    }
-
     fn client(&self, arguments: &[&str]) -> Result<String> {
         let pki = format!("{PKI_DIR}/etcd");
         let (ca, certificate, key) = (
@@ -92,7 +84,7 @@ impl Etcd<'_> {
     fn run(&self, arguments: &[&str]) -> Result<String> {
         self.executions.set(self.executions.get() + 1);
         let id = format!("kind-{}", self.executions.get());
-        ctr(&[&["tasks", "exec", "--exec-id", &id, self.container], arguments].concat())
+        ctr(&[&["tasks", "exec", "--exec-id", &id, &self.container.id], arguments].concat())
     }
 }
 

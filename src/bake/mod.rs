@@ -5,6 +5,7 @@
 mod bolt;
 mod bundle;
 mod certificates;
+mod control_plane;
 mod criu;
 mod etcd;
 mod finish;
@@ -18,7 +19,6 @@ mod network_policy;
 mod node_settings;
 mod pack;
 mod save;
-mod versions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,20 +31,23 @@ use crate::bake::hooks::Hooks;
 use crate::bake::kubeadm::{Addons, Kubeadm};
 use crate::bake::kubeadm_settings::KubeadmSettings;
 use crate::bake::node_settings::NodeSettings;
-use crate::boot;
+use crate::boot::{self, STOP_ORDER};
 use crate::cluster::api::Api;
 use crate::cluster::{kubectl, load_balancer, postmortem, wait};
 use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, KUBERNETES_DIR, LOG_DIR, POD_LOG_DIR};
 use crate::daemons::containerd_config::Form;
+use crate::daemons::dockerd::DOCKERD;
+use crate::daemons::kubelet::KUBELET;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
-use crate::daemons::{containerd, dockerd, kubelet};
+use crate::daemons::{containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
 use crate::node::cluster_network::{ClusterNetwork, CNI};
 use crate::node::kubelet_view::KubeletView;
 use crate::node::mounts;
-use crate::supervisor::reaper;
 use crate::supervisor::Init;
+use crate::supervisor::{reaper, stop};
+use crate::versions;
 
 /// Names under which CI systems reach the container, in addition to its static address and `KIND_SANS`.
 const CERTIFICATE_NAMES: [&str; 5] = ["localhost", "127.0.0.1", "kind", "docker", "kubernetes"];
@@ -139,13 +142,33 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let names = certificates::names_of_api_server()?;
     let cluster = finish::describe(&api, &bundle.version, static_ip, &pause, form, names)?;
     let running = save::look();
-    step("cluster stopped", || finish::stop_cluster(init, &api))?;
+    // From here on, a daemon or a container that ends is not started again.
+    init.shutdown.begin();
+    init.readiness.end();
+    step("cluster stopped", || {
+        stop_daemon(init, KUBELET);
+        finish::stop_workloads(&api)?;
+        finish::stop_control_plane()?;
+        finish::remove_containers()
+    })?;
+    step("images settled", || {
+        // CRI's names are the only ones left on images that hooks have since rebuilt.
+        image_names::tidy()?;
+        stop_daemon(init, DOCKERD);
+        finish::settle_images()
+    })?;
+    stop::everything(init, &STOP_ORDER);
+    finish::require_no_processes()?;
     step("store packed", pack::pack)?;
     if saves {
         save::control_plane(running, static_ip);
     }
     finish::clean_up(init)?;
     finish::write(&cluster)
+}
+
+fn stop_daemon(init: &Init, name: &str) {
+    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::stop_daemon(init, step));
 }
 
 /// The form of the configuration that this containerd wants, if this Kubernetes runs on it.

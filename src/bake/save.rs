@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::bake::manifest;
+use crate::bake::{control_plane, manifest};
 use crate::cluster::api::Api;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, INIT, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
-use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::node::store::{self, SNAPSHOTS};
@@ -25,9 +24,8 @@ use crate::restore::saved::{self, log_of, Program, Saved};
 use crate::restore::{criu, tree, API_SERVER, ETCD, PROGRAMS};
 use crate::supervisor::descendants;
 use crate::supervisor::reaper;
+use crate::versions::SAVED_GODEBUG;
 
-/// The label that kubelet puts on its containers.
-const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// How long each of the programs may take to answer. A machine that needs more would save a cluster that has lost its
 /// node: the controller-manager gives up kubelet, which does not run now, after 40 s.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -39,9 +37,6 @@ const SETTLING: Duration = Duration::from_secs(2);
 /// programs have no others as pods, and a machine may withhold others. CRIU needs one more, because it asks each process
 /// for a /proc of its own PID namespace, which only CAP_SYS_ADMIN may mount.
 const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap,+sys_admin";
-/// Go 1.24 and later listen with MPTCP, which CRIU cannot save; Go 1.25 and later keep a file of the cgroup open, whose
-/// path another container may not have.
-const GODEBUG: &str = "multipathtcp=0,containermaxprocs=0";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Variables of the containers that the programs keep.
 const KEPT_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
@@ -93,24 +88,16 @@ pub fn put_stand_ins() -> Result<()> {
 
 /// Looks at the running control plane. Called before it is stopped.
 pub fn look() -> Result<Vec<Running>> {
-    let tasks = ctr(&["tasks", "ls"])?;
-    PROGRAMS.iter().map(|name| look_at(name, &tasks)).collect()
+    PROGRAMS.iter().map(|name| look_at(name)).collect()
 }
 
-fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
+fn look_at(name: &'static str) -> Result<Running> {
     let pod = manifest::read(name)?;
     if let Some(path) = pod.path_of_its_own() {
         return Err(Error::new(format!("the static pod {name} has a {path} of its own, which the node has not")));
     }
     let own_variables = pod.variables();
-    let ids = containerd::pod_containers(Some((CONTAINER_NAME, name)))?;
-    let pid = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let is_ours = ids.iter().any(|id| Some(id.as_str()) == fields.next());
-        fields.next().filter(|_| is_ours && line.contains("RUNNING")).map(str::to_string)
-    };
-    let pid = tasks.lines().find_map(pid).ok_or_else(|| Error::new(format!("{name} does not run")))?;
-    let proc = Path::new("/proc").join(pid);
+    let proc = control_plane::one(name)?.proc();
     let read = |file: &str| fs::read(proc.join(file)).map_err(|cause| Error::io("read", proc.join(file), cause));
     let strings = |bytes: Vec<u8>| -> Vec<String> {
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -194,7 +181,7 @@ fn save(running: &[Running], static_ip: Ipv4Addr) -> Result<u64> {
 }
 
 fn start_parent(running: &[Running], machine: &Machine) -> Result<i32> {
-    let go_debug = format!("{GODEBUG}{}", machine.go_debug());
+    let go_debug = format!("{SAVED_GODEBUG}{}", machine.go_debug());
     let variables = [("PATH", PATH), ("GODEBUG", &go_debug), ("GLIBC_TUNABLES", GLIBC_TUNABLES)];
     let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
     let start = |program: &Running| {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Stopwatch;
 use crate::cluster::api::Api;
-use crate::cluster::{self, Cluster};
+use crate::cluster::Cluster;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
@@ -26,6 +26,7 @@ use crate::restore::{criu, owner, tree};
 use crate::supervisor::priority;
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
+use crate::versions;
 
 /// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is
 /// given up.
@@ -34,9 +35,6 @@ const LIMIT: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// A client that was kept waiting is answered this soon once the API server answers.
 const ANSWERED: Duration = Duration::from_millis(50);
-/// The first minor version whose API server notices at once that its certificate has changed. A start signs it for the
-/// names of this container, and a restored API server runs by then.
-const NOTICES_CERTIFICATES: u32 = 23;
 /// The milestone at which the restored API server answers.
 pub const RESTORED: &str = "restored";
 
@@ -138,7 +136,7 @@ fn prepare(init: &Init, cluster: &Cluster) -> Result<Prepared> {
 fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
     match init.config.restore {
         Some(false) => return Err(Error::new("KIND_RESTORE=0")),
-        None if cluster::minor(&cluster.kubernetes_version).is_some_and(|minor| minor < NOTICES_CERTIFICATES) => {
+        None if !versions::notices_certificates(&cluster.kubernetes_version) => {
             return Err(Error::new(format!(
                 "a running API server of Kubernetes {} sees a new certificate once a minute only",
                 cluster.kubernetes_version
