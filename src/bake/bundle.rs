@@ -30,7 +30,8 @@ impl Bundle {
     /// Opens a bundle. build.sh has checked that it is whole and for this machine.
     pub fn open(directory: &Path) -> Result<Bundle> {
         let settings = directory.join("bundle.env");
-        let text = fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this a bundle?"))?;
+        let text =
+            fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this directory a bundle?"))?;
         let bundle = Bundle {
             directory: directory.to_path_buf(),
             version: setting(&text, "KUBERNETES_VERSION", &settings)?,

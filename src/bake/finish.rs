@@ -53,7 +53,13 @@ pub fn stop_workloads(api: &Api) -> Result<()> {
     for name in ["kube-scheduler", "kube-controller-manager"] {
         control_plane::end(name)?;
     }
-    leaders_leases(&api.get(LEASES)?).iter().try_for_each(|path| api.delete(path))
+    for path in leaders_leases(&api.get(LEASES)?) {
+        // A webhook whose pod has just been stopped may refuse it.
+        if let Err(error) = api.delete(&path) {
+            log::warn!(target: "bake", "a lease stays in the image, and the next leader waits until it is over: {error}");
+        }
+    }
+    Ok(())
 }
 
 /// The paths of all leases but nodes'.
@@ -92,7 +98,7 @@ pub fn settle_images() -> Result<()> {
 pub fn require_no_processes() -> Result<()> {
     match cgroup::processes_of_pods().as_slice() {
         [] => Ok(()),
-        left => Err(Error::new(format!("processes of pods are left: {left:?}"))),
+        left => Err(Error::new(format!("processes of pods are still running: {left:?}"))),
     }
 }
 
