@@ -19,7 +19,7 @@ choose_version() {
   fi
   if [ -n "$bundle" ] && [ -z "$bundle_only" ]; then
     [ -f "$bundle/bundle.env" ] || die "$bundle is not a bundle, because it has no bundle.env: ./build.sh --bundle-only makes one"
-    version=$(setting "$bundle" KUBERNETES_VERSION) whose="the bundle $bundle holds"
+    version=$(setting "$bundle" KUBERNETES_VERSION) whose="the bundle $bundle contains"
     [[ $version =~ ^v1\.[0-9]+\. ]] || die "$bundle/bundle.env names no KUBERNETES_VERSION such as v1.36.5: copy the bundle again, or recreate it"
   elif [ -n "$debian" ]; then
     version=$(known 1.20) whose="Debian has"
@@ -70,7 +70,7 @@ ask() {
     0:*)
       answer=$(head -c 60 "$work/answer" | tr -dc '[:print:]')
       [[ ! $answer =~ ^v1\.[0-9]+\.[0-9]+$ ]] || [[ $1 = stable-* && ${answer%.*} != "v${1#stable-}" ]] || return 0
-      refusal="$url names no version, but says: $answer"
+      refusal="$url does not contain a version, but: $answer"
       ;;
     22:40[34] | 22:410) missing=1 refusal="$url does not exist" ;;
     22:*) refusal="$url: the server answered $code" ;;

@@ -5,7 +5,7 @@
 //! differs, the place is one of these:
 //! - `TABLE` below, when kubeadm or kubelet refuses its configuration, or kubelet its containerd;
 //! - `SAVED_GODEBUG` below, when the bake says that CRIU cannot save the control plane: a newer Go;
-//! - `kubelet::ASKS_FOR_NODE`, a line of kubelet's log, when a restored start has become slower;
+//! - `ASKS_FOR_NODE`, a line of kubelet's log, when a restored start has become slower;
 //! - `bake::manifest` and `bake::kubeadm`, when the static pods are not as kubeadm wrote them before.
 //!
 //! containerd has versions of its own, and forms of its configuration (`daemons::containerd_config`). etcd's tools are
@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 const NOTICES_CERTIFICATES: u32 = 23;
 
 /// Settings of Go's runtime for the control plane that is saved; a Go that does not know one ignores it. Go 1.24 and later
-/// (Kubernetes 1.33) listen with MPTCP, which CRIU cannot save; Go 1.25 and later (1.35) keep a file of the cgroup open,
-/// whose path another container may not have.
+/// listen with MPTCP, which CRIU cannot save; Go 1.25 and later keep a file of the cgroup open, whose path another container
+/// may not have.
 pub const SAVED_GODEBUG: &str = "multipathtcp=0,containermaxprocs=0";
 
 /// How to configure kubeadm and kubelet for a range of versions.
@@ -70,7 +70,7 @@ fn minor(version: &str) -> Option<u32> {
 pub fn dialect(version: &str) -> Result<&'static Dialect> {
     minor(version).and_then(|minor| TABLE.iter().find(|row| (row.minors.0..=row.minors.1).contains(&minor))).ok_or_else(|| {
         Error::new(format!("Kubernetes {version} is not supported"))
-            .advise("Supported are 1.31 and newer versions, and 1.20 for builds from Debian packages")
+            .advise("Supported versions: 1.31 and newer, and 1.20 for builds from Debian packages")
     })
 }
 
@@ -86,12 +86,8 @@ pub fn require_containerd(version: &str, have: &containerd::Version) -> Result<(
     if (have.major, have.minor) >= (major, minor) {
         return Ok(());
     }
-    let why = if major == 2 { ": kubelet asks it for its cgroup driver, which older ones cannot tell" } else { "" };
-    Err(Error::new(format!(
-        "Kubernetes {version} needs containerd {major}.{minor} or newer{why}, and this is {}.{}",
-        have.major, have.minor
-    ))
-    .advise("DOCKER_IMAGE names where Docker and its containerd come from: take a tag of docker such as 29-dind"))
+    Err(Error::new(format!("Kubernetes {version} needs containerd {major}.{minor} or newer, but this is {}.{}", have.major, have.minor))
+        .advise("Set DOCKER_IMAGE to a tag of docker with a newer containerd, such as 29-dind"))
 }
 
 #[cfg(test)]
@@ -138,7 +134,7 @@ mod tests {
             require_containerd(version, &new).unwrap();
         }
         let refusal = require_containerd("v1.38.0", &old).unwrap_err().to_string();
-        for words in ["Kubernetes v1.38.0 needs containerd 2.0 or newer", "cgroup driver", "this is 1.7", "29-dind"] {
+        for words in ["Kubernetes v1.38.0 needs containerd 2.0 or newer, but this is 1.7", "29-dind"] {
             assert!(refusal.contains(words), "{words} is not in: {refusal}");
         }
     }

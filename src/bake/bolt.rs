@@ -170,8 +170,8 @@ pub mod tests {
     fn only_what_is_free_is_cleared() {
         let (before, mut after) = (database(), database());
         clear(&mut after).unwrap();
-        let holds = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-        assert!(holds(&before, "secret") && !holds(&after, "secret"));
+        let contains = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(contains(&before, "secret") && !contains(&after, "secret"));
         assert!(before.len() == after.len() && before[..2 * SIZE] == after[..2 * SIZE]);
         assert!(before[3 * SIZE..8 * SIZE] == after[3 * SIZE..8 * SIZE], "a page that is used has changed");
     }

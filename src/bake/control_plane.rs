@@ -11,7 +11,7 @@ use crate::supervisor::reaper;
 
 /// The label that kubelet puts on its containers.
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-/// The label by which CRI tells containers from sandboxes.
+/// The label with which CRI distinguishes containers and sandboxes.
 const CRI_KIND: &str = "io.cri-containerd.kind";
 /// How long a container may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(15);

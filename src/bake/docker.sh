@@ -22,7 +22,7 @@ is_there() {
 case "$1 $2" in
   'pull '* | 'image pull')
     if is_there "$@"; then
-      echo "$image is there already" >&2
+      echo "$image is already present" >&2
       # What a quiet pull prints, which scripts may use.
       echo "$image"
       exit 0
@@ -30,7 +30,7 @@ case "$1 $2" in
     ;;
   'login '*)
     [ -z "$KIND_BUNDLE_COMPLETE" ] || {
-      "$real" "$@" || echo "docker login failed: going on, as the bundle holds what the scripts pulled when it was made" >&2
+      "$real" "$@" || echo "docker login failed; continuing, because the bundle contains what the scripts pulled when it was made" >&2
       exit 0
     }
     ;;

@@ -50,13 +50,13 @@ impl Etcd {
         let path = |name: &str| format!("{ETCD_DIR}/{name}");
         let status = ["endpoint", "status", "--write-out=json"];
         let revision = (0..TRIES).find_map(|_| revision_in(&self.client(&status).ok()?));
-        let revision = revision.ok_or_else(|| Error::new(format!("`{CLIENT} {}` names no revision", status.join(" "))))?;
+        let revision = revision.ok_or_else(|| Error::new(format!("`{CLIENT} {}` did not report a revision", status.join(" "))))?;
         self.client(&["compact", "--physical", &revision.to_string()])?;
         self.client(&["defrag"])?;
         self.client(&["snapshot", "save", &path(SNAPSHOT)])?;
         let pod = manifest::read("etcd")?;
         let option = |name: &&str| {
-            let value = pod.flag(name).ok_or_else(|| Error::new(format!("etcd's static pod has no option --{name}")));
+            let value = pod.flag(name).ok_or_else(|| Error::new(format!("etcd's static pod has no flag --{name}")));
             value.map(|value| format!("--{name}={value}"))
         };
         let membership: Vec<String> = MEMBERSHIP.iter().map(option).collect::<Result<_>>()?;
@@ -65,7 +65,7 @@ impl Etcd {
         self.run(&[&[restorer, "snapshot", "restore", &path(SNAPSHOT), &data], membership.as_slice()].concat())?;
         if !Path::new(&path(RESTORED)).exists() {
             // It has printed its help instead.
-            return warn(&format!("etcd's image has no {RESTORER}, without which {CLIENT} cannot restore from etcd 3.6 on"));
+            return warn(&format!("etcd's image has no {RESTORER}, which restores snapshots since etcd 3.6"));
         }
         fs::remove_file(path(SNAPSHOT)).map_err(|cause| Error::io("remove", path(SNAPSHOT), cause))
     }
@@ -89,7 +89,7 @@ impl Etcd {
 }
 
 fn warn(reason: &str) -> Result<()> {
-    log::warn!(target: "bake", "objects that were deleted in the cluster, such as a Secret, can still be found in the image, because {reason}");
+    log::warn!(target: "bake", "objects that were deleted from the cluster, such as a Secret, can still be found in the image: {reason}");
     Ok(())
 }
 

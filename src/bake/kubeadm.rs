@@ -59,7 +59,7 @@ impl Kubeadm {
     pub fn check_images(&self, loaded: &[String]) -> Result<bool> {
         let (dns, others): (Vec<_>, Vec<_>) = self.images.iter().partition(|image| image.contains(COREDNS));
         if let Some(missing) = others.iter().find(|image| !loaded.contains(image)) {
-            return Err(Error::new(format!("the bundle does not have the image {missing}")).advise("Create the bundle again"));
+            return Err(Error::new(format!("the bundle is missing the image {missing}")).advise("Create the bundle again"));
         }
         let has_dns = dns.iter().any(|image| loaded.contains(image));
         if !has_dns {

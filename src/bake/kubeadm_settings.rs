@@ -99,18 +99,18 @@ impl KubeadmSettings {
 
     fn parse(text: &str) -> Result<KubeadmSettings> {
         let mut settings = KubeadmSettings::default();
-        for mut document in documents(text).map_err(|cause| bad(format!("it is not YAML: {cause}")))? {
+        for mut document in documents(text).map_err(|cause| bad(format!("invalid YAML: {cause}")))? {
             let kind = document["kind"].as_str().unwrap_or_default().to_string();
             let Some((_, prefix)) = KINDS.iter().find(|(known, _)| *known == kind) else {
                 let kinds = KINDS.map(|(known, _)| known).join(", ");
-                return Err(bad(format!("a document has the kind {kind:?}, but a bake reads {kinds}")));
+                return Err(bad(format!("unsupported kind {kind:?}; supported kinds: {kinds}")));
             };
             let version = document["apiVersion"].as_str().unwrap_or_default();
             if !version.starts_with(prefix) {
-                return Err(bad(format!("its {kind} has the apiVersion {version:?}, not one that begins with {prefix}")));
+                return Err(bad(format!("{kind} has the apiVersion {version:?}; expected one that begins with {prefix}")));
             }
             if settings.document(&kind).is_some() {
-                return Err(bad(format!("there are two documents of the kind {kind}")));
+                return Err(bad(format!("there are two documents of kind {kind}")));
             }
             check_volumes(&document)?;
             settings.overruled.extend(take_ours(&kind, &mut document));
@@ -135,12 +135,16 @@ impl KubeadmSettings {
 
     /// Our documents with the user's in them: fields of maps are replaced, lists are continued.
     pub fn merge_into(&self, ours: &str) -> Result<String> {
-        let mut merged = documents(ours).map_err(|cause| Error::new(format!("our configuration of kubeadm is not YAML: {cause}")))?;
+        let mut merged =
+            documents(ours).map_err(|cause| Error::new(format!("the bake's own kubeadm configuration is invalid YAML: {cause}")))?;
         for (kind, document) in &self.documents {
             let own = merged.iter_mut().find(|own| own["kind"] == kind.as_str());
-            let own = own.ok_or_else(|| Error::new(format!("our configuration of kubeadm has no {kind}")))?;
+            let own = own.ok_or_else(|| Error::new(format!("the bake's own kubeadm configuration has no {kind}")))?;
             if own["apiVersion"] != document["apiVersion"] {
-                return Err(bad(format!("its {kind} is of {}, but this Kubernetes reads {}", document["apiVersion"], own["apiVersion"])));
+                return Err(bad(format!(
+                    "{kind} has the apiVersion {}, but this Kubernetes reads {}",
+                    document["apiVersion"], own["apiVersion"]
+                )));
             }
             merge(own, document);
         }
@@ -284,12 +288,12 @@ imageGCHighThresholdPercent: 100
             (cluster("apiServer: {extraVolumes: [{name: a, hostPath: /root/audit.yaml, mountPath: /a}]}"), "/root/audit.yaml"),
             (
                 "kind: JoinConfiguration\napiVersion: kubeadm.k8s.io/v1beta4\n".into(),
-                "the kind \"JoinConfiguration\", but a bake reads ClusterConfiguration, ",
+                "unsupported kind \"JoinConfiguration\"; supported kinds: ClusterConfiguration, ",
             ),
-            ("networking: {}\n".into(), "the kind \"\""),
-            ("kind: ClusterConfiguration\napiVersion: kind.x-k8s.io/v1alpha4\n".into(), "not one that begins with kubeadm.k8s.io/"),
-            (cluster("") + "---\n" + &cluster(""), "two documents of the kind ClusterConfiguration"),
-            ("a: [\n".into(), "it is not YAML"),
+            ("networking: {}\n".into(), "unsupported kind \"\""),
+            ("kind: ClusterConfiguration\napiVersion: kind.x-k8s.io/v1alpha4\n".into(), "expected one that begins with kubeadm.k8s.io/"),
+            (cluster("") + "---\n" + &cluster(""), "two documents of kind ClusterConfiguration"),
+            ("a: [\n".into(), "invalid YAML"),
         ] {
             let message = KubeadmSettings::parse(&text).err().unwrap_or_else(|| panic!("accepted: {text}")).to_string();
             assert!(message.starts_with("KIND_KUBEADM: ") && message.contains(why), "{why} is not in: {message}");

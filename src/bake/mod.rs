@@ -130,7 +130,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     node_settings.apply()?;
     hooks.run(&[hooks::IMAGES])?;
     hooks.run(hooks::AFTER_CLUSTER)?;
-    home.tell_what_stays_out();
+    home.log_what_is_left_out();
     // Images that lost their name to a newer build would only make the baked image larger.
     reaper::run(Command::new("docker").args(["image", "prune", "--force"]))?;
     step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;
@@ -193,8 +193,8 @@ fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
     for name in wanted.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()) {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:*".contains(&byte);
         if !name.bytes().all(allowed) {
-            return Err(Error::new(format!("KIND_SANS: {name} is neither a host name nor an address"))
-                .advise("Give names and addresses separated by commas"));
+            return Err(Error::new(format!("invalid KIND_SANS: {name} is neither a host name nor an address"))
+                .advise("Use names and addresses separated by commas"));
         }
         if !names.iter().any(|other| other == name) {
             names.push(name.to_string());

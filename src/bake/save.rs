@@ -73,7 +73,7 @@ pub struct Running {
     modified: i64,
 }
 
-/// Makes the control plane's containers run `kind stand-in`, which stands for the restored program or becomes it.
+/// Makes the control plane's containers run `kind stand-in`, which waits for the restored program or becomes the program.
 pub fn put_stand_ins() -> Result<()> {
     let put = |name: &&str| {
         manifest::edit(name, |pod| {
@@ -94,7 +94,7 @@ pub fn look() -> Result<Vec<Running>> {
 fn look_at(name: &'static str) -> Result<Running> {
     let pod = manifest::read(name)?;
     if let Some(path) = pod.path_of_its_own() {
-        return Err(Error::new(format!("the static pod {name} has a {path} of its own, which the node has not")));
+        return Err(Error::new(format!("{path} in the static pod {name} is not the node's {path}")));
     }
     let own_variables = pod.variables();
     let proc = control_plane::one(name)?.proc();
@@ -113,7 +113,7 @@ fn look_at(name: &'static str) -> Result<Running> {
     let user = fs::metadata(&proc).map_err(|cause| Error::io("read", &proc, cause))?.uid();
     if user != 0 {
         // Its stand-in could not reach the owner.
-        return Err(Error::new(format!("{name} runs as user {user}, and only root's programs are saved")));
+        return Err(Error::new(format!("{name} runs as user {user}, and only programs that run as root can be saved")));
     }
     Ok(Running { name, argv: strings(read("cmdline")?), environment, path, size: metadata.len(), modified: metadata.mtime() })
 }
@@ -127,7 +127,7 @@ impl Running {
             fs::symlink_metadata(file).is_ok_and(|found| found.is_file() && (found.len(), found.mtime()) == (self.size, self.modified))
         };
         let found = layers.iter().map(|layer| layer.join("fs").join(path)).find(is_same);
-        found.ok_or_else(|| Error::new(format!("no layer has the {} that ran", self.path.display())))
+        found.ok_or_else(|| Error::new(format!("{} is in none of the image's layers", self.path.display())))
     }
 }
 
@@ -146,11 +146,11 @@ pub fn control_plane(running: Result<Vec<Running>>, static_ip: Ipv4Addr) {
     match done {
         Ok(bytes) => {
             let (megabytes, seconds) = (bytes / 1_000_000, began.elapsed().as_secs_f64());
-            log::info!(target: "bake", "control plane saved in {seconds:.1} s ({megabytes} MB): a start restores it");
+            log::info!(target: "bake", "control plane saved in {seconds:.1} s ({megabytes} MB): starts will restore it");
         }
         Err(error) => {
             let _ = fs::remove_dir_all(RESTORE_DIR);
-            log::warn!(target: "bake", "the control plane cannot be saved, so every start takes the time of its programs' start: {error}");
+            log::warn!(target: "bake", "the control plane could not be saved, so starts will be cold: {error}");
         }
     }
 }
@@ -200,7 +200,7 @@ fn start_parent(running: &[Running], machine: &Machine) -> Result<i32> {
     command.env_clear().envs(variables).stdout(Stdio::null()).stderr(Stdio::null());
     let unshare = reaper::spawn(&mut command)?.handle().pid();
     let root = || descendants::children(unshare).ok()?.first().copied();
-    reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the programs' parent does not start"))
+    reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the process above the control plane's programs did not start"))
 }
 
 fn run_and_dump(running: &[Running], root: i32, machine: Machine, static_ip: Ipv4Addr) -> Result<Saved> {
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_are_told_from_other_descriptors() {
+    fn only_sockets_have_an_inode() {
         for (link, inode) in [("socket:[4711]", Some(4711)), ("pipe:[4711]", None), ("/dev/null", None), ("socket:[]", None)] {
             assert_eq!(socket_inode(Path::new(link)), inode, "{link}");
         }

@@ -216,7 +216,7 @@ fn a_setting_that_cannot_be_is_refused_by_name() {
         ("KIND_KUBEADM", overlapping.to_str(), "networking.podSubnet 10.100.0.0/16 and networking.serviceSubnet 10.96.0.0/12 overlap"),
         ("KIND_NODE_LABELS", Some("tier"), "KIND_NODE_LABELS: tier has no value"),
         ("KIND_NODE_TAINTS", Some("dedicated:Never"), "invalid taint effect: Never"),
-        ("KIND_NETWORK_POLICY", Some("calico"), "KIND_NETWORK_POLICY=calico is neither 1 nor an image with a tag or digest"),
+        ("KIND_NETWORK_POLICY", Some("calico"), "invalid KIND_NETWORK_POLICY=calico: use 1"),
         ("KIND_CNI", Some("calico"), "KIND_CNI=calico is neither bridge nor none"),
     ] {
         let (image, outcome) = build("refused", &[], &[(name, value.expect("the path is text"))]);
