@@ -56,8 +56,8 @@ esac
 
 case $repository in localhost:* | 127.*) insecure=(--insecure) ;; esac
 
-# The supported minors, newest first, without Debian's, which is too old to publish.
-supported() { sed -n '/^# Debian/,$d; s/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions"; }
+# shellcheck source=scripts/version.sh
+. "$here/scripts/version.sh"
 newest=$(supported | head -n 1)
 if [ $# = 0 ]; then
   mapfile -t minors < <(supported)
