@@ -50,7 +50,7 @@ while [ $# -gt 0 ]; do
       usage
       exit
       ;;
-    *) misused "it can wait for docker or kubernetes, not for '$1'" ;;
+    *) misused "unknown argument '$1': wait for docker or kubernetes" ;;
   esac
   shift
 done
@@ -103,7 +103,7 @@ if command -v curl >/dev/null; then
     return 1
   }
 elif command -v wget >/dev/null; then
-  # GNU wget retries twenty times by default. Its own time limits, and busybox's, hold for single steps only.
+  # GNU wget retries twenty times by default. Its own time limits, and busybox's, apply to single steps only.
   once=''
   ! wget --version >/dev/null 2>&1 || once='--tries=1'
   fetch() {
@@ -129,10 +129,9 @@ else
   die "this needs curl, wget or bash"
 fi
 
-# The file server holds a request for as long as it is asked to, and answers when there is something to say; one
-# that does not know of this answers at once, and is asked again and again. A held request is begun anew after
-# a minute, in case the network has lost it.
-longest_hold=60
+# The file server answers a long poll (?wait=SECONDS) when the file appears or the seconds are over. An older one
+# answers at once, and is asked again and again. A long poll ends after a minute, in case the network has lost it.
+longest_poll=60
 # Whether anything has answered yet.
 answered=''
 began=$(date +%s)
@@ -150,12 +149,12 @@ seconds() {
 await() {
   case $1 in *'?'*) with='&' ;; *) with='?' ;; esac
   while :; do
-    hold=$(($(left) - 2))
-    [ "$hold" -le "$longest_hold" ] || hold=$longest_hold
+    poll=$(($(left) - 2))
+    [ "$poll" -le "$longest_poll" ] || poll=$longest_poll
     result=0
-    if [ -n "$answered" ] && [ "$hold" -gt 0 ]; then
+    if [ -n "$answered" ] && [ "$poll" -gt 0 ]; then
       # The answer must come before the client gives up.
-      fetch "$1${with}wait=$hold" $((hold + 2)) || result=$?
+      fetch "$1${with}wait=$poll" $((poll + 2)) || result=$?
     else
       fetch "$1" "$(seconds 5)" || result=$?
     fi

@@ -35,7 +35,7 @@ check_bundle() {
 # refuse_other_directory DIR: only a bundle, or an empty directory, may be replaced by a bundle.
 refuse_other_directory() {
   [ ! -e "$1" ] || [ -f "$1/bundle.env" ] || [ -z "$(ls -A "$1" 2>&1)" ] \
-    || die "$1 contains something else: choose a directory that is empty or does not exist yet"
+    || die "$1 is neither a bundle nor empty: choose a directory that is empty or does not exist yet"
 }
 
 # is_partial DIR: whether it holds a Kubernetes, but not what `complete_bundle` adds, such as one that was compiled.

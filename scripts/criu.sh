@@ -10,7 +10,7 @@ add_criu() {
   local directory=$1/criu package sha256 sha1 path
   [ ! -d "$directory" ] || return 0
   grep -q "^$arch " "$here/scripts/criu-packages" || {
-    say "there is no CRIU for $arch: the image starts its control plane instead of restoring it"
+    say "there is no CRIU for $arch: starts will be cold"
     return 0
   }
   begin "adding CRIU"
@@ -20,7 +20,7 @@ add_criu() {
     package=$cache/criu/$sha256.deb
     if ! has_checksum "$sha256" "$package"; then
       fetch_package "$sha256" "$CRIU_URL/$path" || fetch_package "$sha256" "$CRIU_ARCHIVE_URL/$sha1" || {
-        say "CRIU cannot be downloaded from $CRIU_URL or $CRIU_ARCHIVE_URL (${path##*/}): the image starts its control plane instead of restoring it"
+        say "CRIU cannot be downloaded from $CRIU_URL or $CRIU_ARCHIVE_URL (${path##*/}): starts will be cold"
         rm -rf "$directory"
         return 0
       }

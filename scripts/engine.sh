@@ -20,12 +20,12 @@ find_engine() {
       [ "${docker##*/}" != docker ] || ! command -v podman >/dev/null || docker=podman
       ;;
   esac
-  # What podman must be told: of a node, of a container to bake in, and of an image.
+  # Options that podman needs: for a node, for a container to bake in, and for an image.
   node_options=() bake_options=() build_options=() commit_options=() save_options=()
   [ -n "$podman" ] || return 0
   # On SIGTERM its build would leave behind what it has started; on SIGHUP it ends that first.
   kills=HUP
-  # Its own limit, of 2048, would hold for all processes of a cluster together.
+  # Its own limit, of 2048, would apply to all processes of a cluster together.
   node_options=(--pids-limit=-1 --http-proxy=false)
   # It sets variables that a commit would keep, and complains of a health check where there is no systemd.
   bake_options=("${node_options[@]}" --no-healthcheck --unsetenv container --unsetenv TERM)
@@ -41,17 +41,17 @@ check_engine() {
     refuse_older podman "${version##* }" "$oldest_podman"
     ask_engine podman info --format '{{.Host.Arch}} {{.Host.Security.Rootless}}'
     read -r arch security <<<"$said"
-    [ "$security" != true ] || die "podman is rootless here, and a node needs the machine's root: run this as root, or with sudo; elsewhere than on Linux: podman machine set --rootful"
+    [ "$security" != true ] || die "podman is rootless here, but a node needs the machine's root: run this as root, or with sudo; on macOS and Windows: podman machine set --rootful"
   else
     ask_engine "Docker engine" version --format '{{.Server.Arch}} {{.Server.Os}} {{.Server.Version}} {{range .Server.Components}}{{.Name}},{{end}}'
     read -r arch os version parts <<<"$said"
-    case $parts in *Podman*) die "what answers the docker command is podman's service: set KIND_ENGINE=podman to use podman itself" ;; esac
-    [ "$os" = linux ] || die "the engine runs ${os:-unknown} containers, and only Linux ones will do: in Docker Desktop, choose Switch to Linux containers"
+    case $parts in *Podman*) die "the docker command talks to podman's service: set KIND_ENGINE=podman to use podman itself" ;; esac
+    [ "$os" = linux ] || die "the engine runs ${os:-unknown} containers, but a node needs Linux containers: in Docker Desktop, choose Switch to Linux containers"
     refuse_older Docker "$version" "$oldest_docker"
     ask_engine "Docker engine" info --format '{{.SecurityOptions}}'
     case $said in
-      *name=rootless*) die "this Docker engine is rootless, and a node needs the machine's root: use an engine that runs as root (DOCKER_HOST or docker context chooses one)" ;;
-      *name=userns*) die "this Docker engine gives containers other users (userns-remap), and the files of an image that is baked there would not be root's: remove userns-remap from its configuration, or use another engine" ;;
+      *name=rootless*) die "this Docker engine is rootless, but a node needs the machine's root: use an engine that runs as root (DOCKER_HOST or docker context chooses one)" ;;
+      *name=userns*) die "this Docker engine maps containers' users (userns-remap), so files in the image would not belong to root: remove userns-remap from its configuration, or use another engine" ;;
     esac
   fi
   case $arch in amd64 | arm64) ;; *) die "the engine runs on $arch; only amd64 and arm64 are supported" ;; esac

@@ -33,6 +33,9 @@ build_stage() {
   attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
     "$docker" build ${build_options[@]+"${build_options[@]}"} "${build_args[@]}" --force-rm --target "$stage" --tag "$tag" - >"$work/log" 2>&1 || {
     cat "$work/log" >&2
+    # A registry that was not reached, in the words of Go's clients; one that answers no says so in other words.
+    ! grep -qE '(Get|Head) "?https?://[^ ]+: ' "$work/log" \
+      || say "without that registry: DOCKER_IMAGE, DEBIAN_IMAGE and RUST_IMAGE name images elsewhere, and IMAGE_REGISTRY a mirror of Kubernetes'; --bundle builds from a bundle, and --debian from Debian packages alone"
     die "$docker build of the $stage image failed; its output is above"
   }
   say "$stage image built in $((SECONDS - began)) s"

@@ -120,7 +120,7 @@ sha256() {
 }
 
 # keep FILE CACHED: moves a file into the cache. $work may be on another file system, so it is copied under another
-# name and then renamed: the cache never holds half a file, even for another build or after an interruption.
+# name and then renamed: the cache never contains half a file, even for another build or after an interruption.
 keep() {
   temporary_file=$2.$id
   mkdir -p "${2%/*}"

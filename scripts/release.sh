@@ -51,13 +51,13 @@ shift
 case ${repository##*/} in *:*) die "$repository has a tag: name the repository alone, such as ghcr.io/you/kind" ;; esac
 case $repository in
   */*) ;;
-  *) die "$repository names no registry or user: docker.io/you/kind, ghcr.io/you/kind" ;;
+  *) die "$repository names no registry or user: use a name such as docker.io/you/kind or ghcr.io/you/kind" ;;
 esac
 
 case $repository in localhost:* | 127.*) insecure=(--insecure) ;; esac
 
-# The supported minors, newest first, without Debian's, which is too old to publish.
-supported() { sed -n '/^# Debian/,$d; s/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions"; }
+# shellcheck source=scripts/version.sh
+. "$here/scripts/version.sh"
 newest=$(supported | head -n 1)
 if [ $# = 0 ]; then
   mapfile -t minors < <(supported)
@@ -92,7 +92,7 @@ published() {
   said=$(manifest inspect "$1" 2>&1 >/dev/null) && return
   case $said in
     *'no such manifest'* | *'manifest unknown'* | *'not found'*) return 1 ;;
-    *) die "$1: the registry says: $said" ;;
+    *) die "the registry refuses $1: $said" ;;
   esac
 }
 
@@ -100,7 +100,7 @@ published() {
 digest_of() {
   local digest
   digest=$(manifest inspect --verbose "$1" | sed -n 's/.*"digest": "\(sha256:[0-9a-f]*\)".*/\1/p' | head -n 1)
-  [ -n "$digest" ] || die "the registry does not tell the digest of $1"
+  [ -n "$digest" ] || die "the registry reports no digest of $1"
   printf '%s' "$digest"
 }
 

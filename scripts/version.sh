@@ -1,10 +1,13 @@
 # shellcheck shell=bash
-# Which Kubernetes a build bakes. Sourced by build.sh, never run.
+# Which Kubernetes a build bakes. Sourced by build.sh and scripts/release.sh, never run.
 
 : "${KUBERNETES_URL:=https://dl.k8s.io/release}"
 
 # known [MINOR]: prints the newest patch release that this checkout knows, such as v1.36.5 for 1.36.
 known() { awk -v minor="v${1:-1}." 'index($1, minor) == 1 { print $1; exit }' "$here/scripts/versions"; }
+
+# supported: prints the supported minors, newest first, without Debian's.
+supported() { sed -n '/^# Debian/,$d; s/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions"; }
 
 # number MINOR: prints the 36 of 1.36 or v1.36.5.
 number() { cut -d . -f 2 <<<"$1"; }
@@ -19,7 +22,7 @@ choose_version() {
   fi
   if [ -n "$bundle" ] && { [ -z "$bundle_only" ] || is_partial "$bundle"; }; then
     [ -f "$bundle/bundle.env" ] || die "$bundle is not a bundle, because it has no bundle.env: ./build.sh --bundle-only makes one"
-    version=$(setting "$bundle" KUBERNETES_VERSION) whose="the bundle $bundle holds"
+    version=$(setting "$bundle" KUBERNETES_VERSION) whose="the bundle $bundle contains"
     [[ $version =~ ^v1\.[0-9]+\. ]] || die "$bundle/bundle.env names no KUBERNETES_VERSION such as v1.36.5: copy the bundle again, or recreate it"
   elif [ -n "$debian" ]; then
     version=$(known 1.20) whose="Debian has"
@@ -37,10 +40,8 @@ choose_version() {
 }
 
 refuse_too_old() {
-  local minors
   [ "$(number "$1")" -lt "$(number "$(known)")" ] && [ -z "$(known "1.$(number "$1")")" ] || return 0
-  minors=$(sed -n 's/^v\(1\.[0-9]*\)\..*/\1/p' "$here/scripts/versions" | tr '\n' ' ')
-  die "Kubernetes ${1#v} is not supported; supported versions: ${minors}and newer ones"
+  die "Kubernetes ${1#v} is not supported; supported versions: $(supported | tr '\n' ' ')and newer ones"
 }
 
 # find_newest [MINOR]: sets $version to the newest release, or that of MINOR, that the release server names. If it names
@@ -70,7 +71,7 @@ ask() {
     0:*)
       answer=$(head -c 60 "$work/answer" | tr -dc '[:print:]')
       [[ ! $answer =~ ^v1\.[0-9]+\.[0-9]+$ ]] || [[ $1 = stable-* && ${answer%.*} != "v${1#stable-}" ]] || return 0
-      refusal="$url names no version, but says: $answer"
+      refusal="$url does not contain a version, but: $answer"
       ;;
     22:40[34] | 22:410) missing=1 refusal="$url does not exist" ;;
     22:*) refusal="$url: the server answered $code" ;;

@@ -6,14 +6,14 @@ use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 
 pub const HELP: &str = "\
-kind: the init of a container that holds Docker and a whole Kubernetes cluster
+kind: the init of a container with Docker and a whole Kubernetes cluster
 
 Usage:
   kind run [DOCKERD-FLAG...]    start Docker and the cluster baked into the image, if there is one
   kind run dockerd [FLAG...]    the same, but dockerd listens only where its flags say
   kind run COMMAND [ARG...]     run another command instead; `run ps` is `docker ps`, as in docker:dind
   kind bake --bundle DIR        bake a cluster into the image (build.sh calls this)
-  kind status                   show how far the boot is, and what is not ready
+  kind status                   show the progress of the boot, and what is not ready
   kind healthcheck              exit with status 0 if ready, 1 if not
   kind --help, kind --version
 
@@ -71,7 +71,7 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let usage = |what: String| Error::new(what).advise("`kind --help` lists the subcommands");
     match words.as_slice() {
-        [] => Err(usage("a subcommand is missing".into())),
+        [] => Err(usage("missing subcommand".into())),
         ["-h" | "--help" | "help"] => Ok(Invocation::Help),
         ["-V" | "--version" | "version"] => Ok(Invocation::Version),
         ["run", ..] => Ok(Invocation::Run(parse_run(&arguments[1..]))),

@@ -172,9 +172,7 @@ fn is_of_link(name: &str, value: &str) -> bool {
 
 /// The log level.
 pub fn log_level(get: impl Fn(&str) -> Option<String>) -> Result<LevelFilter> {
-    let parse = |text: String| {
-        text.parse().map_err(|_| Error::new(format!("{LOG}={text} is no level of the log")).advise("Give error, warn, info or debug"))
-    };
+    let parse = |text: String| text.parse().map_err(|_| invalid(LOG, &text, "use error, warn, info or debug"));
     settings(get)(LOG).map_or(Ok(LevelFilter::Info), parse)
 }
 
@@ -250,31 +248,29 @@ impl Config {
 /// `ADDRESS:PORT`, or an address alone.
 fn parse_listen(text: &str) -> Result<SocketAddr> {
     let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, FILES_PORT)));
-    address.ok_or_else(|| {
-        Error::new(format!("{LISTEN}={text} is not ADDRESS or ADDRESS:PORT")).advise("An example: KIND_LISTEN=127.0.0.1:10080")
-    })
+    address.ok_or_else(|| invalid(LISTEN, text, "use ADDRESS or ADDRESS:PORT, such as 127.0.0.1:10080"))
 }
 
 fn parse_ready_timeout(text: &str) -> Result<Duration> {
-    text.parse().ok().filter(|seconds| *seconds != 0).map(Duration::from_secs).ok_or_else(|| {
-        Error::new(format!("{READY_TIMEOUT}={text} is not a number of seconds"))
-            .advise(format!("Give a whole number greater than 0; the default is {}", CLUSTER_LIMIT.as_secs()))
-    })
+    let seconds = text.parse().ok().filter(|seconds| *seconds != 0).map(Duration::from_secs);
+    seconds.ok_or_else(|| invalid(READY_TIMEOUT, text, "use a whole number of seconds greater than 0"))
 }
 
 fn parse_api_port(text: &str) -> Result<u16> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-        Error::new(format!("{PUBLISHED_API_PORT}={text} is not a port"))
-            .advise("Give the port as which 8443 is published, such as 18443 for -p 18443:8443")
-    })
+    let port = text.parse().ok().filter(|port| *port != 0);
+    port.ok_or_else(|| invalid(PUBLISHED_API_PORT, text, "use the port that 8443 is published as, such as 18443 for -p 18443:8443"))
 }
 
 fn parse_switch(name: &str, text: &str) -> Result<bool> {
     match text.trim().to_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
         "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err(Error::new(format!("{name}={text} is neither 1 nor 0"))),
+        _ => Err(invalid(name, text, "use 1 or 0")),
     }
+}
+
+fn invalid(name: &str, value: &str, advice: &str) -> Error {
+    Error::new(format!("invalid {name}={value}: {advice}"))
 }
 
 /// Arguments separated by spaces: no flag of the daemons needs a space in its value.
@@ -285,7 +281,7 @@ fn words(text: Option<String>) -> Vec<String> {
 fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
     let bad = |why: &str| {
         Error::new(format!("{STATIC_IP}={text} {why}"))
-            .advise(format!("Give an unused IPv4 address, such as the default {DEFAULT_STATIC_IP}"))
+            .advise(format!("Use an unused IPv4 address, such as the default {DEFAULT_STATIC_IP}"))
     };
     let ip: Ipv4Addr = text.parse().map_err(|_| bad("is not an IPv4 address"))?;
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_link_local() {
@@ -293,7 +289,7 @@ fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
     }
     for subnet in [SERVICE_SUBNET, POD_SUBNET] {
         if subnet_contains(subnet, ip) {
-            return Err(bad(&format!("lies in {subnet}, which the cluster uses itself")));
+            return Err(bad(&format!("is in {subnet}, which the cluster uses itself")));
         }
     }
     Ok(ip)
@@ -329,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_hold_when_nothing_is_set_or_a_variable_is_empty() {
+    fn the_defaults_apply_when_nothing_is_set_or_a_variable_is_empty() {
         let config = config("STATIC_IP", "").unwrap();
         assert_eq!(config.static_ip, None);
         assert_eq!(config.files_address.to_string(), "[::]:10080");
@@ -350,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_server_listens_where_it_is_told() {
+    fn the_file_server_listens_on_the_given_address() {
         for (text, address) in [("127.0.0.1", "127.0.0.1:10080"), ("0.0.0.0:80", "0.0.0.0:80"), ("[::]:10080", "[::]:10080")] {
             assert_eq!(config("KIND_LISTEN", text).unwrap().files_address.to_string(), address);
         }
@@ -378,7 +374,11 @@ mod tests {
         }
         assert!(config("KIND_ENFORCE_CAPACITY", "80%").unwrap_err().to_string().contains("KIND_ENFORCE_CAPACITY=80%"));
         let older = config("ENFORCE_CAPACITY", "80%").unwrap();
-        assert!(!older.enforce_capacity && older.warnings[0].starts_with("ENFORCE_CAPACITY=80% is neither"), "{:?}", older.warnings);
+        assert!(
+            !older.enforce_capacity && older.warnings[0].starts_with("invalid ENFORCE_CAPACITY=80%: use 1 or 0"),
+            "{:?}",
+            older.warnings
+        );
     }
 
     #[test]
@@ -395,11 +395,11 @@ mod tests {
     }
 
     #[test]
-    fn a_level_of_the_log_that_there_is_not_is_an_error() {
+    fn an_unknown_log_level_is_an_error() {
         for text in ["error", "warn", "INFO", "debug"] {
             assert!(config("KIND_LOG", text).is_ok(), "{text}");
         }
-        assert!(config("KIND_LOG", "loud").unwrap_err().to_string().contains("KIND_LOG=loud is no level"));
+        assert!(config("KIND_LOG", "loud").unwrap_err().to_string().starts_with("invalid KIND_LOG=loud: use error"));
         assert_eq!(log_level(|_| None).unwrap(), LevelFilter::Info);
     }
 

@@ -23,6 +23,7 @@ mod status;
 mod supervisor;
 mod sys;
 mod threads;
+mod versions;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;

@@ -64,7 +64,7 @@ fn a_truncated_list_of_checksums_is_refused() {
 fn another_version_or_architecture_is_refused_by_name() {
     let (machine, bundle) = machine();
     let build = |settings| machine.build(&["--bundle", &bundle, "an-image"], settings);
-    build(&[("KUBERNETES_VERSION", "v1.35.1")]).failed_with(&["holds Kubernetes v1.36.2", "asks for v1.35.1"]);
+    build(&[("KUBERNETES_VERSION", "v1.35.1")]).failed_with(&["contains Kubernetes v1.36.2", "asks for v1.35.1"]);
     machine.home.write("bundle/bundle.env", "KUBERNETES_VERSION=v1.36.2\nARCH=arm64\n");
     seal(&bundle);
     build(&[]).failed_with(&[&bundle, "is for arm64", "runs on amd64"]);
@@ -83,7 +83,7 @@ fn a_directory_with_other_files_is_not_overwritten() {
     let (machine, _) = machine();
     let papers = machine.home.write("papers/thesis", "years of work");
     let directory = papers.parent().unwrap().to_string_lossy().into_owned();
-    machine.build(&["--bundle-only", "--bundle", &directory], &[]).failed_with(&[&directory, "contains something else"]);
+    machine.build(&["--bundle-only", "--bundle", &directory], &[]).failed_with(&[&directory, "is neither a bundle nor empty"]);
     assert_eq!(machine.home.read("papers/thesis"), "years of work");
 }
 

@@ -105,3 +105,34 @@ fn a_podman_that_will_not_do_is_refused_with_the_reason() {
     build("podman", "--version) echo podman version 4.3.1 ;; info) echo cannot connect >&2; exit 125 ;;")
         .failed_with(&["no podman answers: cannot connect"]);
 }
+
+/// Engines' own words, of a build whose base image is not there.
+#[test]
+fn a_build_that_reaches_no_registry_says_what_to_do_and_no_other_does() {
+    let build = |output: &str| {
+        let said = format!("build) cat >&2 <<'TEXT'\n{output}\nTEXT\nexit 9 ;;");
+        build("docker", &format!("version) echo 'amd64 linux 28.5.2 Engine,' ;; info) echo '[]' ;; {said}"))
+    };
+    let advice =
+        ["DOCKER_IMAGE, DEBIAN_IMAGE and RUST_IMAGE", "IMAGE_REGISTRY", "--bundle", "--debian", "docker build of the node image failed"];
+    for unreached in [
+        "Get \"https://registry-1.docker.io/v2/\": dial tcp: lookup registry-1.docker.io on 127.0.0.11:53: no such host",
+        "ERROR: failed to solve: debian:trixie-slim: failed to resolve source metadata for docker.io/library/debian:trixie-slim: failed to do request: Head \"https://registry-1.docker.io/v2/library/debian/manifests/trixie-slim\": dial tcp 198.51.100.7:443: i/o timeout",
+        // Docker 20.10
+        "Get https://registry-1.docker.io/v2/: net/http: request canceled while waiting for connection (Client.Timeout exceeded)",
+        // podman
+        "Error: initializing source docker://docker:29-dind: pinging container registry registry-1.docker.io: Get \"https://registry-1.docker.io/v2/\": proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: connection refused",
+    ] {
+        let said = build(unreached).said();
+        assert!(advice.iter().all(|words| said.contains(words)), "{said}");
+    }
+    for other in [
+        "manifest for docker:no-such-dind not found: manifest unknown: manifest unknown",
+        "toomanyrequests: You have reached your unauthenticated pull rate limit. https://www.docker.com/increase-rate-limit",
+        "E: Failed to fetch http://deb.debian.org/debian/dists/trixie/InRelease  Could not connect to deb.debian.org:80, connection timed out",
+        "failed to solve: process \"/bin/sh -c apt-get update\" did not complete successfully: exit code: 100",
+    ] {
+        let said = build(other).said();
+        assert!(said.contains("docker build of the node image failed") && !said.contains("--debian"), "{said}");
+    }
+}

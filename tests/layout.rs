@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "error",
     "threads",
     "files",
@@ -19,6 +19,7 @@ const ORDER: [&str; 18] = [
     "openssl",
     "node",
     "daemons",
+    "versions",
     "cluster",
     "restore",
     "boot",

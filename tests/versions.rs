@@ -93,8 +93,8 @@ fn a_server_without_these_files_or_with_others_leaves_what_the_checkout_knows() 
     };
     stable(newest_known(), &empty, "/release/stable.txt does not exist", "");
     stable(known_of("1.32"), &empty, "/release/stable-1.32.txt does not exist", "1.32");
-    stable(newest_known(), &wrong, "names no version, but says: <html>Please log in", "");
-    stable(known_of("1.36"), &wrong, "names no version, but says: v1.35.9", "1.36");
+    stable(newest_known(), &wrong, "does not contain a version, but: <html>Please log in", "");
+    stable(known_of("1.36"), &wrong, "does not contain a version, but: v1.35.9", "1.36");
     failing.spoil("/release/stable.txt", &[Fault::Status(503)]);
     stable(newest_known(), &failing, "the server answered 503", "");
     // It may have that minor, but does not say so.
@@ -143,7 +143,7 @@ fn a_bundle_and_debian_have_versions_of_their_own_and_ask_nobody() {
         assert_eq!(print(&["--bundle", &bundle], wanted).printed(), "v1.36.3\n", "{wanted}");
     }
     for wanted in ["1.37", "v1.36.8"] {
-        print(&["--bundle", &bundle], wanted).failed_with(&[&bundle, "holds Kubernetes v1.36.3", &format!("asks for {wanted}")]);
+        print(&["--bundle", &bundle], wanted).failed_with(&[&bundle, "contains Kubernetes v1.36.3", &format!("asks for {wanted}")]);
     }
     machine.home.write("bundle/bundle.env", "ARCH=amd64\n");
     print(&["--bundle", &bundle], "").failed_with(&[&bundle, "names no KUBERNETES_VERSION"]);

@@ -295,7 +295,7 @@ fn a_proxy_of_the_job_is_not_asked() {
 fn a_line_that_makes_no_sense_is_refused() {
     let job = Job::new("busybox", "wget");
     for (arguments, words) in [
-        (&["cluster"][..], "not for 'cluster'"),
+        (&["cluster"][..], "unknown argument 'cluster'"),
         (&["--timeout", "soon"], "whole number of seconds"),
         (&["--timeout"], "whole number of seconds"),
         (&["--kubeconfig"], "--kubeconfig needs a file"),

@@ -21,7 +21,7 @@ compile() {
   docker cp "$recipes/compile" "$compiler:/compile"
   docker start --attach "$compiler" >"$compile_log" 2>&1 || {
     tail -n 20 "$compile_log" >&2
-    die "compiling Kubernetes failed: its last words are above, the rest in $compile_log"
+    die "compiling Kubernetes failed; the end of its output is above, the rest in $compile_log"
   }
   rm -rf "$programs.new"
   docker cp "$compiler:/out" "$programs.new"
@@ -111,7 +111,7 @@ hand_over() {
 compiler='' builder='' bundle=${bundle%/}
 if [ "$(cat "$bundle/.lab-recipe" 2>/dev/null)" != "$recipe" ]; then
   [ -e "$bundle/.lab-recipe" ] || [ -z "$(ls -A "$bundle" 2>/dev/null)" ] \
-    || die "$bundle has something else in it: name a directory that is empty or not there yet"
+    || die "$bundle is neither a bundle nor empty: choose a directory that is empty or does not exist yet"
   mkdir -p "$(dirname "$bundle")"
   [ -d "$made" ] || make_bundle
   hand_over

@@ -118,7 +118,7 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     const SIZE: usize = 512;
@@ -150,7 +150,7 @@ mod tests {
 
     /// Root 3: branch to 4 and 6. 4 (with 5): a long value, and the bucket "b" with its root in 7. 6: the inline
     /// bucket "i". 2 is the older root; 8 is free, and so is everything after it.
-    fn database() -> Vec<u8> {
+    pub fn database() -> Vec<u8> {
         let long = [b"k", &[b'v'; SIZE][..], b"b", &7_u64.to_le_bytes(), &[0; 8]].concat();
         [
             meta(0, 3, 12),
@@ -170,8 +170,8 @@ mod tests {
     fn only_what_is_free_is_cleared() {
         let (before, mut after) = (database(), database());
         clear(&mut after).unwrap();
-        let holds = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-        assert!(holds(&before, "secret") && !holds(&after, "secret"));
+        let contains = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(contains(&before, "secret") && !contains(&after, "secret"));
         assert!(before.len() == after.len() && before[..2 * SIZE] == after[..2 * SIZE]);
         assert!(before[3 * SIZE..8 * SIZE] == after[3 * SIZE..8 * SIZE], "a page that is used has changed");
     }

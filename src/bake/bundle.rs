@@ -12,12 +12,11 @@ use crate::daemons::containerd;
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::supervisor::reaper;
+use crate::versions;
 
 pub const BIN_DIR: &str = "/usr/local/bin";
-const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
 /// In `images/`: what the scripts pulled when the bundle was created.
 const PULLED: &str = "pulled.tar";
-const CNI_PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "loopback"];
 
 pub struct Bundle {
     directory: PathBuf,
@@ -28,25 +27,17 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Opens a bundle and checks that it is complete and for this machine.
+    /// Opens a bundle. build.sh has checked that it is whole and for this machine.
     pub fn open(directory: &Path) -> Result<Bundle> {
         let settings = directory.join("bundle.env");
-        let text = fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this a bundle?"))?;
+        let text =
+            fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this directory a bundle?"))?;
         let bundle = Bundle {
             directory: directory.to_path_buf(),
             version: setting(&text, "KUBERNETES_VERSION", &settings)?,
             complete: text.lines().any(|line| line == "COMPLETE=1"),
         };
-        let (arch, ours) = (setting(&text, "ARCH", &settings)?, architecture());
-        if arch != ours {
-            return Err(Error::new(format!("the bundle is for {arch}, and this machine is {ours}"))
-                .advise("Create a bundle on a machine like this one"));
-        }
-        let missing = PROGRAMS.iter().map(|name| format!("bin/{name}")).chain(CNI_PLUGINS.iter().map(|name| format!("cni/{name}")));
-        if let Some(missing) = missing.into_iter().find(|name| !directory.join(name).is_file()) {
-            return Err(Error::new(format!("the bundle lacks {missing}")).advise("Create the bundle again"));
-        }
-        super::versions::dialect(&bundle.version)?;
+        versions::dialect(&bundle.version)?;
         Ok(bundle)
     }
 
@@ -120,45 +111,27 @@ fn setting(text: &str, name: &str, path: &Path) -> Result<String> {
     value.map(|value| value.trim().to_string()).ok_or_else(|| Error::new(format!("{} does not name {name}", path.display())))
 }
 
-/// This machine's architecture, as Debian, Docker and Kubernetes call it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn bundle(test: &str, settings: &str) -> PathBuf {
-        let directory = std::env::temp_dir().join(format!("kind-bundle-{}-{test}", std::process::id()));
-        for name in ["bin/kubeadm", "bin/kubelet", "bin/kubectl", "cni/bridge", "cni/host-local", "cni/portmap", "cni/loopback"] {
-            let path = directory.join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
+    #[test]
+    fn a_bundle_names_its_version_and_whether_it_is_complete() {
+        let directory = std::env::temp_dir().join(format!("kind-bundle-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        for (settings, opened) in [
+            ("KUBERNETES_VERSION=v1.36.2\nARCH=amd64\n", Ok(("v1.36.2", false))),
+            ("KUBERNETES_VERSION=v1.20.2\nARCH=arm64\nCOMPLETE=1\n", Ok(("v1.20.2", true))),
+            ("KUBERNETES_VERSION=v1.5.0\nARCH=amd64\n", Err("not supported")),
+            ("ARCH=amd64\n", Err("bundle.env does not name KUBERNETES_VERSION")),
+        ] {
+            fs::write(directory.join("bundle.env"), settings).unwrap();
+            match (Bundle::open(&directory), opened) {
+                (Ok(bundle), Ok((version, complete))) => assert_eq!((bundle.version.as_str(), bundle.complete), (version, complete)),
+                (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+                (opened, _) => panic!("{settings}: {:?}", opened.err()),
+            }
         }
-        fs::write(directory.join("bundle.env"), settings).unwrap();
-        directory
-    }
-
-    #[test]
-    fn a_whole_bundle_is_taken() {
-        let directory = bundle("whole", &format!("KUBERNETES_VERSION=v1.36.2\nARCH={}\n", architecture()));
-        assert_eq!(Bundle::open(&directory).unwrap().version, "v1.36.2");
-        fs::remove_file(directory.join("cni/portmap")).unwrap();
-        assert!(Bundle::open(&directory).err().unwrap().to_string().contains("lacks cni/portmap"));
-        fs::remove_dir_all(directory).unwrap();
-    }
-
-    #[test]
-    fn another_architecture_or_version_is_refused() {
-        let directory = bundle("arch", "KUBERNETES_VERSION=v1.36.2\nARCH=s390x\n");
-        assert!(Bundle::open(&directory).err().unwrap().to_string().contains("for s390x"));
-        fs::write(directory.join("bundle.env"), format!("KUBERNETES_VERSION=v1.5.0\nARCH={}\n", architecture())).unwrap();
-        assert!(Bundle::open(&directory).err().unwrap().to_string().contains("v1.5.0 is not supported"));
         fs::remove_dir_all(directory).unwrap();
     }
 }

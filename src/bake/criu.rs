@@ -28,7 +28,7 @@ pub fn install(bundle: &Bundle) -> Result<bool> {
             return Ok(true);
         }
     };
-    log::info!(target: "bake", "the control plane of this image is started, not restored: {why}");
+    log::info!(target: "bake", "the control plane cannot be saved, so starts will be cold: {why}");
     Ok(false)
 }
 
@@ -43,7 +43,7 @@ fn unpack(packages: &[PathBuf]) -> Result<()> {
     mounts::make_dir(target.join(LIBRARIES))?;
     put(&root.join(PACKAGED), &target.join(PROGRAM))?;
     put(&loader, &target.join(LOADER))?;
-    // The loader itself tells which libraries the program needs.
+    // The loader itself lists the libraries that the program needs.
     let list = reaper::run(Command::new(&loader).arg("--library-path").arg(&libraries).arg("--list").arg(target.join(PROGRAM)))?;
     for path in needed(&list) {
         put(path, &target.join(LIBRARIES).join(path.file_name().unwrap_or_default()))?;
@@ -66,13 +66,13 @@ fn put(from: &Path, to: &Path) -> Result<()> {
 /// Debian's directory for an architecture's libraries, such as usr/lib/x86_64-linux-gnu.
 fn library_directory(root: &Path) -> Result<PathBuf> {
     let found = store::read_dir(&root.join("usr/lib"))?.into_iter().find(|path| path.to_string_lossy().ends_with("-linux-gnu"));
-    found.ok_or_else(|| Error::new("the bundle's packages of CRIU include no libraries"))
+    found.ok_or_else(|| Error::new("the bundle's CRIU packages contain no libraries"))
 }
 
 fn loader_in(libraries: &Path) -> Result<PathBuf> {
     let is_loader = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"));
     let found = store::read_dir(libraries)?.into_iter().find(is_loader);
-    found.ok_or_else(|| Error::new("the bundle's packages of CRIU include no loader"))
+    found.ok_or_else(|| Error::new("the bundle's CRIU packages contain no loader"))
 }
 
 /// The paths in the loader's list: `libc.so.6 => /x/libc.so.6 (0x00007f…)`.

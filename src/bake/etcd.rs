@@ -4,10 +4,11 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use crate::bake::control_plane::{self, Task};
 use crate::bake::manifest;
 use crate::config::{ETCD_DIR, PKI_DIR};
 use crate::daemons::containerd::ctr;
@@ -29,19 +30,19 @@ const PROGRAM_DIRS: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
 const TRIES: u32 = 5;
 
 /// etcd's running container, in which the tools of its image are run.
-pub struct Etcd<'a> {
-    container: &'a str,
+pub struct Etcd {
+    container: Task,
     executions: Cell<u32>,
 }
 
-impl Etcd<'_> {
-    pub fn new(container: &str) -> Etcd<'_> {
-        Etcd { container, executions: Cell::new(0) }
+impl Etcd {
+    pub fn running() -> Result<Etcd> {
+        Ok(Etcd { container: control_plane::one("etcd")?, executions: Cell::new(0) })
     }
 
     /// Restores the current state into a new directory next to the data. Nothing else may write to etcd meanwhile.
     pub fn rewrite(&self) -> Result<()> {
-        let root = self.root()?;
+        let root = self.container.proc().join("root");
         if !has_program(&root, CLIENT) {
             return warn(&format!("etcd's image has no {CLIENT}"));
         }
@@ -49,13 +50,13 @@ impl Etcd<'_> {
         let path = |name: &str| format!("{ETCD_DIR}/{name}");
         let status = ["endpoint", "status", "--write-out=json"];
         let revision = (0..TRIES).find_map(|_| revision_in(&self.client(&status).ok()?));
-        let revision = revision.ok_or_else(|| Error::new(format!("`{CLIENT} {}` names no revision", status.join(" "))))?;
+        let revision = revision.ok_or_else(|| Error::new(format!("`{CLIENT} {}` did not report a revision", status.join(" "))))?;
         self.client(&["compact", "--physical", &revision.to_string()])?;
         self.client(&["defrag"])?;
         self.client(&["snapshot", "save", &path(SNAPSHOT)])?;
         let pod = manifest::read("etcd")?;
         let option = |name: &&str| {
-            let value = pod.flag(name).ok_or_else(|| Error::new(format!("etcd's static pod has no option --{name}")));
+            let value = pod.flag(name).ok_or_else(|| Error::new(format!("etcd's static pod has no flag --{name}")));
             value.map(|value| format!("--{name}={value}"))
         };
         let membership: Vec<String> = MEMBERSHIP.iter().map(option).collect::<Result<_>>()?;
@@ -64,18 +65,9 @@ impl Etcd<'_> {
         self.run(&[&[restorer, "snapshot", "restore", &path(SNAPSHOT), &data], membership.as_slice()].concat())?;
         if !Path::new(&path(RESTORED)).exists() {
             // It has printed its help instead.
-            return warn(&format!("etcd's image has no {RESTORER}, without which {CLIENT} cannot restore from etcd 3.6 on"));
+            return warn(&format!("etcd's image has no {RESTORER}, which restores snapshots since etcd 3.6"));
         }
         fs::remove_file(path(SNAPSHOT)).map_err(|cause| Error::io("remove", path(SNAPSHOT), cause))
-    }
-
-    /// The root directory of the container's process.
-    fn root(&self) -> Result<PathBuf> {
-        let tasks = ctr(&["tasks", "ls"])?;
-        let task =
-            tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| fields.first() == Some(&self.container));
-        let pid = task.and_then(|fields| fields.get(1).copied()).ok_or_else(|| Error::new("etcd's container has ended"))?;
-        Ok(Path::new("/proc").join(pid).join("root"))
     }
 
     fn client(&self, arguments: &[&str]) -> Result<String> {
@@ -92,12 +84,12 @@ impl Etcd<'_> {
     fn run(&self, arguments: &[&str]) -> Result<String> {
         self.executions.set(self.executions.get() + 1);
         let id = format!("kind-{}", self.executions.get());
-        ctr(&[&["tasks", "exec", "--exec-id", &id, self.container], arguments].concat())
+        ctr(&[&["tasks", "exec", "--exec-id", &id, &self.container.id], arguments].concat())
     }
 }
 
 fn warn(reason: &str) -> Result<()> {
-    log::warn!(target: "bake", "objects that were deleted in the cluster, such as a Secret, can still be found in the image, because {reason}");
+    log::warn!(target: "bake", "objects that were deleted from the cluster, such as a Secret, can still be found in the image: {reason}");
     Ok(())
 }
 

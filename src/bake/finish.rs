@@ -5,34 +5,26 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::bake::bundle::BIN_DIR;
 use crate::bake::etcd::{self, Etcd};
-use crate::bake::{hooks, images};
-use crate::boot::STOP_ORDER;
+use crate::bake::{control_plane, hooks, images};
 use crate::cluster::api::Api;
-use crate::cluster::objects::{List, Pod, Service};
+use crate::cluster::objects::{List, Metadata, Pod, Service};
 use crate::cluster::{pods, BakedPod, Cluster};
-use crate::config::{CLUSTER_FILE, LOG_DIR, POLL, STATE_DIR};
-use crate::daemons::containerd::{self, ctr};
+use crate::config::{CLUSTER_FILE, LOG_DIR, NODE_NAME, STATE_DIR};
+use crate::daemons::containerd;
 use crate::daemons::containerd_config::Form;
-use crate::daemons::dockerd::DOCKERD;
-use crate::daemons::image_names;
-use crate::daemons::kubelet::KUBELET;
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::{cgroup, directories};
 use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
+use crate::supervisor::reaper;
 use crate::supervisor::Init;
-use crate::supervisor::{reaper, stop};
 
-/// The label that kubelet puts on its containers.
-const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-/// How long a control plane container may take to end after SIGTERM.
-const END_LIMIT: Duration = Duration::from_secs(15);
-/// The leases that the next holder would have to wait for.
-const LEASES: [&str; 2] = ["kube-scheduler", "kube-controller-manager"];
+const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
+/// Where kubelet renews its own, which nobody waits for.
+const NODE_LEASES: &str = "kube-node-lease";
 
 /// Records what the next boot needs to find.
 pub fn describe(
@@ -63,65 +55,78 @@ pub fn describe(
     })
 }
 
-/// Stops the cluster so that its next start finds nothing half done: kubelet, then the controllers while they can
-/// still write to the API server, then the API server, and etcd last.
-pub fn stop_cluster(init: &Init, api: &Api) -> Result<()> {
-    init.end_cluster();
-    // First, because it would start whatever ends.
-    STOP_ORDER.iter().filter(|step| step.daemon == KUBELET).for_each(|step| stop::stop_daemon(init, step));
+/// Stops the pods, and removes the leases that they and the controllers have left: whoever elects a leader would wait until
+/// they are over. kubelet must have stopped.
+pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
+    control_plane::kill_workloads()?;
     for name in ["kube-scheduler", "kube-controller-manager"] {
-        end_container(name)?;
+        control_plane::end(name)?;
     }
-    for lease in LEASES {
-        api.delete(&format!("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{lease}"))?;
+    for path in leaders_leases(&api.get(LEASES)?, &cluster.pods) {
+        // A webhook whose pod has just been stopped may refuse it.
+        if let Err(error) = api.delete(&path) {
+            log::warn!(target: "bake", "a lease stays in the image, and the next leader waits until it is over: {error}");
+        }
     }
-    kill_container("kube-apiserver")?;
-    for container in running("etcd")? {
-        Etcd::new(&container).rewrite()?;
-    }
+    Ok(())
+}
+
+/// A lease, of which only its holder matters here.
+#[derive(serde::Deserialize)]
+struct Lease {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: LeaseSpec,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct LeaseSpec {
+    #[serde(rename = "holderIdentity")]
+    holder: Option<String>,
+}
+
+/// The paths of the leases that pods hold to elect a leader: client-go names a holder `HOST_UUID`, and a pod's host name is
+/// its own, or the node's. Other leases may be somebody's data, and nodes have theirs.
+fn leaders_leases(leases: &List<Lease>, pods: &[BakedPod]) -> Vec<String> {
+    let is_pod = |host: &str| host == NODE_NAME || pods.iter().any(|pod| pod.name.split_once('/').is_some_and(|(_, name)| name == host));
+    let holds = |lease: &&Lease| lease.spec.holder.as_ref().is_some_and(|holder| is_pod(holder.split('_').next().unwrap_or_default()));
+    let leases = leases.items.iter().filter(holds).map(|lease| &lease.metadata).filter(|lease| lease.namespace != NODE_LEASES);
+    leases.map(|lease| format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases/{}", lease.namespace, lease.name)).collect()
+}
+
+/// Stops the API server and etcd, whose data has then lost what was deleted. No client may run.
+pub fn stop_control_plane() -> Result<()> {
+    control_plane::kill("kube-apiserver")?;
+    Etcd::running()?.rewrite()?;
     // It closes its log, so the next start does not have to repair it.
-    end_container("etcd")?;
-    etcd::adopt()?;
+    control_plane::end("etcd")?;
+    etcd::adopt()
+}
+
+/// Removes every container and sandbox, kubelet's and Docker's.
+pub fn remove_containers() -> Result<()> {
     containerd::end_pod_containers()?;
     let docker = reaper::run(Command::new("docker").args(["ps", "--all", "--quiet"]))?;
-    for id in docker.lines() {
-        reaper::run(Command::new("docker").args(["rm", "--force", id]))?;
-    }
-    // CRI's names are the only ones left on images that hooks have since rebuilt.
-    image_names::tidy()?;
-    // Otherwise BuildKit's cache would stay: dockerd keeps it with leases, which outlive dockerd.
-    STOP_ORDER.iter().filter(|step| step.daemon == DOCKERD).for_each(|step| stop::stop_daemon(init, step));
+    docker.lines().try_for_each(|id| reaper::run(Command::new("docker").args(["rm", "--force", id])).map(drop))
+}
+
+/// Leaves in containerd what the image is to have: each image in a form that a commit can keep, and nothing else.
+/// dockerd must have stopped, since it keeps BuildKit's cache with leases, which outlive it.
+pub fn settle_images() -> Result<()> {
     containerd::delete_leases()?;
     containerd::collect_garbage()?;
     images::flatten()?;
     images::keep()?;
-    images::save_names()?;
-    stop::everything(init, &STOP_ORDER);
+    images::save_names()
+}
+
+/// Fails if a pod has left processes behind, which would run on beside what is saved.
+pub fn require_no_processes() -> Result<()> {
     match cgroup::processes_of_pods().as_slice() {
         [] => Ok(()),
-        left => Err(Error::new(format!("processes of pods are left: {left:?}"))),
+        left => Err(Error::new(format!("processes of pods are still running: {left:?}"))),
     }
-}
-
-/// Asks a container's process to end, and waits until it has.
-fn end_container(name: &str) -> Result<()> {
-    for id in running(name)? {
-        ctr(&["tasks", "kill", "--signal", "SIGTERM", &id])?;
-    }
-    let ended = reaper::poll(POLL, END_LIMIT, || running(name).is_ok_and(|ids| ids.is_empty()).then_some(()));
-    ended.ok_or_else(|| Error::new(format!("{name} did not end within {} s of SIGTERM", END_LIMIT.as_secs())))
-}
-
-/// Kills a container that has nothing to lose and would otherwise wait for its clients.
-fn kill_container(name: &str) -> Result<()> {
-    running(name)?.iter().try_for_each(|id| ctr(&["tasks", "kill", "--signal", "SIGKILL", id]).map(drop))
-}
-
-fn running(name: &str) -> Result<Vec<String>> {
-    let ids = containerd::pod_containers(Some((CONTAINER_NAME, name)))?;
-    let tasks = ctr(&["tasks", "ls"])?;
-    let is_running = |id: &String| tasks.lines().any(|line| line.starts_with(id.as_str()) && line.contains("RUNNING"));
-    Ok(ids.into_iter().filter(is_running).collect())
 }
 
 /// Removes what must not be in the image: the hooks and the traces of the bake.
@@ -154,4 +159,32 @@ pub fn clean_up(init: &Init) -> Result<()> {
 /// Writes the bake's last file: an image has a cluster if and only if it has this file.
 pub fn write(cluster: &Cluster) -> Result<()> {
     fs::write(CLUSTER_FILE, cluster.to_json() + "\n").map_err(|cause| Error::io("write", CLUSTER_FILE, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaders_lease_goes_and_a_nodes_and_anybodys_data_stay() {
+        let lease = |namespace: &str, name: &str, holder: Option<&str>| serde_json::json!({"metadata": {"namespace": namespace, "name": name}, "spec": {"holderIdentity": holder}});
+        let path = |namespace: &str, name: &str| format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}");
+        let pods = [BakedPod { name: "cert-manager/controller-1".into(), is_static: false, owner: None }];
+        for (leases, paths) in [
+            (vec![], vec![]),
+            (vec![lease("kube-node-lease", "kind", Some("kind"))], vec![]),
+            (vec![lease("kube-system", "apiserver-1", Some("apiserver-1_2")), lease("cluster1", "managed-cluster-lease", None)], vec![]),
+            (
+                vec![
+                    lease("kube-system", "kube-scheduler", Some("kind_1")),
+                    lease("cert-manager", "controller", Some("controller-1_2")),
+                    lease("cert-manager", "data", Some("controller-2_3")),
+                ],
+                vec![path("kube-system", "kube-scheduler"), path("cert-manager", "controller")],
+            ),
+        ] {
+            let list = serde_json::from_value(serde_json::json!({"items": leases})).unwrap();
+            assert_eq!(leaders_leases(&list, &pods), paths);
+        }
+    }
 }

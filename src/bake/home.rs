@@ -49,12 +49,12 @@ pub fn environment() -> Vec<(&'static str, String)> {
 
 impl Home {
     /// Logs what the scripts have left there, for users who expect it in the image.
-    pub fn tell_what_stays_out(&self) {
+    pub fn log_what_is_left_out(&self) {
         let is_ours = |path: &PathBuf| OURS.iter().any(|ours| path == Path::new(ours));
         let made = entries().into_iter().filter(|path| !self.0.contains(path) && !is_ours(path));
         let made: Vec<String> = made.map(|path| path.display().to_string()).collect();
         if !made.is_empty() {
-            log::info!(target: "hook", "not in the image, because it is in /root or a temporary directory: {}", made.join(", "));
+            log::info!(target: "hook", "left out of the image, because it is in /root or a temporary directory: {}", made.join(", "));
         }
     }
 }

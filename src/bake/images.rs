@@ -46,7 +46,7 @@ pub fn flatten() -> Result<()> {
         flatten_image(image, &target, &hiding, &mut flat)?;
     }
     replace(&flat)?;
-    log::info!(target: "store", "{} images with layers that delete files of the layers below are one layer each now", flat.len());
+    log::info!(target: "store", "flattened {} images whose layers delete files of lower layers", flat.len());
     containerd::collect_garbage()
 }
 

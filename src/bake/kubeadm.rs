@@ -9,13 +9,13 @@ use serde_json::json;
 
 use crate::bake::kubeadm_settings::KubeadmSettings;
 use crate::bake::manifest;
-use crate::bake::versions::{dialect, Dialect};
 use crate::cluster::kubectl;
 use crate::config::{ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, RESOLV_CONF, RUN_DIR};
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
 use crate::supervisor::reaper;
+use crate::versions::{dialect, Dialect};
 
 const IMAGE_REPOSITORY: &str = "registry.k8s.io";
 const COREDNS: &str = "/coredns";
@@ -68,7 +68,7 @@ impl Kubeadm {
     pub fn check_images(&self, loaded: &[String]) -> Result<bool> {
         let (dns, others): (Vec<_>, Vec<_>) = self.images.iter().partition(|image| image.contains(COREDNS));
         if let Some(missing) = others.iter().find(|image| !loaded.contains(image)) {
-            return Err(Error::new(format!("the bundle does not have the image {missing}")).advise("Create the bundle again"));
+            return Err(Error::new(format!("the bundle is missing the image {missing}")).advise("Create the bundle again"));
         }
         let has_dns = dns.iter().any(|image| loaded.contains(image));
         if !has_dns {
@@ -137,8 +137,7 @@ fn disable_certificate_rotation(path: &Path) -> Result<()> {
 
 /// kubeadm's configuration. Everything but the dialect's few lines is the same in every supported version.
 fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, network: &ClusterNetwork, names: &[String]) -> String {
-    let Dialect { api, ecdsa, .. } = dialect;
-    let fail_cgroup_v1 = if dialect.fail_cgroup_v1 { "failCgroupV1: false\n" } else { "" };
+    let Dialect { api, ecdsa, cgroup_v1, .. } = dialect;
     // nodeStatus…: a node that is not Ready at kubelet's first look stays so until the next one, by default 10 s later.
     // Newer versions look more often only if the API server does not have the node as Ready yet, as it does from the bake
     // (fastNodeStatusUpdate in pkg/kubelet/kubelet_node_status.go). With the report's frequency, whose default is that of
@@ -173,7 +172,8 @@ cgroupDriver: cgroupfs
 cgroupRoot: /kubelet
 failSwapOn: false
 resolvConf: {RESOLV_CONF}
-{fail_cgroup_v1}nodeStatusUpdateFrequency: 1s
+{cgroup_v1}
+nodeStatusUpdateFrequency: 1s
 nodeStatusReportFrequency: 5m
 # kubelet sees the usage of the host's disk, which is not ours to clean up.
 imageGCHighThresholdPercent: 100

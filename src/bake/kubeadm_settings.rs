@@ -1,11 +1,11 @@
-//! The user's own kubeadm configuration (`KIND_KUBEADM`): documents in kubeadm's language, merged into ours. What would
-//! break what the image promises is refused, by name.
+//! The user's own kubeadm configuration (`KIND_KUBEADM`): documents in kubeadm's language, merged into ours. What a start
+//! of the image depends on stays ours, and a warning names it.
 
 use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 
@@ -22,201 +22,129 @@ const KINDS: [(&str, &str); 4] = [
     ("KubeProxyConfiguration", "kubeproxy.config.k8s.io/"),
 ];
 
-const FIXED_ADDRESS: &str = "the node's name, address and ports are the same in every image";
-const FROM_BUNDLE: &str = "the version and the images come from the bundle";
-const OUR_FILES: &str = "the bake decides where files and sockets are";
-const OUR_START: &str = "a start of the image depends on it";
-
-/// Fields that cannot be changed, as paths below a kind, and why. What is below them cannot be changed either.
-const FIXED: [(&str, &str, &str); 42] = [
-    ("ClusterConfiguration", "kubernetesVersion", FROM_BUNDLE),
-    ("ClusterConfiguration", "imageRepository", FROM_BUNDLE),
-    ("ClusterConfiguration", "dns.imageRepository", FROM_BUNDLE),
-    ("ClusterConfiguration", "dns.imageTag", FROM_BUNDLE),
-    ("ClusterConfiguration", "etcd.local.imageRepository", FROM_BUNDLE),
-    ("ClusterConfiguration", "etcd.local.imageTag", FROM_BUNDLE),
-    ("ClusterConfiguration", "etcd.local.dataDir", OUR_FILES),
-    ("ClusterConfiguration", "etcd.external", "the cluster's data is in the image"),
-    ("ClusterConfiguration", "controlPlaneEndpoint", FIXED_ADDRESS),
-    ("ClusterConfiguration", "certificatesDir", OUR_FILES),
-    ("ClusterConfiguration", "clusterName", "/config names the cluster kind"),
-    ("ClusterConfiguration", "networking.dnsDomain", "readiness asks the DNS for names of cluster.local"),
-    ("ClusterConfiguration", "certificateValidityPeriod", "certificates are valid for a hundred years, so that an image does not expire"),
-    ("ClusterConfiguration", "caCertificateValidityPeriod", "certificates are valid for a hundred years, so that an image does not expire"),
-    ("InitConfiguration", "localAPIEndpoint", FIXED_ADDRESS),
-    ("InitConfiguration", "nodeRegistration.name", FIXED_ADDRESS),
-    ("InitConfiguration", "nodeRegistration.criSocket", OUR_FILES),
-    ("InitConfiguration", "nodeRegistration.taints", "set KIND_NODE_TAINTS instead"),
-    ("InitConfiguration", "bootstrapTokens", "no node can join"),
-    ("InitConfiguration", "certificateKey", "no node can join"),
-    ("InitConfiguration", "patches", "change the files in /etc/kubernetes/manifests in hooks/after-cluster.sh instead"),
-    ("InitConfiguration", "skipPhases", "the bake decides which phases run"),
-    ("KubeletConfiguration", "cgroupDriver", OUR_START),
-    ("KubeletConfiguration", "cgroupRoot", OUR_START),
-    ("KubeletConfiguration", "failSwapOn", OUR_START),
-    ("KubeletConfiguration", "failCgroupV1", OUR_START),
-    ("KubeletConfiguration", "resolvConf", OUR_FILES),
-    ("KubeletConfiguration", "staticPodPath", OUR_FILES),
-    ("KubeletConfiguration", "containerRuntimeEndpoint", OUR_FILES),
-    ("KubeletConfiguration", "port", FIXED_ADDRESS),
-    ("KubeletConfiguration", "healthzPort", OUR_START),
-    ("KubeletConfiguration", "healthzBindAddress", OUR_START),
-    ("KubeletConfiguration", "enableServer", OUR_START),
-    ("KubeletConfiguration", "authentication", OUR_START),
-    ("KubeletConfiguration", "authorization", OUR_START),
-    ("KubeletConfiguration", "rotateCertificates", "certificates are valid for a hundred years, so that an image does not expire"),
-    ("KubeletConfiguration", "serverTLSBootstrap", OUR_START),
-    ("KubeletConfiguration", "tlsCertFile", OUR_FILES),
-    ("KubeletConfiguration", "tlsPrivateKeyFile", OUR_FILES),
-    ("KubeletConfiguration", "clusterDNS", "kubeadm derives it from networking.serviceSubnet"),
-    ("KubeletConfiguration", "clusterDomain", "readiness asks the DNS for names of cluster.local"),
-    ("KubeProxyConfiguration", "clientConnection.kubeconfig", OUR_FILES),
-];
-
-/// Where flags of a component are, and the flags that cannot be changed; a `*` at the end stands for anything.
-const FLAGS: [(&str, &str, &[&str]); 5] = [
+/// Fields and flags that stay ours, because a start of the image depends on them and would break without a word: the kind,
+/// the path of what they are in, and their names. Others that do not fit make the bake fail.
+const OURS: [(&str, &str, &str); 14] = [
+    // Versions and images come from the bundle; names, addresses and files are the same in every image.
     (
         "ClusterConfiguration",
-        "apiServer.extraArgs",
-        &[
-            "advertise-address",
-            "bind-address",
-            "secure-port",
-            "etcd-*",
-            "client-ca-file",
-            "tls-cert-file",
-            "tls-private-key-file",
-            "service-cluster-ip-range",
-            "service-account-key-file",
-            "service-account-signing-key-file",
-            "kubelet-client-*",
-            "proxy-client-*",
-            "requestheader-client-ca-file",
-            "allow-privileged",
-            "anonymous-auth",
-        ],
+        "",
+        "kubernetesVersion imageRepository controlPlaneEndpoint clusterName certificatesDir certificateValidityPeriod \
+         caCertificateValidityPeriod",
+    ),
+    ("ClusterConfiguration", "/networking", "dnsDomain"),
+    ("ClusterConfiguration", "/dns", "imageRepository imageTag"),
+    ("ClusterConfiguration", "/etcd", "external"),
+    ("ClusterConfiguration", "/etcd/local", "imageRepository imageTag dataDir"),
+    ("ClusterConfiguration", "/etcd/local/extraArgs", "data-dir unsafe-no-fsync"),
+    (
+        "ClusterConfiguration",
+        "/apiServer/extraArgs",
+        "advertise-address bind-address secure-port tls-cert-file tls-private-key-file service-cluster-ip-range \
+         kubelet-client-certificate kubelet-client-key allow-privileged anonymous-auth",
     ),
     (
         "ClusterConfiguration",
-        "controllerManager.extraArgs",
-        &[
-            "kubeconfig",
-            "authentication-kubeconfig",
-            "authorization-kubeconfig",
-            "cluster-cidr",
-            "service-cluster-ip-range",
-            "allocate-node-cidrs",
-            "leader-elect",
-            "enable-hostpath-provisioner",
-            "root-ca-file",
-            "cluster-signing-cert-file",
-            "cluster-signing-key-file",
-            "service-account-private-key-file",
-            "secure-port",
-        ],
+        "/controllerManager/extraArgs",
+        "secure-port cluster-cidr service-cluster-ip-range allocate-node-cidrs leader-elect enable-hostpath-provisioner",
     ),
-    (
-        "ClusterConfiguration",
-        "scheduler.extraArgs",
-        &["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig", "leader-elect", "secure-port"],
-    ),
-    (
-        "ClusterConfiguration",
-        "etcd.local.extraArgs",
-        &[
-            "name",
-            "data-dir",
-            "listen-*",
-            "advertise-*",
-            "initial-*",
-            "cert-file",
-            "key-file",
-            "trusted-ca-file",
-            "peer-*",
-            "client-cert-auth",
-            "unsafe-no-fsync",
-            "force-new-cluster",
-        ],
-    ),
+    ("ClusterConfiguration", "/scheduler/extraArgs", "secure-port leader-elect"),
+    // KIND_NODE_TAINTS sets taints. No node joins, and the bake decides which phases run.
+    ("InitConfiguration", "", "localAPIEndpoint bootstrapTokens certificateKey patches skipPhases"),
+    ("InitConfiguration", "/nodeRegistration", "name criSocket taints"),
     (
         "InitConfiguration",
-        "nodeRegistration.kubeletExtraArgs",
-        &[
-            "config",
-            "kubeconfig",
-            "bootstrap-kubeconfig",
-            "hostname-override",
-            "node-ip",
-            "container-runtime*",
-            "cgroup-*",
-            "register-node",
-            "node-labels",
-            "register-with-taints",
-        ],
+        "/nodeRegistration/kubeletExtraArgs",
+        "config kubeconfig hostname-override node-ip container-runtime-endpoint cgroup-driver cgroup-root register-with-taints",
     ),
+    (
+        "KubeletConfiguration",
+        "",
+        "cgroupDriver cgroupRoot failSwapOn failCgroupV1 resolvConf staticPodPath containerRuntimeEndpoint port healthzPort \
+         healthzBindAddress enableServer authentication authorization rotateCertificates serverTLSBootstrap tlsCertFile \
+         tlsPrivateKeyFile clusterDNS clusterDomain",
+    ),
+    ("KubeProxyConfiguration", "/clientConnection", "kubeconfig"),
 ];
 
 /// Lists of volumes whose files must be in the image.
-const VOLUMES: [&str; 3] = ["apiServer.extraVolumes", "controllerManager.extraVolumes", "scheduler.extraVolumes"];
+const VOLUMES: [&str; 3] = ["/apiServer/extraVolumes", "/controllerManager/extraVolumes", "/scheduler/extraVolumes"];
 /// What a bake does not keep (`bake::home`).
 const NOT_KEPT: [&str; 4] = ["/root", "/tmp", "/var/tmp", "/run"];
 
 #[derive(Debug, Default)]
 pub struct KubeadmSettings {
-    /// Kind and contents.
+    /// Kind and contents, without what stays ours.
     documents: Vec<(String, Value)>,
+    /// What stays ours although the file sets it.
+    overruled: Vec<String>,
 }
 
 impl KubeadmSettings {
     /// Reads the user's file, if build.sh was given one.
     ///
     /// # Errors
-    /// It is not what kubeadm reads, or changes what cannot be changed.
+    /// It is not what kubeadm reads, or names files that will not be in the image.
     pub fn read(path: &Path) -> Result<KubeadmSettings> {
-        match fs::read_to_string(path) {
-            Ok(text) => KubeadmSettings::parse(&text),
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(KubeadmSettings::default()),
-            Err(cause) => Err(Error::io("read", path, cause)),
+        let settings = match fs::read_to_string(path) {
+            Ok(text) => KubeadmSettings::parse(&text)?,
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => KubeadmSettings::default(),
+            Err(cause) => return Err(Error::io("read", path, cause)),
+        };
+        if !settings.overruled.is_empty() {
+            log::warn!(target: "bake", "{VARIABLE}: ignored, because a start of the image depends on it: {}", settings.overruled.join(", "));
         }
+        Ok(settings)
     }
 
     fn parse(text: &str) -> Result<KubeadmSettings> {
         let mut settings = KubeadmSettings::default();
-        for document in documents(text).map_err(|cause| bad(format!("it is not YAML: {cause}")))? {
+        for mut document in documents(text).map_err(|cause| bad(format!("invalid YAML: {cause}")))? {
             let kind = document["kind"].as_str().unwrap_or_default().to_string();
-            if !KINDS.iter().any(|(known, _)| *known == kind) {
+            let Some((_, prefix)) = KINDS.iter().find(|(known, _)| *known == kind) else {
                 let kinds = KINDS.map(|(known, _)| known).join(", ");
-                return Err(bad(format!("a document has the kind {kind:?}, but a bake reads {kinds}")));
+                return Err(bad(format!("unsupported kind {kind:?}; supported kinds: {kinds}")));
+            };
+            let version = document["apiVersion"].as_str().unwrap_or_default();
+            if !version.starts_with(prefix) {
+                return Err(bad(format!("{kind} has the apiVersion {version:?}; expected one that begins with {prefix}")));
             }
-            if settings.documents.iter().any(|(known, _)| *known == kind) {
-                return Err(bad(format!("there are two documents of the kind {kind}")));
+            if settings.document(&kind).is_some() {
+                return Err(bad(format!("there are two documents of kind {kind}")));
             }
-            check(&kind, &document)?;
+            check_volumes(&document)?;
+            settings.overruled.extend(take_ours(&kind, &mut document));
             settings.documents.push((kind, document));
         }
         Ok(settings)
     }
 
-    /// A text of the ClusterConfiguration, such as `networking.podSubnet`.
+    fn document(&self, kind: &str) -> Option<&Value> {
+        self.documents.iter().find(|(known, _)| known == kind).map(|(_, document)| document)
+    }
+
+    /// A text of the ClusterConfiguration, such as `/networking/podSubnet`.
     pub fn cluster_text(&self, path: &str) -> Option<String> {
-        let (_, document) = self.documents.iter().find(|(kind, _)| kind == "ClusterConfiguration")?;
-        Some(at(document, path)?.as_str()?.to_string())
+        Some(self.document("ClusterConfiguration")?.pointer(path)?.as_str()?.to_string())
     }
 
     /// Whether an addon, `dns` or `proxy`, is disabled.
     pub fn disables(&self, addon: &str) -> bool {
-        let cluster = self.documents.iter().find(|(kind, _)| kind == "ClusterConfiguration");
-        cluster.and_then(|(_, document)| at(document, &format!("{addon}.disabled"))) == Some(&Value::Bool(true))
+        self.document("ClusterConfiguration").is_some_and(|document| document[addon]["disabled"] == true)
     }
 
     /// Our documents with the user's in them: fields of maps are replaced, lists are continued.
     pub fn merge_into(&self, ours: &str) -> Result<String> {
-        let mut merged = documents(ours).map_err(|cause| Error::new(format!("our configuration of kubeadm is not YAML: {cause}")))?;
+        let mut merged =
+            documents(ours).map_err(|cause| Error::new(format!("the bake's own kubeadm configuration is invalid YAML: {cause}")))?;
         for (kind, document) in &self.documents {
             let own = merged.iter_mut().find(|own| own["kind"] == kind.as_str());
-            let own = own.ok_or_else(|| Error::new(format!("our configuration of kubeadm has no {kind}")))?;
+            let own = own.ok_or_else(|| Error::new(format!("the bake's own kubeadm configuration has no {kind}")))?;
             if own["apiVersion"] != document["apiVersion"] {
-                return Err(bad(format!("its {kind} is of {}, but this Kubernetes reads {}", document["apiVersion"], own["apiVersion"])));
+                return Err(bad(format!(
+                    "{kind} has the apiVersion {}, but this Kubernetes reads {}",
+                    document["apiVersion"], own["apiVersion"]
+                )));
             }
             merge(own, document);
         }
@@ -235,65 +163,48 @@ fn documents(text: &str) -> std::result::Result<Vec<Value>, yaml_serde::Error> {
     Ok(all?.into_iter().filter(|document| !document.is_null()).collect())
 }
 
-fn check(kind: &str, document: &Value) -> Result<()> {
-    let version = document["apiVersion"].as_str().unwrap_or_default();
-    let prefix = KINDS.iter().find(|(known, _)| *known == kind).map_or("", |(_, prefix)| prefix);
-    if !version.starts_with(prefix) {
-        return Err(bad(format!("its {kind} has the apiVersion {version:?}, not one that begins with {prefix}")));
-    }
-    if let Some((_, path, why)) = FIXED.iter().find(|(of, path, _)| *of == kind && at(document, path).is_some()) {
-        return Err(bad(format!("{kind}.{path} cannot be changed: {why}")));
-    }
-    for (_, path, fixed) in FLAGS.iter().filter(|(of, _, _)| *of == kind) {
-        let flags = at(document, path).map_or(vec![], names_of_flags);
-        if let Some(flag) = flags.iter().find(|flag| fixed.iter().any(|pattern| matches(pattern, flag))) {
-            return Err(bad(format!("the flag {flag} in {kind}.{path} cannot be changed: the bake sets it, or a start depends on it")));
-        }
-    }
+fn check_volumes(document: &Value) -> Result<()> {
     for path in VOLUMES {
-        for volume in at(document, path).and_then(Value::as_array).into_iter().flatten() {
+        for volume in document.pointer(path).and_then(Value::as_array).into_iter().flatten() {
             let host = volume["hostPath"].as_str().unwrap_or_default();
             if NOT_KEPT.iter().any(|directory| Path::new(host).starts_with(directory)) {
-                return Err(bad(format!("{host} in {kind}.{path} will not be in the image: a bake does not keep {}", NOT_KEPT.join(", "))));
+                return Err(bad(format!("{host} in {path} will not be in the image: a bake does not keep {}", NOT_KEPT.join(", "))));
             }
         }
     }
     Ok(())
 }
 
-/// From a list of `name` and `value` (since v1beta4), or a map.
-fn names_of_flags(flags: &Value) -> Vec<String> {
-    let names: Vec<&str> = match flags {
-        Value::Array(list) => list.iter().filter_map(|flag| flag["name"].as_str()).collect(),
-        Value::Object(map) => map.keys().map(String::as_str).collect(),
-        _ => vec![],
-    };
-    names.into_iter().map(str::to_string).collect()
-}
-
-fn matches(pattern: &str, flag: &str) -> bool {
-    pattern.strip_suffix('*').map_or(pattern == flag, |prefix| flag.starts_with(prefix))
-}
-
-/// The value at a path such as `etcd.local.dataDir`.
-fn at<'a>(document: &'a Value, path: &str) -> Option<&'a Value> {
-    path.split('.').try_fold(document, |value, name| value.get(name))
+/// Removes what stays ours, and returns the paths of what was there.
+fn take_ours(kind: &str, document: &mut Value) -> Vec<String> {
+    let mut taken = vec![];
+    for (_, parent, names) in OURS.iter().filter(|(of, _, _)| *of == kind) {
+        for name in names.split_whitespace() {
+            let found = match document.pointer_mut(parent) {
+                Some(Value::Object(fields)) => fields.remove(name).is_some(),
+                // Flags, which are a list of names and values since v1beta4.
+                Some(Value::Array(flags)) => {
+                    let before = flags.len();
+                    flags.retain(|flag| flag["name"] != name);
+                    flags.len() < before
+                }
+                _ => false,
+            };
+            if found {
+                taken.push(format!("{kind}{parent}/{name}").replace('/', "."));
+            }
+        }
+    }
+    taken
 }
 
 fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
-        (Value::Object(into), Value::Object(from)) => merge_maps(into, from),
+        (Value::Object(into), Value::Object(from)) => {
+            from.iter().for_each(|(name, value)| merge(into.entry(name).or_insert(Value::Null), value));
+        }
         (Value::Array(into), Value::Array(from)) => into.extend(from.iter().cloned()),
         (into, from) => *into = from.clone(),
-    }
-}
-
-fn merge_maps(into: &mut Map<String, Value>, from: &Map<String, Value>) {
-    for (name, value) in from {
-        match into.get_mut(name) {
-            Some(own) => merge(own, value),
-            None => drop(into.insert(name.clone(), value.clone())),
-        }
     }
 }
 
@@ -301,7 +212,7 @@ fn merge_maps(into: &mut Map<String, Value>, from: &Map<String, Value>) {
 mod tests {
     use super::*;
 
-    const OURS: &str = "apiVersion: kubeadm.k8s.io/v1beta4
+    const OUR_DOCUMENTS: &str = "apiVersion: kubeadm.k8s.io/v1beta4
 kind: ClusterConfiguration
 kubernetesVersion: v1.36.2
 apiServer:
@@ -322,9 +233,9 @@ imageGCHighThresholdPercent: 100
         let user = cluster("apiServer: {certSANs: [mine], extraArgs: [{name: v, value: '4'}]}\nnetworking: {podSubnet: 10.200.0.0/16}")
             + "---\n---\napiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nimageGCHighThresholdPercent: 90\nmaxPods: 50\n";
         let settings = KubeadmSettings::parse(&user).unwrap();
-        assert_eq!(settings.cluster_text("networking.podSubnet").as_deref(), Some("10.200.0.0/16"));
-        assert_eq!(settings.cluster_text("networking.serviceSubnet"), None);
-        let merged = documents(&settings.merge_into(OURS).unwrap()).unwrap();
+        assert_eq!(settings.cluster_text("/networking/podSubnet").as_deref(), Some("10.200.0.0/16"));
+        assert_eq!(settings.cluster_text("/networking/serviceSubnet"), None);
+        let merged = documents(&settings.merge_into(OUR_DOCUMENTS).unwrap()).unwrap();
         assert_eq!(merged[0]["apiServer"]["certSANs"], serde_json::json!(["kind", "mine"]));
         assert_eq!(merged[0]["apiServer"]["extraArgs"][0]["value"], "4");
         assert_eq!(merged[0]["kubernetesVersion"], "v1.36.2");
@@ -334,43 +245,61 @@ imageGCHighThresholdPercent: 100
     #[test]
     fn without_a_file_ours_stays_as_it_is() {
         let settings = KubeadmSettings::read(Path::new("/nonexistent/kubeadm.yaml")).unwrap();
-        assert_eq!(documents(&settings.merge_into(OURS).unwrap()).unwrap(), documents(OURS).unwrap());
+        assert_eq!(documents(&settings.merge_into(OUR_DOCUMENTS).unwrap()).unwrap(), documents(OUR_DOCUMENTS).unwrap());
         assert!(!settings.disables("proxy"));
         assert!(KubeadmSettings::parse(&cluster("proxy: {disabled: true}")).unwrap().disables("proxy"));
     }
 
     #[test]
-    fn what_breaks_the_image_is_refused_by_name() {
+    fn what_a_start_depends_on_stays_ours_and_is_named() {
         let init = |fields: &str| format!("apiVersion: kubeadm.k8s.io/v1beta4\nkind: InitConfiguration\n{fields}\n");
         let kubelet = |fields: &str| format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{fields}\n");
-        for (text, why) in [
-            (cluster("kubernetesVersion: v1.30.0"), "ClusterConfiguration.kubernetesVersion cannot be changed: the version"),
+        for (text, overruled) in [
+            (cluster("kubernetesVersion: v1.30.0"), "ClusterConfiguration.kubernetesVersion"),
             (cluster("etcd: {external: {endpoints: []}}"), "ClusterConfiguration.etcd.external"),
-            (cluster("networking: {dnsDomain: example.com}"), "networking.dnsDomain"),
             (
-                cluster("apiServer: {extraArgs: [{name: secure-port, value: '6443'}]}"),
-                "the flag secure-port in ClusterConfiguration.apiServer.extraArgs",
+                cluster("apiServer: {extraArgs: [{name: secure-port, value: '1'}, {name: v, value: '4'}]}"),
+                "ClusterConfiguration.apiServer.extraArgs.secure-port",
             ),
-            (cluster("apiServer: {extraArgs: {etcd-servers: x}}"), "the flag etcd-servers"),
-            (cluster("apiServer: {extraVolumes: [{name: a, hostPath: /root/audit.yaml, mountPath: /a}]}"), "/root/audit.yaml"),
-            (init("localAPIEndpoint: {bindPort: 6443}"), "InitConfiguration.localAPIEndpoint cannot be changed: the node's name, address"),
-            (init("nodeRegistration: {taints: []}"), "set KIND_NODE_TAINTS"),
-            (init("nodeRegistration: {kubeletExtraArgs: [{name: node-ip, value: '::1'}]}"), "the flag node-ip"),
+            (cluster("apiServer: {extraArgs: {bind-address: x, v: '4'}}"), "ClusterConfiguration.apiServer.extraArgs.bind-address"),
+            (cluster("apiServer: {extraArgs: {v: '4'}, certSANs: [mine]}"), ""),
+            (cluster("etcd: {local: {extraArgs: [{name: listen-metrics-urls, value: 'http://0.0.0.0:2381'}]}}"), ""),
+            (init("localAPIEndpoint: {bindPort: 6443}"), "InitConfiguration.localAPIEndpoint"),
+            (
+                init("nodeRegistration: {taints: [], name: a}"),
+                "InitConfiguration.nodeRegistration.name InitConfiguration.nodeRegistration.taints",
+            ),
+            (init("nodeRegistration: {kubeletExtraArgs: [{name: node-labels, value: a=b}]}"), ""),
             (kubelet("cgroupDriver: systemd"), "KubeletConfiguration.cgroupDriver"),
+        ] {
+            let settings = KubeadmSettings::parse(&text).unwrap();
+            assert_eq!(settings.overruled.join(" "), overruled, "{text}");
+            let left = settings.documents[0].1.to_string();
+            for name in overruled.split_whitespace().filter_map(|path| path.rsplit('.').next()) {
+                assert!(!left.contains(&format!("\"{name}\"")), "{name} is still in {left}");
+            }
+            assert_eq!(left.contains("\"v\""), text.contains("v: '4'") || text.contains("name: v"), "{left}");
+        }
+    }
+
+    #[test]
+    fn what_kubeadm_does_not_read_and_files_that_are_not_kept_are_refused() {
+        for (text, why) in [
+            (cluster("apiServer: {extraVolumes: [{name: a, hostPath: /root/audit.yaml, mountPath: /a}]}"), "/root/audit.yaml"),
             (
                 "kind: JoinConfiguration\napiVersion: kubeadm.k8s.io/v1beta4\n".into(),
-                "the kind \"JoinConfiguration\", but a bake reads ClusterConfiguration, ",
+                "unsupported kind \"JoinConfiguration\"; supported kinds: ClusterConfiguration, ",
             ),
-            ("networking: {}\n".into(), "the kind \"\""),
-            ("kind: ClusterConfiguration\napiVersion: kind.x-k8s.io/v1alpha4\n".into(), "not one that begins with kubeadm.k8s.io/"),
-            (cluster("") + "---\n" + &cluster(""), "two documents of the kind ClusterConfiguration"),
-            ("a: [\n".into(), "it is not YAML"),
+            ("networking: {}\n".into(), "unsupported kind \"\""),
+            ("kind: ClusterConfiguration\napiVersion: kind.x-k8s.io/v1alpha4\n".into(), "expected one that begins with kubeadm.k8s.io/"),
+            (cluster("") + "---\n" + &cluster(""), "two documents of kind ClusterConfiguration"),
+            ("a: [\n".into(), "invalid YAML"),
         ] {
             let message = KubeadmSettings::parse(&text).err().unwrap_or_else(|| panic!("accepted: {text}")).to_string();
             assert!(message.starts_with("KIND_KUBEADM: ") && message.contains(why), "{why} is not in: {message}");
         }
         let older = cluster("").replace("v1beta4", "v1beta2");
-        let message = KubeadmSettings::parse(&older).unwrap().merge_into(OURS).unwrap_err().to_string();
+        let message = KubeadmSettings::parse(&older).unwrap().merge_into(OUR_DOCUMENTS).unwrap_err().to_string();
         assert!(message.contains("v1beta2") && message.contains("this Kubernetes reads \"kubeadm.k8s.io/v1beta4\""), "{message}");
     }
 }

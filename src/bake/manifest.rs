@@ -206,11 +206,11 @@ mod tests {
     #[test]
     fn a_directory_is_mounted_whether_or_not_there_are_others() {
         let mount = |mut pod: StaticPod, name: &str| {
-            pod.mount("scratch", "/tmp/scratch");
+            pod.mount("data", "/tmp/data");
             let pod = again(&pod, name).pod;
             let last = |list: &Value| list.as_array().unwrap().last().unwrap().clone();
-            assert_eq!(last(&pod["spec"]["volumes"])["hostPath"]["path"], "/tmp/scratch");
-            assert_eq!(last(&pod["spec"]["containers"][0]["volumeMounts"])["mountPath"], "/tmp/scratch");
+            assert_eq!(last(&pod["spec"]["volumes"])["hostPath"]["path"], "/tmp/data");
+            assert_eq!(last(&pod["spec"]["containers"][0]["volumeMounts"])["mountPath"], "/tmp/data");
         };
         each(|_, name, pod| mount(pod, name));
         mount(StaticPod::parse(Path::new("a.yaml"), "a", "spec: {containers: [{name: a, command: [a]}]}").unwrap(), "a");

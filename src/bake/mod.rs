@@ -5,6 +5,7 @@
 mod bolt;
 mod bundle;
 mod certificates;
+mod control_plane;
 mod criu;
 mod etcd;
 mod finish;
@@ -18,7 +19,6 @@ mod network_policy;
 mod node_settings;
 mod pack;
 mod save;
-mod versions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,19 +31,22 @@ use crate::bake::hooks::Hooks;
 use crate::bake::kubeadm::{Addons, Kubeadm};
 use crate::bake::kubeadm_settings::KubeadmSettings;
 use crate::bake::node_settings::NodeSettings;
-use crate::boot;
+use crate::boot::{self, STOP_ORDER};
 use crate::cluster::api::Api;
 use crate::cluster::{kubectl, load_balancer, postmortem, wait};
 use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, KUBERNETES_DIR, LOG_DIR, POD_LOG_DIR};
 use crate::daemons::containerd_config::Form;
+use crate::daemons::dockerd::DOCKERD;
+use crate::daemons::kubelet::KUBELET;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
-use crate::daemons::{containerd, dockerd, kubelet};
+use crate::daemons::{containerd, dockerd, image_names, kubelet};
 use crate::error::{Error, Result};
 use crate::node::cluster_network::{ClusterNetwork, CNI};
 use crate::node::mounts;
-use crate::supervisor::reaper;
 use crate::supervisor::Init;
+use crate::supervisor::{reaper, stop};
+use crate::versions;
 
 /// Names under which CI systems reach the container, in addition to its static address and `KIND_SANS`.
 const CERTIFICATE_NAMES: [&str; 5] = ["localhost", "127.0.0.1", "kind", "docker", "kubernetes"];
@@ -63,7 +66,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let node_settings = NodeSettings::from_env(get)?;
     let settings = KubeadmSettings::read(Path::new(kubeadm_settings::PATH))?;
-    let (pods, services) = (settings.cluster_text("networking.podSubnet"), settings.cluster_text("networking.serviceSubnet"));
+    let (pods, services) = (settings.cluster_text("/networking/podSubnet"), settings.cluster_text("/networking/serviceSubnet"));
     let cluster_network = ClusterNetwork::new(pods, services, static_ip, get(CNI))?;
     let network_policy = network_policy::manifest(get(network_policy::VARIABLE).as_deref(), &cluster_network)?;
     let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
@@ -126,7 +129,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     node_settings.apply()?;
     hooks.run(&[hooks::IMAGES])?;
     hooks.run(hooks::AFTER_CLUSTER)?;
-    home.tell_what_stays_out();
+    home.log_what_is_left_out();
     // Images that lost their name to a newer build would only make the baked image larger.
     reaper::run(Command::new("docker").args(["image", "prune", "--force"]))?;
     step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;
@@ -138,13 +141,31 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let names = certificates::names_of_api_server()?;
     let cluster = finish::describe(&api, &bundle.version, static_ip, &cluster_network, &pause, form, names)?;
     let running = save::look();
-    step("cluster stopped", || finish::stop_cluster(init, &api))?;
+    init.end_cluster();
+    step("cluster stopped", || {
+        stop_daemon(init, KUBELET);
+        finish::stop_workloads(&api, &cluster)?;
+        finish::stop_control_plane()?;
+        finish::remove_containers()
+    })?;
+    step("images settled", || {
+        // CRI's names are the only ones left on images that hooks have since rebuilt.
+        image_names::tidy()?;
+        stop_daemon(init, DOCKERD);
+        finish::settle_images()
+    })?;
+    stop::everything(init, &STOP_ORDER);
+    finish::require_no_processes()?;
     step("store packed", pack::pack)?;
     if saves {
         save::control_plane(running, static_ip);
     }
     finish::clean_up(init)?;
     finish::write(&cluster)
+}
+
+fn stop_daemon(init: &Init, name: &str) {
+    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::stop_daemon(init, step));
 }
 
 /// The form of the configuration that this containerd wants, if this Kubernetes runs on it.
@@ -169,8 +190,8 @@ fn certificate_names(static_ip: &str, wanted: &str) -> Result<Vec<String>> {
     for name in wanted.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty()) {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:*".contains(&byte);
         if !name.bytes().all(allowed) {
-            return Err(Error::new(format!("KIND_SANS: {name} is neither a host name nor an address"))
-                .advise("Give names and addresses separated by commas"));
+            return Err(Error::new(format!("invalid KIND_SANS: {name} is neither a host name nor an address"))
+                .advise("Use names and addresses separated by commas"));
         }
         if !names.iter().any(|other| other == name) {
             names.push(name.to_string());

@@ -12,20 +12,19 @@ const MANIFEST: &str = include_str!("network_policy.yaml");
 /// What to apply, if the variable is set: to 1, or to an image of kube-router.
 ///
 /// # Errors
-/// It is no image's name, or another network is to be installed.
+/// It is not the name of an image, or another network is to be installed.
 pub fn manifest(value: Option<&str>, network: &ClusterNetwork) -> Result<Option<String>> {
     let image = match value {
         None | Some("0") => return Ok(None),
         Some("1") => IMAGE,
         Some(image) if is_image(image) => image,
         Some(other) => {
-            return Err(Error::new(format!("{VARIABLE}={other} is neither 1 nor an image with a tag or digest"))
-                .advise(format!("With 1, the image is {IMAGE}")))
+            return Err(Error::new(format!("invalid {VARIABLE}={other}: use 1 (for {IMAGE}), or an image with a tag or digest")))
         }
     };
     if !network.has_bridge {
-        return Err(Error::new(format!("{VARIABLE} is for the cluster's own bridge, and KIND_CNI=none leaves that out"))
-            .advise("Leave one of them out: other networks enforce policies themselves"));
+        return Err(Error::new(format!("{VARIABLE} needs the cluster's own bridge, which KIND_CNI=none leaves out"))
+            .advise("Set only one of them: other networks enforce policies themselves"));
     }
     Ok(Some(MANIFEST.replace("IMAGE", image).replace("INIT", INIT).replace("SERVICES", &network.service_subnet)))
 }
@@ -57,7 +56,7 @@ mod tests {
     fn what_cannot_be_installed_is_refused_by_name() {
         for value in ["yes", "kube-router", "kube-router:latest", "a:1 b", "localhost:5000/router", "a:"] {
             let message = manifest(Some(value), &ClusterNetwork::default()).unwrap_err().to_string();
-            assert!(message.starts_with(&format!("KIND_NETWORK_POLICY={value} is neither 1 nor an image")), "{message}");
+            assert!(message.starts_with(&format!("invalid KIND_NETWORK_POLICY={value}: use 1")), "{message}");
         }
         let other = ClusterNetwork { has_bridge: false, ..ClusterNetwork::default() };
         assert!(manifest(Some("1"), &other).unwrap_err().to_string().contains("KIND_CNI=none"));

@@ -13,7 +13,10 @@ use crate::node::store::{self, BLOBS, DATABASES, SNAPSHOTS};
 use crate::supervisor::reaper;
 
 pub fn pack() -> Result<()> {
-    let (root, store) = (Path::new(CONTAINERD_ROOT), Path::new(STORE_DIR));
+    pack_into(Path::new(CONTAINERD_ROOT), Path::new(STORE_DIR))
+}
+
+fn pack_into(root: &Path, store: &Path) -> Result<()> {
     for database in DATABASES {
         let to = store.join(database);
         mounts::make_dir(to.parent().unwrap_or(store))?;
@@ -36,4 +39,78 @@ fn copy(from: &[PathBuf], to: &Path) -> Result<()> {
     mounts::make_dir(to)?;
     // The limits are 128 KiB for one argument and 2 MiB for all of them; a hundred paths stay far below.
     from.chunks(100).try_for_each(|some| reaper::run(Command::new("cp").args(["-a", "-t"]).arg(to).args(some)).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{channel, RecvTimeoutError};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bake::bolt::tests::database;
+
+    /// A store of containerd with one blob, and one snapshot that `layer` fills. Returns its root and the image's store.
+    fn store(test: &str, layer: impl FnOnce(&Path)) -> (PathBuf, PathBuf) {
+        let directory = std::env::temp_dir().join(format!("kind-pack-{}-{test}", std::process::id()));
+        let (root, store) = (directory.join("root"), directory.join("store"));
+        let write = |path: PathBuf, bytes: &[u8]| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        DATABASES.iter().for_each(|name| write(root.join(name), &database()));
+        write(root.join(BLOBS).join("aa"), b"blob");
+        write(root.join(SNAPSHOTS).join("1/fs/etc/passwd"), b"root");
+        fs::create_dir_all(root.join(SNAPSHOTS).join("1/work/work")).unwrap();
+        layer(&root.join(SNAPSHOTS).join("1/fs"));
+        (root, store)
+    }
+
+    fn pack_and_list(test: &str, layer: impl FnOnce(&Path)) -> (Result<()>, Vec<String>) {
+        let (root, store) = store(test, layer);
+        // As the main thread does.
+        let packed = thread::scope(|scope| {
+            let (done, wait) = channel::<()>();
+            scope.spawn(move || {
+                while wait.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+                    reaper::drain_ours();
+                }
+            });
+            let packed = pack_into(&root, &store);
+            drop(done);
+            packed
+        });
+        let files = ["blobs/sha256/aa", "fs/etc/passwd", "fs/link", "work"];
+        let at = |name: &&str| match name.strip_prefix("blobs/sha256/") {
+            Some(blob) => store.join(BLOBS).join(blob),
+            None => store.join(SNAPSHOTS).join("1").join(name),
+        };
+        let there = files.iter().filter(|name| fs::symlink_metadata(at(name)).is_ok()).map(|name| name.to_string()).collect();
+        if packed.is_ok() {
+            let secret = |name| fs::read(store.join(name)).unwrap().windows(6).any(|bytes| bytes == b"secret");
+            assert!(DATABASES.iter().all(|name| !secret(name)), "a free page is in the image");
+        }
+        fs::remove_dir_all(root.parent().unwrap()).unwrap();
+        (packed, there)
+    }
+
+    #[test]
+    fn the_image_gets_blobs_layers_and_databases_without_their_free_pages() {
+        let (packed, there) = pack_and_list("plain", |layer| std::os::unix::fs::symlink("/nowhere", layer.join("link")).unwrap());
+        packed.unwrap();
+        assert_eq!(there, ["blobs/sha256/aa", "fs/etc/passwd", "fs/link"]);
+    }
+
+    #[test]
+    fn a_layer_that_hides_files_below_it_is_refused() {
+        let whiteout = |layer: &Path| {
+            #[allow(clippy::disallowed_methods, reason = "no reaper runs in the tests")]
+            let made = Command::new("mknod").arg(layer.join("etc/gone")).args(["c", "0", "0"]).status().unwrap();
+            // Since Linux 5.8 this needs no privilege.
+            assert!(made.success());
+        };
+        let (packed, _) = pack_and_list("whiteout", whiteout);
+        let message = packed.unwrap_err().to_string();
+        assert!(message.contains("/1/fs hides files of the layers below it"), "{message}");
+    }
 }

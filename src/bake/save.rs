@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::bake::bundle::BIN_DIR;
-use crate::bake::manifest;
+use crate::bake::{control_plane, manifest};
 use crate::cluster::api::Api;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, INIT, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
-use crate::daemons::containerd::{self, ctr};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::node::store::{self, SNAPSHOTS};
@@ -26,9 +25,8 @@ use crate::restore::saved::{self, log_of, Program, Saved};
 use crate::restore::{criu, kubelet_log, tree, API_SERVER, CONTROLLERS, ETCD, PROGRAMS};
 use crate::supervisor::descendants;
 use crate::supervisor::reaper;
+use crate::versions::SAVED_GODEBUG;
 
-/// The label that kubelet puts on its containers.
-const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// How long each of the programs may take to answer. A machine that needs more would save a cluster that has lost its
 /// node: the controller-manager gives up kubelet, which does not run now, after 40 s.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -40,9 +38,6 @@ const SETTLING: Duration = Duration::from_secs(2);
 /// programs have no others as pods, and a machine may withhold others. CRIU needs one more, because it asks each process
 /// for a /proc of its own PID namespace, which only CAP_SYS_ADMIN may mount.
 const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap,+sys_admin";
-/// Go 1.24 and later listen with MPTCP, which CRIU cannot save; Go 1.25 and later keep a file of the cgroup open, whose
-/// path another container may not have.
-const GODEBUG: &str = "multipathtcp=0,containermaxprocs=0";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Variables of the containers that the programs keep.
 const KEPT_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
@@ -79,7 +74,7 @@ pub struct Running {
     modified: i64,
 }
 
-/// Makes the control plane's containers run `kind stand-in`, which stands for the restored program or becomes it.
+/// Makes the control plane's containers run `kind stand-in`, which waits for the restored program or becomes the program.
 pub fn put_stand_ins() -> Result<()> {
     kubelet_log::check(Path::new(BIN_DIR));
     let put = |name: &&str| {
@@ -95,24 +90,16 @@ pub fn put_stand_ins() -> Result<()> {
 
 /// Looks at the running control plane. Called before it is stopped.
 pub fn look() -> Result<Vec<Running>> {
-    let tasks = ctr(&["tasks", "ls"])?;
-    PROGRAMS.iter().map(|name| look_at(name, &tasks)).collect()
+    PROGRAMS.iter().map(|name| look_at(name)).collect()
 }
 
-fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
+fn look_at(name: &'static str) -> Result<Running> {
     let pod = manifest::read(name)?;
     if let Some(path) = pod.path_of_its_own() {
-        return Err(Error::new(format!("the static pod {name} has a {path} of its own, which the node has not")));
+        return Err(Error::new(format!("{path} in the static pod {name} is not the node's {path}")));
     }
     let own_variables = pod.variables();
-    let ids = containerd::pod_containers(Some((CONTAINER_NAME, name)))?;
-    let pid = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let is_ours = ids.iter().any(|id| Some(id.as_str()) == fields.next());
-        fields.next().filter(|_| is_ours && line.contains("RUNNING")).map(str::to_string)
-    };
-    let pid = tasks.lines().find_map(pid).ok_or_else(|| Error::new(format!("{name} does not run")))?;
-    let proc = Path::new("/proc").join(pid);
+    let proc = control_plane::one(name)?.proc();
     let read = |file: &str| fs::read(proc.join(file)).map_err(|cause| Error::io("read", proc.join(file), cause));
     let strings = |bytes: Vec<u8>| -> Vec<String> {
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -128,7 +115,7 @@ fn look_at(name: &'static str, tasks: &str) -> Result<Running> {
     let user = fs::metadata(&proc).map_err(|cause| Error::io("read", &proc, cause))?.uid();
     if user != 0 {
         // Its stand-in could not reach the owner.
-        return Err(Error::new(format!("{name} runs as user {user}, and only root's programs are saved")));
+        return Err(Error::new(format!("{name} runs as user {user}, and only programs that run as root can be saved")));
     }
     Ok(Running { name, argv: strings(read("cmdline")?), environment, path, size: metadata.len(), modified: metadata.mtime() })
 }
@@ -142,7 +129,7 @@ impl Running {
             fs::symlink_metadata(file).is_ok_and(|found| found.is_file() && (found.len(), found.mtime()) == (self.size, self.modified))
         };
         let found = layers.iter().map(|layer| layer.join("fs").join(path)).find(is_same);
-        found.ok_or_else(|| Error::new(format!("no layer has the {} that ran", self.path.display())))
+        found.ok_or_else(|| Error::new(format!("{} is in none of the image's layers", self.path.display())))
     }
 }
 
@@ -161,11 +148,11 @@ pub fn control_plane(running: Result<Vec<Running>>, static_ip: Ipv4Addr) {
     match done {
         Ok(bytes) => {
             let (megabytes, seconds) = (bytes / 1_000_000, began.elapsed().as_secs_f64());
-            log::info!(target: "bake", "control plane saved in {seconds:.1} s ({megabytes} MB): a start restores it");
+            log::info!(target: "bake", "control plane saved in {seconds:.1} s ({megabytes} MB): starts will restore it");
         }
         Err(error) => {
             let _ = fs::remove_dir_all(RESTORE_DIR);
-            log::warn!(target: "bake", "the control plane cannot be saved, so every start takes the time of its programs' start: {error}");
+            log::warn!(target: "bake", "the control plane could not be saved, so starts will be cold: {error}");
         }
     }
 }
@@ -196,7 +183,7 @@ fn save(running: &[Running], static_ip: Ipv4Addr) -> Result<u64> {
 }
 
 fn start_parent(running: &[Running], machine: &Machine) -> Result<i32> {
-    let go_debug = format!("{GODEBUG}{}", machine.go_debug());
+    let go_debug = format!("{SAVED_GODEBUG}{}", machine.go_debug());
     let variables = [("PATH", PATH), ("GODEBUG", &go_debug), ("GLIBC_TUNABLES", GLIBC_TUNABLES)];
     let variables = variables.map(|(name, value)| (name.to_string(), value.to_string()));
     let start = |program: &Running| {
@@ -215,7 +202,7 @@ fn start_parent(running: &[Running], machine: &Machine) -> Result<i32> {
     command.env_clear().envs(variables).stdout(Stdio::null()).stderr(Stdio::null());
     let unshare = reaper::spawn(&mut command)?.handle().pid();
     let root = || descendants::children(unshare).ok()?.first().copied();
-    reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the programs' parent does not start"))
+    reaper::poll(POLL, LIMIT, root).ok_or_else(|| Error::new("the process above the control plane's programs did not start"))
 }
 
 fn run_and_dump(running: &[Running], root: i32, machine: Machine, static_ip: Ipv4Addr) -> Result<Saved> {
@@ -288,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_are_told_from_other_descriptors() {
+    fn only_sockets_have_an_inode() {
         for (link, inode) in [("socket:[4711]", Some(4711)), ("pipe:[4711]", None), ("/dev/null", None), ("socket:[]", None)] {
             assert_eq!(socket_inode(Path::new(link)), inode, "{link}");
         }

@@ -85,21 +85,9 @@ impl Cluster {
     }
 }
 
-/// The 36 of a version such as `v1.36.5`. `None` if it is no version of 1.x.
-pub fn minor(version: &str) -> Option<u32> {
-    version.trim_start_matches('v').strip_prefix("1.")?.split('.').next()?.parse().ok()
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
-
-    #[test]
-    fn the_minor_version_is_read() {
-        for (version, expected) in [("v1.20.2", Some(20)), ("1.36", Some(36)), ("v1.40.0-rc.1", Some(40)), ("v2.0.0", None), ("", None)] {
-            assert_eq!(minor(version), expected, "{version}");
-        }
-    }
 
     pub fn cluster() -> Cluster {
         Cluster {

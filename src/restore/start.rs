@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cluster::api::Api;
-use crate::cluster::{self, Cluster};
+use crate::cluster::Cluster;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
@@ -24,16 +24,13 @@ use crate::restore::saved::{self, Saved};
 use crate::restore::tree::Process;
 use crate::restore::{criu, manifests, owner, tree};
 use crate::supervisor::{reaper, Init};
-use crate::threads;
+use crate::{threads, versions};
 
 /// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is
 /// given up.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
-/// The first minor version whose API server notices at once that its certificate has changed. A start signs it for the
-/// names of this container, and a restored API server runs by then.
-const NOTICES_CERTIFICATES: u32 = 23;
 
 /// The control plane's part of a start.
 pub struct Restore {
@@ -110,7 +107,7 @@ fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
 fn require_wanted(setting: Option<bool>, version: &str) -> Result<()> {
     match setting {
         Some(false) => Err(Error::new("KIND_RESTORE=0")),
-        None if cluster::minor(version).is_some_and(|minor| minor < NOTICES_CERTIFICATES) => {
+        None if !versions::notices_certificates(version) => {
             Err(Error::new(format!("a running API server of Kubernetes {version} sees a new certificate once a minute only"))
                 .advise("KIND_RESTORE=1 restores it all the same"))
         }

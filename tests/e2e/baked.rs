@@ -47,6 +47,12 @@ fn an_image_of_images_sh_is_there_for_docker_and_for_pods() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn an_operator_that_elects_a_leader_finds_no_lease_of_the_bake() {
+    assert_eq!(shared().kubectl(&["-n", "from-hook", "get", "leases", "--output=name"]).ok(), "");
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn what_a_baked_layer_deletes_stays_deleted() {
     // The outer image can carry neither whiteouts nor opaque directories.
     let cluster = shared();

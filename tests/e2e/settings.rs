@@ -77,7 +77,12 @@ metricsBindAddress: 0.0.0.0:10249
 #[test]
 #[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn the_control_plane_and_the_node_are_as_the_settings_of_the_bake_say() {
-    let flags = [("audit-policy-file", "/etc/kubernetes/audit-policy.yaml"), ("audit-log-path", "/var/log/audit/audit.log")];
+    let flags = [
+        ("audit-policy-file", "/etc/kubernetes/audit-policy.yaml"),
+        ("audit-log-path", "/var/log/audit/audit.log"),
+        // Stays ours.
+        ("secure-port", "6443"),
+    ];
     let file = kubeadm_file("audited", AUDITED, &flags);
     let text = std::fs::read_to_string(&file).expect("it was just written") + MORE_DOCUMENTS;
     write(&file, &text);
@@ -87,6 +92,8 @@ fn the_control_plane_and_the_node_are_as_the_settings_of_the_bake_say() {
         ("KIND_NODE_TAINTS", "dedicated=ci:NoExecute,spare:NoSchedule"),
     ];
     let (image, outcome) = build("settings", &[("before-cluster.sh", AUDIT_POLICY)], &settings);
+    let ignored = "KIND_KUBEADM: ignored, because a start of the image depends on it: ClusterConfiguration.apiServer.extraArgs.secure-port";
+    assert!(outcome.output().contains(ignored), "{outcome}");
     outcome.ok();
     let cluster = Cluster::ready_of(&image.0);
     assert_eq!(cluster.field("node/kind", "{.metadata.labels.tier} {.metadata.labels.example\\.com/disk}"), "ci ssd");
@@ -200,20 +207,16 @@ fn the_firewall_that_was_asked_for_is_baked_and_policies_are_not_said_to_be_igno
 #[test]
 #[ignore = "needs a Docker engine and a bundle: KIND_BUNDLE=bundle KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_setting_that_cannot_be_is_refused_by_name() {
-    let fixed = kubeadm_file("fixed", "", &[("secure-port", "6443")]);
+    let lost = kubeadm_file("lost", "scheduler:\n  extraVolumes:\n  - {name: a, hostPath: /root/a, mountPath: /a}\n", &[("v", "2")]);
     let overlapping = kubeadm_file("overlapping", "networking: {podSubnet: 10.100.0.0/16}\n", &[("v", "2")]);
     let none = session().dir.join("no-such-file");
     for (name, value, words) in [
         ("KIND_KUBEADM", none.to_str(), "is not a file"),
-        (
-            "KIND_KUBEADM",
-            fixed.to_str(),
-            "KIND_KUBEADM: the flag secure-port in ClusterConfiguration.apiServer.extraArgs cannot be changed",
-        ),
+        ("KIND_KUBEADM", lost.to_str(), "KIND_KUBEADM: /root/a in /scheduler/extraVolumes will not be in the image"),
         ("KIND_KUBEADM", overlapping.to_str(), "networking.podSubnet 10.100.0.0/16 and networking.serviceSubnet 10.96.0.0/12 overlap"),
         ("KIND_NODE_LABELS", Some("tier"), "KIND_NODE_LABELS: tier has no value"),
-        ("KIND_NODE_TAINTS", Some("dedicated:Never"), "KIND_NODE_TAINTS: dedicated:Never has none of the effects NoSchedule"),
-        ("KIND_NETWORK_POLICY", Some("calico"), "KIND_NETWORK_POLICY=calico is neither 1 nor an image with a tag or digest"),
+        ("KIND_NODE_TAINTS", Some("dedicated:Never"), "invalid taint effect: Never"),
+        ("KIND_NETWORK_POLICY", Some("calico"), "invalid KIND_NETWORK_POLICY=calico: use 1"),
         ("KIND_CNI", Some("calico"), "KIND_CNI=calico is neither bridge nor none"),
     ] {
         let (image, outcome) = build("refused", &[], &[(name, value.expect("the path is text"))]);

@@ -22,6 +22,13 @@ spec:
 YAML
 timeout 60 bash -c 'until kubectl -n from-hook get pod gone --output=jsonpath={.status.phase} | grep -q Succeeded; do sleep 0.2; done'
 kubectl -n from-hook delete secret/gone pod/gone
+# As an operator leaves it that has elected a leader: the next one would wait until it is over.
+kubectl -n from-hook create -f - <<'YAML'
+apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata: {name: operator}
+spec: {holderIdentity: the-bakes-pod, leaseDurationSeconds: 137}
+YAML
 # What is kept shows that whoever looks for secrets would find them, in each form.
 kubectl -n from-hook create secret generic kept --from-literal=token=kept-in-a-secret
 mkdir /var/lib/kept
