@@ -138,7 +138,7 @@ fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() 
     let address = cluster.address();
     let mut client = wait_for("an open port", LIMIT, || TcpStream::connect((address.as_str(), 8443)).ok());
     let there = cluster.container.exec(&["sh", "-c", "pgrep -x kube-apiserver; touch /run/go-on"]).ok();
-    assert_eq!(there, "", "the test is void: the API server is there already");
+    assert_eq!(there, "", "nobody could connect before the API server was there");
     // Go's answer to a client that forgets TLS.
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("it is connected");
     client.set_read_timeout(Some(LIMIT)).expect("it is a limit");
