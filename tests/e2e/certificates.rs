@@ -133,6 +133,15 @@ fn every_key_in_the_image_is_for_root_alone() {
     }
 }
 
+/// The memory of programs that have read the keys, which no search for text finds there.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_saved_memory_which_has_the_keys_in_it_is_for_root_alone() {
+    let container = Container::idle(&[], &["sleep", "infinity"]);
+    assert_eq!(container.exec(&["stat", "-c", "%a %U", "/kind/restore"]).ok(), "700 root");
+    assert!(container.exec(&["sh", "-c", "ls /kind/restore/images/pages-*.img"]).succeeded(), "the test is void");
+}
+
 /// fabric8's client takes a key in PKCS #8 for RSA, and reads others with Bouncy Castle alone
 /// (https://github.com/fabric8io/kubernetes-client/issues/5656).
 #[test]

@@ -63,6 +63,7 @@ fn start_cleaner(label: &str, dir: &Path) -> Child {
         docker ps --all --quiet --filter "label=$1" | xargs -r docker rm --force --volumes
         docker network ls --quiet --filter "label=$1" | xargs -r docker network rm
         docker volume ls --quiet --filter "label=$1" | xargs -r docker volume rm
+        docker images --quiet --filter "reference=kind-e2e-${1#*=}" | xargs -r docker image rm --force
         rm -rf "$2"
     "#;
     let mut command = Command::new("sh");

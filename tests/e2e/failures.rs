@@ -1,11 +1,13 @@
 //! When something dies, its state is withdrawn, and it comes back.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT};
-use crate::engine::BUSYBOX;
+use crate::engine::{docker, BUSYBOX};
 use crate::process::wait_for;
+use crate::restore::restored_with_programs;
 use crate::start::{on_both_starts, Start};
 use crate::watch::Watch;
 
@@ -38,6 +40,28 @@ fn a_pod_whose_network_fails_once_is_tried_again_a_moment_later(start: Start) {
     assert!(!seconds.is_empty() && seconds.iter().all(|seconds| *seconds < 8), "{seconds:?}");
     let arguments = ["get", "pods", "--all-namespaces", "--output=jsonpath={.items[*].metadata.annotations}"];
     wait_for("the annotations' removal", LIMIT, || (!cluster.kubectl(&arguments).ok().contains("kind-init/probe")).then_some(()));
+}
+
+/// Follows every pod from the API server's first answer on: what kubelet was asked, and whether a container runs and is ready.
+const FOLLOW: &str = "until kubectl get --raw /readyz; do sleep 0.02; done >/dev/null 2>&1
+exec kubectl get pods --all-namespaces --watch --output \\
+    'jsonpath={.metadata.name}|{.metadata.annotations.kind-init/probe}|{.status.containerStatuses[*].state.running}|{.status.containerStatuses[*].ready}{\"\\n\"}' >/run/followed";
+
+/// It would look again after the probe's own period, of a second or more.
+fn kubelet_is_asked_to_probe_a_pod_that_runs_before_its_time(start: Start) {
+    let cluster = start.create(&[]);
+    cluster.container.start();
+    docker(&["exec", "--detach", "--env=KUBECONFIG=/kind/credentials/config", &cluster.container.id, "sh", "-c", FOLLOW]).ok();
+    cluster.wait_until_ready();
+    let followed = cluster.container.exec(&["cat", "/run/followed"]).ok();
+    let mut known = BTreeSet::new();
+    // What it was asked before the container ran was to start it.
+    let asked_to_probe = followed.lines().any(|line| {
+        let fields: Vec<&str> = line.split('|').collect();
+        let is_new = known.insert((fields[0], fields[1]));
+        is_new && !fields[1].is_empty() && !fields[2].is_empty() && fields[3] == "false"
+    });
+    assert!(asked_to_probe, "{followed}");
 }
 
 #[test]
@@ -78,6 +102,32 @@ fn a_daemon_that_is_killed_comes_back_and_readiness_follows(start: Start) {
         assert_eq!(told, 1, "not exactly one line says that {daemon} died:\n{log}");
         use_it(&cluster, daemon);
     }
+}
+
+/// Has the containers of restored programs wait until the test lets them run.
+const HOLDING_RUNC: &str = "#!/bin/sh
+for argument in \"$@\"; do
+    if grep -q '\"stand-in\"' \"$argument/config.json\"; then
+        until [ -e /run/let-them ]; do sleep 0.1; done
+    fi
+done 2>/dev/null
+exec /usr/local/bin/runc \"$@\"
+";
+
+/// Without a container, neither kubelet nor the kernel can tell.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_restored_program_that_dies_before_it_has_a_container_withdraws_kubernetes_ready() {
+    let cluster = restored_with_programs(&["/usr/local/sbin/runc"], HOLDING_RUNC);
+    cluster.wait_until_ready();
+    let watch = Watch::new(&cluster, KUBERNETES_READY);
+    assert!(!cluster.container.exec(&["pgrep", "-f", "^/usr/local/bin/kind stand-in"]).succeeded(), "the test is void");
+    let killed = Instant::now();
+    cluster.kill("kube-scheduler");
+    let lost = watch.lost(killed, TRUTH_LIMIT);
+    cluster.container.exec(&["touch", "/run/let-them"]).ok();
+    watch.back(lost, BOOT_LIMIT);
+    assert_eq!(cluster.container.exec(&["pgrep", "-x", "-c", "kube-scheduler"]).stdout.trim(), "1");
 }
 
 /// Kills processes of the control plane, and shims, whose pods die with them. kubelet restarts them. Each victim has a
@@ -173,5 +223,6 @@ on_both_starts! {
     a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows
     a_container_that_ends_is_noticed_before_kubelet_tells
     a_pod_whose_network_fails_once_is_tried_again_a_moment_later
+    kubelet_is_asked_to_probe_a_pod_that_runs_before_its_time
     a_daemon_that_is_killed_comes_back_and_readiness_follows
 }

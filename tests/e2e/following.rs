@@ -30,6 +30,35 @@ fn a_baked_deployment_whose_next_pod_fails_withdraws_kubernetes_ready() {
     assert!(!cluster.serves("waiting"));
 }
 
+/// CoreDNS runs and is Ready, and nobody can reach it.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_dns_that_does_not_answer_keeps_kubernetes_from_being_ready() {
+    let cluster = Cluster::ready(&[]);
+    let select = |name: &str| {
+        let patch = format!(r#"{{"spec": {{"selector": {{"k8s-app": "{name}"}}}}}}"#);
+        cluster.kubectl(&["--namespace=kube-system", "patch", "service", "kube-dns", "--patch", &patch]).ok();
+    };
+    let asks = ["nslookup", "kubernetes.default.svc.cluster.local"];
+    let client = cluster.client();
+    assert!(cluster.in_pod(client, &asks).succeeded());
+    select("nobody");
+    wait_for("nobody answers", LIMIT, || (!cluster.in_pod(client, &asks).succeeded()).then_some(()));
+    // An answer counts until a pod is not Ready.
+    let watch = Watch::new(&cluster, KUBERNETES_READY);
+    let killed = Instant::now();
+    cluster.kill("kube-proxy");
+    watch.lost(killed, LIMIT);
+    let waiting = "the DNS: no answer yet\n";
+    wait_for("the DNS alone is in /waiting", LIMIT, || cluster.file("waiting").filter(|text| text == waiting));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(cluster.file("waiting").as_deref(), Some(waiting));
+    assert!(!cluster.serves(KUBERNETES_READY), "kubernetes-ready is served without a DNS");
+    let undone = Instant::now();
+    select("kube-dns");
+    watch.back(undone, BOOT_LIMIT);
+}
+
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn readiness_works_with_a_pod_list_of_more_than_10_mb() {

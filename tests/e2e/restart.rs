@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{Cluster, DOCKER_READY, KUBERNETES_READY, LIMIT};
-use crate::engine::{docker, tools, Container};
+use crate::engine::{docker, session, tools, Container, BUSYBOX};
 use crate::process::wait_for;
 use crate::readiness::check_log;
 use crate::start::{on_both_starts, Start};
@@ -68,6 +68,47 @@ fn a_stop_in_the_middle_of_the_boot_is_orderly_too(start: Start) {
     cluster.container.start();
     wait_for("docker-ready", LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
     stop(&cluster);
+}
+
+/// Writes down how it was ended.
+const ORDERLY: &str = r#"trap 'echo by itself >/ends/'$NAME'; exit 7' TERM; echo runs >/ends/$NAME; while :; do sleep 0.1; done"#;
+
+/// Pods are told to end when kubelet has gone, Docker's containers by dockerd, which needs containerd for it.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_stop_lets_pods_and_containers_end_by_themselves() {
+    let ends = session().dir.join("ends");
+    std::fs::create_dir_all(&ends).expect("the session's directory can be written");
+    let cluster = Cluster::ready(&[&format!("--volume={}:/ends", ends.display())]);
+    let arguments = ["--detach", "--name=container", "--env=NAME=container", "--volume=/ends:/ends", BUSYBOX, "sh", "-c", ORDERLY];
+    cluster.inner_docker(&[&["run"], &arguments[..]].concat()).ok();
+    cluster.apply(&format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: pod}}
+spec:
+  containers:
+  - name: pod
+    image: {BUSYBOX}
+    command: [sh, -c]
+    args: [{ORDERLY:?}]
+    env: [{{name: NAME, value: pod}}]
+    volumeMounts: [{{name: ends, mountPath: /ends}}]
+  volumes: [{{name: ends, hostPath: {{path: /ends, type: Directory}}}}]
+"
+    ));
+    let end_of = |name: &str| std::fs::read_to_string(ends.join(name)).unwrap_or_default();
+    for name in ["container", "pod"] {
+        wait_for(name, LIMIT, || (end_of(name) == "runs\n").then_some(()));
+    }
+    stop(&cluster);
+    for name in ["container", "pod"] {
+        assert_eq!(end_of(name), "by itself\n", "{name}");
+    }
+    cluster.container.start();
+    cluster.wait_until_ready();
+    assert_eq!(cluster.inner_docker(&["inspect", "--format={{.State.ExitCode}}", "container"]).ok(), "7", "dockerd has not seen its end");
 }
 
 /// With an init of Docker's own as PID 1, ours is a subreaper, and ends in order all the same.

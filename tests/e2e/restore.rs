@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{Cluster, KUBERNETES_READY, LIMIT, TIMELINE};
-use crate::engine::docker;
+use crate::engine::{docker, session};
 use crate::process::wait_for;
 use crate::start::{Start, COLD, RESTORED};
 
@@ -23,11 +23,35 @@ if [ \"$parent\" = kubelet ] && mkdir /run/slow; then sleep 1; fi 2>/dev/null
 exec /usr/sbin/${0##*/} \"$@\"
 ";
 
+/// A CRIU, which its loader runs, that waits until the test lets it go on.
+const WAITING_CRIU: &str = "#!/bin/sh
+until [ -e /run/go-on ]; do sleep 0.05; done
+exec /kind/criu/loader \"$@\"
+";
+
+/// A CRIU that succeeds with an API server that never answers. What it leaves beside etcd's data
+/// stands for what the restored etcd has written by then.
+const FREEZING_CRIU: &str = "#!/bin/sh
+/kind/criu/loader \"$@\" || exit
+touch /var/lib/etcd/left
+pkill -STOP -x kube-apiserver
+";
+
 /// A cluster with a program of the test's own in it, whose start would restore the control plane.
 pub fn restored_with_programs(paths: &[&str], script: &str) -> Cluster {
     let cluster = Start::Restored.create(&[]);
     paths.iter().for_each(|path| cluster.put_program(path, script));
     cluster.container.start();
+    cluster
+}
+
+/// A container whose start runs a script in place of CRIU, which is `/kind/criu/loader` there.
+fn with_criu(script: &str) -> Cluster {
+    let cluster = Start::Restored.create(&[]);
+    let loader = session().dir.join("loader");
+    docker(&["cp", "--follow-link", &format!("{}:/kind/criu/ld.so", cluster.container.id), &loader.to_string_lossy()]).ok();
+    cluster.container.copy_to(&loader, "/kind/criu/loader");
+    cluster.put_program("/kind/criu/ld.so", script);
     cluster
 }
 
@@ -109,13 +133,12 @@ fn a_start_restores_the_control_plane_and_says_so() {
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_client_that_connects_before_the_api_server_is_restored_is_answered_by_it() {
-    let cluster = Start::Restored.create(&[]);
+    let cluster = with_criu(WAITING_CRIU);
     cluster.container.start();
     let address = cluster.address();
     let mut client = wait_for("an open port", LIMIT, || TcpStream::connect((address.as_str(), 8443)).ok());
-    // It is not there before its first line.
-    let timeline = cluster.file(TIMELINE).unwrap_or_default();
-    assert!(!timeline.contains(" restored\n"), "{timeline}");
+    let there = cluster.container.exec(&["sh", "-c", "pgrep -x kube-apiserver; touch /run/go-on"]).ok();
+    assert_eq!(there, "", "nobody could connect before the API server was there");
     // Go's answer to a client that forgets TLS.
     client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("it is connected");
     client.set_read_timeout(Some(LIMIT)).expect("it is a limit");
@@ -201,6 +224,39 @@ fn each_restored_program_that_is_killed_is_started_the_plain_way() {
     }
     cluster.kubectl(&["run", "afterwards", "--image=kind-lab/busybox:1", "--command", "--", "sleep", "3600"]).ok();
     cluster.wait_for_pod(&["afterwards"]);
+}
+
+/// As kubelet ends a container: the program is to finish what it does, and its own status is the container's.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_programs_container_that_is_told_to_stop_hands_that_on_and_ends_as_the_program_does() {
+    let cluster = restored_cluster();
+    cluster.container.exec(&["pkill", "-TERM", "-f", "^/usr/local/bin/kind stand-in kube-scheduler"]).ok();
+    wait_until_plain(&cluster, "kube-scheduler");
+    let state = "--output=jsonpath={.status.containerStatuses[0].lastState.terminated.exitCode}";
+    let state = ["-n", "kube-system", "get", "pod", "kube-scheduler-kind", state];
+    let status = wait_for("the container's status", LIMIT, || Some(cluster.kubectl(&state).stdout).filter(|status| !status.is_empty()));
+    assert!(cluster.container.logs().contains(&format!("kube-scheduler has ended with status {status};")), "{status}");
+    assert!(status != "137", "it was killed");
+}
+
+/// The latest moment at which a start can still turn out to be none that restores.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn an_api_server_that_is_restored_and_does_not_answer_is_given_up_and_nothing_of_the_restore_is_left() {
+    let cluster = with_criu(FREEZING_CRIU);
+    cluster.container.start();
+    let line = wait_for("the end of the restore", LIMIT, || {
+        let log = cluster.container.logs();
+        log.lines().find(|line| line.contains(RESTORED) || line.contains(COLD)).map(str::to_string)
+    });
+    assert!(line.contains(COLD) && line.contains("the restored API server has not answered after 5 s"), "{line}");
+    cluster.wait_until_ready();
+    for program in PROGRAMS {
+        assert_eq!(cluster.container.exec(&["pgrep", "-x", "-c", comm(program)]).stdout.trim(), "1", "{program}");
+        assert!(restored(&cluster, program).is_none(), "{program}");
+    }
+    assert!(!cluster.container.exec(&["test", "-e", "/var/lib/etcd/left"]).succeeded(), "etcd began with what the restored one had");
 }
 
 #[test]
