@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// Names that the documentation uses as examples, or that belong to wait-for-kind.sh or to kubernetes-sigs/kind.
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 9] = [
+    "KIND_CI_BUNDLE",
     "KIND_IMAGE",
     "KIND_BUNDLE",
     "KIND_HOST",

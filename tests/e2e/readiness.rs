@@ -17,7 +17,7 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(100);
 
 /// A boot as observed from before the container's start.
 struct Observed {
-    /// The HTTP status of each of `STATES` at the port's first response.
+    /// The HTTP status, at the port's first response, of each state that cannot be true so early.
     first: Vec<u16>,
     /// When each state was first served.
     served: BTreeMap<&'static str, Instant>,
@@ -41,7 +41,9 @@ fn observe(cluster: &Cluster) -> Observed {
                 continue;
             }
             if seen.first.is_empty() {
-                seen.first = statuses.clone();
+                // Of the others, one may become true between two of these questions.
+                let late = |name: &&str| [DOCKER_READY, KUBERNETES_READY, FAILED].contains(name);
+                seen.first = STATES.iter().zip(&statuses).filter(|(name, _)| late(name)).map(|(_, status)| *status).collect();
             }
             for (name, _) in STATES.iter().zip(&statuses).filter(|(_, status)| **status == 200) {
                 seen.served.entry(name).or_insert_with(Instant::now);
@@ -76,7 +78,7 @@ fn every_state_appears_in_order_and_only_when_it_is_true(start: Start) {
     // Delay dockerd: otherwise Docker is ready before this machine can reach the container.
     cluster.put_program("/usr/local/sbin/dockerd", "#!/bin/sh\nsleep 2\nexec /usr/local/bin/dockerd \"$@\"\n");
     let seen = observe(&cluster);
-    assert!(seen.first.iter().all(|status| *status == 404), "at the port's first response: {:?} for {STATES:?}", seen.first);
+    assert!(seen.first.iter().all(|status| *status == 404), "at the port's first response: {:?}", seen.first);
     let ready = seen.served[KUBERNETES_READY];
     for name in [DOCKER_READY, CONFIG, CREDENTIALS[0], CREDENTIALS[1], CREDENTIALS[2]] {
         assert!(seen.served[name] <= ready, "{name} came after {KUBERNETES_READY}");
