@@ -24,11 +24,9 @@ mmdebstrap --quiet --mode=root --variant=minbase "${settings[@]}" \
   --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin "$1"/etc/systemd/system/timers.target.wants' \
   trixie "$root" "${KIND_LAB_MIRROR:-http://deb.debian.org/debian}"
 
-mkdir -p "$root/lab" "$root/etc/docker" "$root/etc/systemd/system.conf.d"
+mkdir -p "$root/lab" "$root/etc/docker"
 printf '%s\n' '/dev/vda / ext4 defaults 0 0' '/dev/vdb /lab ext4 defaults 0 0' >"$root/etc/fstab"
 echo '{ "data-root": "/lab/docker" }' >"$root/etc/docker/daemon.json"
-# An emulated machine is slow.
-printf '%s\n' '[Manager]' DefaultTimeoutStartSec=20min DefaultDeviceTimeoutSec=20min >"$root/etc/systemd/system.conf.d/slow.conf"
 cat >"$root/etc/systemd/system/checks.service" <<'TEXT'
 [Unit]
 Wants=docker.service

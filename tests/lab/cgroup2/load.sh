@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # load.sh MACHINE DATA: loads the image on stdin into the data disk of a machine with the machine's own engine, which
-# runs here, outside of the emulator, for that long. Then adds what checks.sh needs. cgroup2.sh runs this in a mount
-# and a process namespace of its own.
+# runs here, outside of the emulator, for that long. Then adds what checks.sh needs. cgroup2.sh runs this in namespaces
+# of its own: mounts, processes, network.
 set -euo pipefail
 . "$(dirname "$0")/../../../scripts/debian/lib.sh"
 
