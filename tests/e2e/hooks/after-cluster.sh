@@ -22,13 +22,6 @@ spec:
 YAML
 timeout 60 bash -c 'until kubectl -n from-hook get pod gone --output=jsonpath={.status.phase} | grep -q Succeeded; do sleep 0.2; done'
 kubectl -n from-hook delete secret/gone pod/gone
-# As an operator leaves it that has elected a leader: the next one would wait until it is over.
-kubectl -n from-hook create -f - <<'YAML'
-apiVersion: coordination.k8s.io/v1
-kind: Lease
-metadata: {name: operator}
-spec: {holderIdentity: the-bakes-pod, leaseDurationSeconds: 137}
-YAML
 # What is kept shows that whoever looks for secrets would find them, in each form.
 kubectl -n from-hook create secret generic kept --from-literal=token=kept-in-a-secret
 mkdir /var/lib/kept
@@ -65,3 +58,16 @@ echo "after-cluster" >>/var/lib/from-hook
 # An ingress controller's Service, as a hook that waits for it would bake it.
 kubectl -n from-hook expose deployment web --type=LoadBalancer --port=8800 --target-port=8080
 timeout 60 bash -c 'until kubectl -n from-hook get service web --output=jsonpath={.status.loadBalancer.ingress[0].ip} | grep .; do sleep 0.2; done'
+# As an operator leaves a lease that has elected a leader, for which the next one would wait; and one that is data.
+operator=$(kubectl -n from-hook get pods --selector app=web --output=jsonpath='{.items[0].metadata.name}')
+kubectl -n from-hook create -f - <<YAML
+apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata: {name: operator}
+spec: {holderIdentity: ${operator}_8d0f4e0c, leaseDurationSeconds: 137}
+---
+apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata: {name: data}
+spec: {holderIdentity: somebody, leaseDurationSeconds: 137}
+YAML
