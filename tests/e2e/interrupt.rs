@@ -21,12 +21,14 @@ const COMPILING: &str = "compiling the init";
 /// Everything that a build could leave: containers of its own and of docker build, volumes without a
 /// container, images under its own names or of steps of docker build, files.
 fn inventory() -> BTreeSet<String> {
+    // Other tests' processes have images of their own.
+    let images = format!("reference=kind-e2e-{}", std::process::id());
     let lists = [
         &["ps", "--all", "--filter", "label=kind.build", "--format", "container {{.ID}} build={{.Label \"kind.build\"}}"][..],
         &["ps", "--all", "--filter", "label=kind.stage=build", "--format", "container {{.ID}} {{.Names}}"],
         &["volume", "ls", "--filter", "dangling=true", "--format", "volume {{.Name}}"],
         &["images", "--filter", "reference=kind-build", "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
-        &["images", "--filter", "reference=kind-e2e*", "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
+        &["images", "--filter", &images, "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
         &["images", "--filter", "dangling=true", "--filter", "label=kind.stage=build", "--format", "image {{.ID}}"],
     ];
     let mut all: BTreeSet<String> = lists.iter().flat_map(|list| docker(list).ok().lines().map(String::from).collect::<Vec<_>>()).collect();
