@@ -59,18 +59,25 @@ pub fn apply(path: &Path, limit: Duration) -> Result<String> {
 /// # Errors
 /// It fails, or is not done within `limit`.
 pub fn run(arguments: &[&str], limit: Duration) -> Result<String> {
-    run_program("kubectl", arguments, limit)
+    retry(limit, |left| command(arguments, left))
 }
 
-fn run_program(program: &str, arguments: &[&str], limit: Duration) -> Result<String> {
+/// kubectl with `left` seconds. It gives up a request that takes longer, such as one at which a webhook stalls, and says
+/// which one it is. Its flags come first, because what follows `--` is none.
+fn command(arguments: &[&str], left: u64) -> Command {
+    let mut command = Command::new("kubectl");
+    command.args(["--kubeconfig", ADMIN_KUBECONFIG, &format!("--request-timeout={left}s")]).args(arguments);
+    command
+}
+
+fn retry(limit: Duration, command: impl Fn(u64) -> Command) -> Result<String> {
     let end = Instant::now() + limit;
     loop {
         let left = (end.saturating_duration_since(Instant::now()).as_secs_f64().ceil() as u64).max(1);
-        // kubectl gives up a request that takes too long, such as one at which a webhook stalls, and says which one it is.
         // Whatever else it may wait for, timeout(1) ends.
+        let inner = command(left);
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=1", &(left + 1).to_string(), program]).args(arguments);
-        command.args(["--kubeconfig", ADMIN_KUBECONFIG, &format!("--request-timeout={left}s")]);
+        command.args(["--kill-after=1", &(left + 1).to_string()]).arg(inner.get_program()).args(inner.get_args());
         let error = match reaper::run(without_proxy(&mut command)) {
             Ok(output) => return Ok(output),
             Err(error) => error,
@@ -120,7 +127,7 @@ mod tests {
         }
     }
 
-    /// Runs a shell in kubectl's place, with a thread that reaps, as the main thread does. It has kubectl's flags as `$@`.
+    /// Runs a shell in kubectl's place, with a thread that reaps, as the main thread does. `$0` is how much time it has.
     fn run_shell(text: &str, limit: Duration) -> Result<String> {
         thread::scope(|scope| {
             let (done, wait) = channel::<()>();
@@ -129,7 +136,11 @@ mod tests {
                     reaper::drain_ours();
                 }
             });
-            let result = run_program("sh", &["-c", text, "sh"], limit);
+            let result = retry(limit, |left| {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", text, &left.to_string()]);
+                shell
+            });
             drop(done);
             result
         })
@@ -137,8 +148,10 @@ mod tests {
 
     #[test]
     fn kubectl_is_ended_when_its_time_is_over_and_knows_how_much_it_has() {
-        let asked = run_shell("echo $@", Duration::from_secs(60)).unwrap();
-        assert_eq!(asked, format!("--kubeconfig {ADMIN_KUBECONFIG} --request-timeout=60s\n"));
+        assert_eq!(run_shell("echo $0", Duration::from_secs(60)).unwrap(), "60\n");
+        let label = command(&["label", "node", "kind", "--", "tier=ci"], 60);
+        let line: Vec<_> = label.get_args().map(|word| word.to_string_lossy()).collect();
+        assert_eq!(line.join(" "), format!("--kubeconfig {ADMIN_KUBECONFIG} --request-timeout=60s label node kind -- tier=ci"));
         // As when a webhook stalls.
         for hangs in ["exec sleep 60", "trap '' TERM; sleep 60 & wait; wait"] {
             let began = Instant::now();
