@@ -1,0 +1,156 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use super::files::{CONFIG, FILES};
+use super::state::tests::ready;
+use super::*;
+
+fn readiness(test: &str) -> Arc<Readiness> {
+    let directory = std::env::temp_dir().join(format!("kind-readiness-{}-{test}", std::process::id()));
+    let readiness = Arc::new(Readiness::new(directory));
+    readiness.clear().unwrap();
+    readiness
+}
+
+fn files(readiness: &Readiness) -> Vec<&'static str> {
+    FILES.into_iter().filter(|name| *name != TIMELINE && readiness.shared.directory.path().join(name).exists()).collect()
+}
+
+fn remove(readiness: &Readiness) {
+    readiness.end();
+    fs::remove_dir_all(readiness.shared.directory.path()).unwrap();
+}
+
+#[test]
+fn files_appear_and_disappear_with_the_state() {
+    let readiness = readiness("follow");
+    readiness.update(|state| *state = ready());
+    assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
+    readiness.update(|state| state.dns = false);
+    assert_eq!(files(&readiness), [DOCKER_READY, WAITING]);
+    readiness.update(|state| (state.dns, state.containerd) = (true, false));
+    assert_eq!(files(&readiness), [WAITING]);
+    assert_eq!(readiness.end(), 0);
+    assert!(files(&readiness).is_empty());
+    readiness.update(|state| *state = ready());
+    assert!(files(&readiness).is_empty(), "the container is stopping");
+    remove(&readiness);
+}
+
+#[test]
+fn failed_and_kubernetes_ready_never_exist_together() {
+    let readiness = readiness("failed");
+    readiness.update(|state| *state = State { docker: false, ..ready() });
+    readiness.fail(Failure::new("late", 3));
+    readiness.fail(Failure::new("consequence", 4));
+    assert_eq!(files(&readiness), [FAILED, WAITING]);
+    assert_eq!(fs::read_to_string(readiness.shared.directory.path().join(FAILED)).unwrap(), "late\n");
+    // dockerd is the last to come back.
+    readiness.update(|state| state.docker = true);
+    assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
+    readiness.update(|state| state.kubelet = false);
+    readiness.fail(Failure::new("late again", 5));
+    assert_eq!(readiness.end(), 5);
+    remove(&readiness);
+}
+
+#[test]
+fn an_earlier_cluster_changes_nothing_and_waits_for_nothing() {
+    let node = readiness("cluster");
+    let first = node.begin_cluster();
+    first.update(|state| *state = ready());
+    first.publish(CONFIG, b"first");
+    ["containerd", "docker-ready"].iter().for_each(|name| node.milestone(name));
+    first.milestone("pods");
+    assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY, CONFIG]);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| first.wait_until(|state| !state.docker));
+        let pausing = scope.spawn(|| first.pause(Duration::from_secs(3600)));
+        let second = node.begin_cluster();
+        assert!(!waiting.join().unwrap());
+        pausing.join().unwrap();
+        assert_eq!(files(&node), [DOCKER_READY, WAITING], "Docker goes on");
+        first.update(|state| *state = ready());
+        first.publish(CONFIG, b"first");
+        first.milestone("pods");
+        first.fail(Failure::new("late", 1));
+        assert_eq!(files(&node), [DOCKER_READY, WAITING]);
+        assert!(first.is_over() && first.state().ending && !second.is_over() && !second.state().ending);
+        assert!(!node.has_reached("pods") && !node.has_reached(KUBERNETES_READY) && node.has_reached("containerd"));
+        second.update(|state| *state = ready());
+        assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY]);
+    });
+    remove(&node);
+}
+
+#[test]
+fn the_time_limit_begins_with_the_cluster_though_nothing_happens() {
+    let node = readiness("begins");
+    let (sender, late) = channel();
+    node.update(|state| state.has_cluster = true);
+    let _cluster = node.begin_cluster();
+    let tell = move |_: &State| {
+        sender.send(()).unwrap();
+        Failure::new("late", 1)
+    };
+    node.watch(Duration::from_secs(1), tell).unwrap();
+    late.recv_timeout(Duration::from_secs(10)).unwrap();
+    remove(&node);
+}
+
+#[test]
+fn waiting_for_a_state_ends_with_the_state_or_with_the_stop() {
+    let readiness = readiness("wait");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| readiness.wait_until(|state| state.kubelet));
+        let stopped = scope.spawn(|| readiness.wait_until(|state| state.dns));
+        readiness.update(|state| state.kubelet = true);
+        assert!(waiting.join().unwrap());
+        readiness.end();
+        assert!(!stopped.join().unwrap());
+    });
+    remove(&readiness);
+}
+
+#[test]
+fn a_file_that_could_not_be_written_is_written_later() {
+    let readiness = readiness("unwritten");
+    let path = readiness.shared.directory.path().to_path_buf();
+    let aside = path.with_extension("aside");
+    readiness.watch(Duration::from_secs(3600), |_| Failure::new("late", 1)).unwrap();
+    // Writing fails as on a full disk; unlike permissions, this stops root too.
+    fs::rename(&path, &aside).unwrap();
+    readiness.update(|state| *state = ready());
+    assert!(!readiness.known().unwritten.is_empty());
+    fs::rename(&aside, &path).unwrap();
+    while !readiness.known().unwritten.is_empty() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(files(&readiness), [DOCKER_READY, KUBERNETES_READY]);
+    assert_eq!(fs::metadata(path.join(TIMELINE)).unwrap().permissions().mode() & 0o777, 0o644);
+    remove(&readiness);
+}
+
+#[test]
+fn a_cluster_that_is_not_up_in_time_fails_once() {
+    let readiness = readiness("late");
+    let (sender, late) = channel();
+    readiness.update(|state| *state = State { docker: false, ..ready() });
+    let tell = move |state: &State| {
+        sender.send(state.waiting()).unwrap();
+        Failure::new("late", 1)
+    };
+    readiness.watch(Duration::from_secs(1), tell).unwrap();
+    assert_eq!(late.recv_timeout(Duration::from_secs(30)).unwrap(), ["dockerd: no answer yet"]);
+    assert!(readiness.wait_until(|state| state.failure.is_some()));
+    readiness.update(|state| state.docker = true);
+    assert!(readiness.state().kubernetes_ready());
+    // The limit starts again, and an image without a cluster has none.
+    readiness.update(|state| state.docker = false);
+    late.recv_timeout(Duration::from_secs(30)).unwrap();
+    readiness.update(|state| (state.has_cluster, state.failure) = (false, None));
+    assert!(late.recv_timeout(Duration::from_secs(3)).is_err());
+    remove(&readiness);
+}
