@@ -90,7 +90,7 @@ leave_out() {
 }
 
 # beside JOB: runs a shell command in the background, in its own process group, once there is a free worker.
-declare -A running=() logs=()
+declare -A running=() logs=() since=()
 failed=()
 beside() {
   local log
@@ -99,7 +99,7 @@ beside() {
   set -m
   (set -e && eval "$1") >"$log" 2>&1 </dev/null &
   set +m
-  running[$!]=$1 logs[$!]=$log
+  running[$!]=$1 logs[$!]=$log since[$!]=$((SECONDS - began))
 }
 
 # end_one: waits for whichever job ends next, and shows what it had to say.
@@ -109,6 +109,7 @@ end_one() {
   step "${running[$pid]}: its output"
   cat "${logs[$pid]}"
   step "${running[$pid]}: ended with status $status"
+  printf '%5d to %5d s  %s\n' "${since[$pid]}" $((SECONDS - began)) "${running[$pid]}" >>"$work/times"
   [ "$status" = 0 ] || failed+=("${running[$pid]}")
   unset "running[$pid]"
 }
@@ -116,6 +117,8 @@ end_one() {
 # join: waits for all jobs. The run ends here if one has failed.
 join() {
   while [ "${#running[@]}" != 0 ]; do end_one; done
+  step "where the time went"
+  cat "$work/times"
   [ "${#failed[@]}" = 0 ] || die "failed, with the reason in their output above: $(printf '%s; ' "${failed[@]}")"
 }
 
