@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::bake::{bundle, bundled_version, minor_of, with_lab_images};
 use crate::cluster::Cluster;
-use crate::engine::{docker, session, tools, BUSYBOX};
+use crate::engine::{docker, session, tools};
 use crate::process::{run, Outcome};
 use crate::registry::Registry;
 
@@ -52,8 +52,10 @@ fn push_as(name: &str, architecture: &str) {
     let directory: PathBuf = session().dir.join("other-architecture");
     std::fs::create_dir_all(&directory).expect("the session's directory can be written");
     let path = directory.to_string_lossy().into_owned();
+    let empty = format!("kind-e2e-{}:empty", std::process::id());
     let script = r#"
         set -e
+        tar -c --files-from /dev/null | docker import - "$1"
         docker save "$1" | tar -x -C "$2"
         configuration=$(sed 's/.*"Config":"\([^"]*\)".*/\1/' "$2/manifest.json")
         sed -i "s/\"architecture\":\"[a-z0-9]*\"/\"architecture\":\"$3\"/" "$2/$configuration"
@@ -63,7 +65,7 @@ fn push_as(name: &str, architecture: &str) {
         docker push --quiet "$4"
         docker image rm "$4"
     "#;
-    run(Command::new("sh").args(["-c", script, "sh", BUSYBOX, &path, architecture, name]), LIMIT).ok();
+    run(Command::new("sh").args(["-c", script, "sh", &empty, &path, architecture, name]), LIMIT).ok();
 }
 
 #[test]
