@@ -4,10 +4,11 @@ set -eu
 
 usage() {
   cat <<'TEXT'
-Usage: wait-for-kind.sh [docker|kubernetes] [--timeout SECONDS] [--kubeconfig FILE]
+Usage: wait-for-kind.sh [docker|kubernetes] [--reset] [--timeout SECONDS] [--kubeconfig FILE]
 
 Waits until Docker or Kubernetes (the default) is ready, and exits with 0. If kind fails or the time runs
 out, exits with 1 and says why.
+  --reset              first have the cluster begin again as it was baked; Docker is left alone
   --timeout SECONDS    the longest time to wait (default 300, or KIND_TIMEOUT)
   --kubeconfig FILE    write a kubeconfig that works from here
 
@@ -32,10 +33,11 @@ for name in KIND_HOST KIND_PORT KIND_API_PORT KIND_TIMEOUT; do
   esac
 done
 
-state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig=''
+state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig='' reset=''
 while [ $# -gt 0 ]; do
   case $1 in
     docker | kubernetes) state=$1 ;;
+    --reset) reset=1 ;;
     --timeout)
       [ -n "${2:-}" ] || misused "--timeout needs a whole number of seconds"
       limit=$2
@@ -70,6 +72,9 @@ fi
 case $host in '['*) ;; *:*) host="[$host]" ;; esac
 url=http://$host:$port
 
+# What a request for a reset needs, so that no web page can send it.
+guard='X-Kind: reset' post=''
+
 # within SECONDS COMMAND...: runs a command, and ends it if it has not ended by then.
 within() {
   seconds=$1
@@ -92,12 +97,12 @@ within() {
   return "$status"
 }
 
-# fetch FILE SECONDS: prints a file. Returns 0 if it is served, 1 if something else was answered, and 2 if there
+# fetch FILE SECONDS: prints a file, or with $post posts a request. Returns 0 if it is served, 1 if something else was answered, and 2 if there
 # was no answer within so many seconds. The job's proxy cannot reach the job's service.
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
   fetch() {
-    curl --silent --fail --max-time "$2" "$url/$1" && return
+    curl --silent --fail --max-time "$2" ${post:+--request POST --header "$guard"} "$url/$1" && return
     # 22 is an HTTP error.
     [ $? = 22 ] || return 2
     return 1
@@ -108,20 +113,20 @@ elif command -v wget >/dev/null; then
   ! wget --version >/dev/null 2>&1 || once='--tries=1'
   fetch() {
     # shellcheck disable=SC2086
-    { said=$(within "$2" wget -q $once -O - "$url/$1" 2>&1 >&3) && return; } 3>&1
+    { said=$(within "$2" wget -q $once ${post:+--header "$guard" --post-data=} -O - "$url/$1" 2>&1 >&3) && return; } 3>&1
     # GNU wget exits with 8 after an HTTP error, busybox names it.
     case $?:$said in 8:* | *'server returned error'*) return 1 ;; esac
     return 2
   }
 elif command -v bash >/dev/null; then
   # shellcheck disable=SC2016
-  over_bash='exec 3<>"/dev/tcp/$1/$2" && printf "GET /%s HTTP/1.0\r\nHost: %s\r\n\r\n" "$3" "$1" >&3 &&
+  over_bash='exec 3<>"/dev/tcp/$1/$2" && printf "%s /%s HTTP/1.0\r\nHost: %s\r\n%s\r\n\r\n" "${5:-GET}" "$3" "$1" "$6" >&3 &&
     read -r _ status _ <&3 || exit 2
-    [ "$status" = 200 ] || exit 1
+    case $status in 20?) ;; *) exit 1 ;; esac
     { while IFS= read -r line && [ "$line" != "$4" ]; do :; done; cat; } <&3'
   fetch() {
     address=${host#'['}
-    within "$2" bash -c "$over_bash" - "${address%']'}" "$port" "$1" "$(printf '\r')" 2>/dev/null && return
+    within "$2" bash -c "$over_bash" - "${address%']'}" "$port" "$1" "$(printf '\r')" "${post:+POST}" "$guard" 2>/dev/null && return
     [ $? = 1 ] || return 2
     return 1
   }
@@ -181,6 +186,15 @@ Still waiting for:
 $(fetch waiting 2)"
 }
 
+if [ -n "$reset" ]; then
+  result=0
+  post=1
+  fetch reset "$(seconds 5)" >/dev/null || result=$?
+  post=''
+  [ "$result" != 2 ] || die "nothing answers at $url: is KIND_HOST=$host where kind runs?"
+  [ "$result" = 0 ] || die "kind refuses to reset its cluster now. It is waiting for:
+$(fetch waiting 2)"
+fi
 await "$state-ready" >/dev/null
 say "$state is ready"
 [ -n "$kubeconfig" ] || exit 0

@@ -29,6 +29,19 @@ def kubernetes(kind):
     return config.new_client_from_config_dict(yaml.safe_load(answer.text))
 
 
+@pytest.fixture
+def clean(kind, kubernetes):
+    """The cluster as it was baked, for each test that asks for it."""
+    host, files = kind.get_container_host_ip(), kind.get_exposed_port(10080)
+    requests.post(f"http://{host}:{files}/reset?wait=120", headers={"X-Kind": "reset"}, timeout=130).raise_for_status()
+    return kubernetes
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_what_an_earlier_test_has_created_is_gone(clean, time):
+    client.CoreV1Api(clean).create_namespace({"metadata": {"name": "mine"}})
+
+
 def test_the_node_is_ready(kubernetes):
     node = client.CoreV1Api(kubernetes).list_node().items[0]
     assert {condition.type: condition.status for condition in node.status.conditions}["Ready"] == "True"

@@ -15,6 +15,7 @@ Usage:
   kind bake --bundle DIR        bake a cluster into the image (build.sh calls this)
   kind status                   show the progress of the boot, and what is not ready
   kind healthcheck              exit with status 0 if ready, 1 if not
+  kind reset                    begin again with the cluster as it was baked; Docker is left alone
   kind --help, kind --version
 
 Port 10080 serves docker-ready, kubernetes-ready, config, ca.crt, client.crt and client.key as
@@ -49,6 +50,7 @@ pub enum Invocation {
     Bake(Bake),
     Status,
     Healthcheck,
+    Reset,
     ExecWithSocket(Vec<String>),
     /// The program's name and arguments.
     StandIn(String, Vec<String>),
@@ -82,11 +84,12 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["bake", ..] => Err(usage("bake needs --bundle DIR, optionally followed by --save-images FILE".into())),
         ["status"] => Ok(Invocation::Status),
         ["healthcheck"] => Ok(Invocation::Healthcheck),
+        ["reset"] => Ok(Invocation::Reset),
         [EXEC_WITH_SOCKET, ..] => Ok(Invocation::ExecWithSocket(arguments[1..].to_vec())),
         [STAND_IN, name, ..] => Ok(Invocation::StandIn(name.to_string(), arguments[2..].to_vec())),
         [AWAIT_KUBE_PROXY] => Ok(Invocation::AwaitKubeProxy),
         [PARENT, programs] => Ok(Invocation::Parent(programs.to_string())),
-        [word @ ("status" | "healthcheck"), ..] => Err(usage(format!("{word} takes no arguments"))),
+        [word @ ("status" | "healthcheck" | "reset"), ..] => Err(usage(format!("{word} takes no arguments"))),
         [word, ..] => Err(usage(format!("unknown subcommand {word}"))),
     }
 }

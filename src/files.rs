@@ -39,6 +39,20 @@ pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
     unless_missing(fs::remove_dir_all(&path)).map_err(|cause| Error::io("remove", path, cause))
 }
 
+/// Removes everything in a directory, which may be a mount point.
+pub fn clear(directory: impl AsRef<Path>) -> Result<()> {
+    let list = fs::read_dir(&directory).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    for entry in list.map_err(|cause| Error::io("list", &directory, cause))? {
+        // Not one that a link leads to.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(entry.path())?;
+        } else {
+            remove(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn unless_missing(done: std::io::Result<()>) -> std::io::Result<()> {
     done.or_else(|cause| if cause.kind() == ErrorKind::NotFound { Ok(()) } else { Err(cause) })
 }

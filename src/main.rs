@@ -18,6 +18,7 @@ mod logger;
 mod node;
 mod openssl;
 mod readiness;
+mod reset;
 mod restore;
 mod status;
 mod supervisor;
@@ -33,7 +34,8 @@ use signal_hook::iterator::Signals;
 
 use crate::bake::Bake;
 use crate::cli::{Invocation, Run};
-use crate::cluster::{certificates, kubeconfig, Cluster};
+use crate::cluster::certificates::ApiCertificate;
+use crate::cluster::{kubeconfig, Cluster};
 use crate::config::{Config, CLUSTER_FILE, SECRETS, STATE_DIR};
 use crate::daemons::client_variables;
 use crate::daemons::docker_command;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Healthcheck) => {
             status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Ok(Invocation::Reset) => reset::run().map(|text| print(&text)),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
         Ok(Invocation::StandIn(name, argv)) => signals.and_then(|signals| restore::stand_in::run(&name, &argv, signals)),
         Ok(Invocation::AwaitKubeProxy) => {
@@ -97,13 +100,14 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
     init.readiness.clear()?;
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
-    let certificate = cluster.as_ref().map(|cluster| certificates::follow(&init, cluster)).transpose()?;
-    let is_served = move |name: &str| certificate.as_ref().is_some_and(|certificate| certificate.is_served_for(name));
+    let certificate = cluster.as_ref().map(|cluster| Arc::new(ApiCertificate::new(cluster)));
+    let answering = certificate.clone();
+    let is_served = move |name: &str| answering.as_ref().is_some_and(|certificate| certificate.is_served_for(name));
     let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &is_served);
     server::serve(&init.config, &init.readiness, init.config.path(STATE_DIR), Box::new(rewrite))?;
-    in_boot_thread(&init, move |init| match &cluster {
-        Some(cluster) => boot::with_cluster(init, cluster, settings),
-        None => boot::docker_alone(init, settings),
+    in_boot_thread(&init, move |init| match (&cluster, certificate) {
+        (Some(cluster), Some(certificate)) => boot::with_cluster(init, cluster, certificate, settings),
+        _ => boot::docker_alone(init, settings),
     })?;
     signals::serve(signals, &init, &boot::SIGNALS);
     Ok(ExitCode::SUCCESS)

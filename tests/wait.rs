@@ -124,6 +124,28 @@ fn a_server_that_holds_requests_is_asked_once_more_and_waited_for() {
 }
 
 #[test]
+fn it_asks_for_a_reset_and_waits_for_what_comes_after_it() {
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&["kubernetes-ready", "waiting"]);
+        let job = Job::new(tools, client);
+        let (code, said) = job.run(&["--reset"], &settings(&address));
+        assert!(code == 1 && said.contains("refuses to reset its cluster now"), "{tools} {client}: {said}");
+        assert!(server.requests("/kubernetes-ready").is_empty(), "{tools} {client}");
+
+        server.publish("/reset", b"");
+        let child = job.command(&["--reset"], &settings(&address)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the question after the reset", LIMIT, || (!server.requests("/kubernetes-ready").is_empty()).then_some(()));
+        thread::sleep(Duration::from_millis(300));
+        server.publish("/kubernetes-ready", b"ready\n");
+        assert_eq!(outcome(&child.wait_with_output().unwrap()), (0, "wait-for-kind: kubernetes is ready\n".into()), "{tools} {client}");
+        assert_eq!(server.requests("/reset").len(), 2, "{tools} {client}");
+    }
+    let nobody = ["127.0.0.1".to_string(), "1".to_string()];
+    let (code, said) = Job::new("busybox", "wget").run(&["--reset"], &settings(&nobody));
+    assert!(code == 1 && said.contains("nothing answers at"), "{said}");
+}
+
+#[test]
 fn it_ends_in_time_beside_a_server_that_holds_requests() {
     for (tools, client) in KINDS {
         let (server, address) = kind(&["timeline"]);

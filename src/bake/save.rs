@@ -17,6 +17,7 @@ use crate::bake::{control_plane, manifest};
 use crate::cluster::api::Api;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, INIT, PARENT, POLL, RESTORED_DIR, RESTORE_DIR, RUN_DIR, STAND_IN, STORE_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
 use crate::node::store::{self, SNAPSHOTS};
 use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
@@ -140,7 +141,7 @@ pub fn control_plane(running: Result<Vec<Running>>, static_ip: Ipv4Addr) {
     let done = running.and_then(|running| {
         copy(Path::new(ETCD_DIR), &clean)?;
         let saved = save(&running, static_ip);
-        saved::clear(Path::new(ETCD_DIR))?;
+        files::clear(ETCD_DIR)?;
         copy(&clean, Path::new(ETCD_DIR))?;
         saved
     });

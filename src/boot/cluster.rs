@@ -1,38 +1,117 @@
-//! The cluster's half of the boot. It speaks for one cluster alone (`Init::begin_cluster`): when another one begins, whatever
-//! was started here changes nothing any more, and ends.
+//! The cluster's half of the boot, which can be repeated: a reset ends the cluster and brings it up again on the same node. Each
+//! cluster has an `Init` of its own (`Init::begin_cluster`): when another one begins, whatever was started here for the
+//! earlier one changes nothing any more, and ends.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::boot::extensions;
 use crate::cluster::api::Api;
+use crate::cluster::certificates::{self, ApiCertificate};
 use crate::cluster::{monitor, Cluster};
-use crate::config::CREDENTIALS_DIR;
-use crate::daemons::kubelet;
-use crate::error::Result;
-use crate::node::capacity;
+use crate::config::{CREDENTIALS_DIR, ETCD_DIR, STOP_KUBELET};
+use crate::daemons::cri;
+use crate::daemons::dockerd::DOCKERD;
+use crate::daemons::kubelet::{self, KUBELET};
+use crate::error::{Error, Result};
 use crate::node::iptables::{self, Iptables};
+use crate::node::{capacity, cgroup, cni, directories, network};
+use crate::readiness::Reset;
+use crate::restore;
 use crate::restore::start::Restore;
 use crate::supervisor::daemon::Daemon;
-use crate::supervisor::Init;
+use crate::supervisor::{reaper, Init};
 
-/// Brings the cluster up on a node whose containerd runs, and follows it until it is over. `start_docker` returns the Docker
-/// to which the start of the cluster leaves the CPU.
-pub fn bring_up(
-    init: &Arc<Init>,
-    cluster: &Cluster,
-    restore: Restore,
-    iptables: &Iptables,
-    start_docker: impl FnOnce() -> Result<Arc<Daemon>>,
-) -> Result<()> {
-    let mut arguments = if init.config.enforce_capacity { capacity::kubelet_flags()? } else { vec![] };
-    arguments.extend(init.config.kubelet_arguments.clone());
-    let kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
-    let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
-    restore.bring_up(kubelet, api.clone(), start_docker)?;
-    if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, &cluster.network) {
-        log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
+/// How long killed processes may take to end. Those of a frozen cgroup end when containerd removes it.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
+const KILL_POLL: Duration = Duration::from_millis(5);
+
+/// What clusters are brought up on.
+pub struct Node {
+    pub init: Arc<Init>,
+    pub cluster: Cluster,
+    pub iptables: Iptables,
+    pub certificate: Arc<ApiCertificate>,
+}
+
+impl Node {
+    /// Brings a cluster up once containerd runs, and starts what follows it until it is over. `start_docker` returns the
+    /// Docker to which the start of the cluster leaves the CPU.
+    pub fn bring_up(
+        &self,
+        ours: &Arc<Init>,
+        restore: &Restore,
+        is_reset: bool,
+        start_docker: impl FnOnce() -> Result<Arc<Daemon>>,
+    ) -> Result<()> {
+        let Node { cluster, iptables, certificate, .. } = self;
+        let mut arguments = if ours.config.enforce_capacity { capacity::kubelet_flags()? } else { vec![] };
+        arguments.extend(ours.config.kubelet_arguments.clone());
+        let kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
+        let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
+        certificates::follow(ours, cluster.static_ip, certificate)?;
+        restore.bring_up(kubelet, api.clone(), start_docker)?;
+        if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, &cluster.network) {
+            log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
+        }
+        extensions::start(ours, api.clone(), cluster, is_reset)?;
+        monitor::start(ours, api, cluster)
     }
-    extensions::start(init, api.clone(), cluster)?;
-    monitor::run(init, &api, cluster)
+
+    /// Resets the cluster whenever a client asks for it, until the container stops. What goes wrong fails that cluster alone:
+    /// the next reset tries again.
+    pub fn serve_resets(&self, restore: Restore) {
+        let mut restore = Some(restore);
+        while self.init.readiness.wait_until(|state| state.reset == Reset::Requested) {
+            let began = Instant::now();
+            let ended = self.end_programs(restore.take());
+            let ours = self.init.begin_cluster();
+            let begun = ended.and_then(|()| self.begin_again(&ours, &mut restore));
+            match begun {
+                Ok(()) if ours.readiness.wait_until(|state| state.kubernetes_ready() || state.failure.is_some()) => {
+                    log::info!(target: "reset", "done after {:.1} s", began.elapsed().as_secs_f64());
+                }
+                Ok(()) => {}
+                Err(error) => ours.fail(&error),
+            }
+        }
+    }
+
+    /// Ends everything that could write to the cluster: kubelet, the control plane, and all pods, without grace.
+    fn end_programs(&self, restore: Option<Restore>) -> Result<()> {
+        if let Some(kubelet) = self.init.daemon(KUBELET) {
+            kubelet.stop();
+            kubelet.kill();
+            if !kubelet.ends_within(STOP_KUBELET) {
+                return Err(Error::new("kubelet does not end, though it was killed"));
+            }
+        }
+        restore.map_or(Ok(()), Restore::end)?;
+        reaper::poll(KILL_POLL, KILL_LIMIT, || {
+            let pids = cgroup::processes_of_pods();
+            reaper::signal_all(&pids, Signal::SIGKILL);
+            pids.is_empty().then_some(())
+        });
+        directories::renew(ETCD_DIR)
+    }
+
+    /// Restores the control plane beside the removal of what pods have left, and brings the cluster up.
+    fn begin_again(&self, ours: &Arc<Init>, restore: &mut Option<Restore>) -> Result<()> {
+        let began = Instant::now();
+        let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
+        let pods = cri::remove_pods()?;
+        if let Some(pid) = cgroup::processes_of_pods().first() {
+            return Err(Error::new(format!("the process {pid} of a pod does not end, though it was killed")));
+        }
+        directories::renew_pods()?;
+        cni::forget_addresses()?;
+        network::forget_connections_of_pods(&self.cluster.network);
+        log::info!(target: "reset", "{pods} pods removed in {:.1} s", began.elapsed().as_secs_f64());
+        ours.readiness.update(|state| state.reset = Reset::No);
+        let docker = || self.init.daemon(DOCKERD).ok_or_else(|| Error::new("Docker has not been started"));
+        self.bring_up(ours, restore, true, docker)
+    }
 }

@@ -19,6 +19,8 @@ use crate::threads;
 
 /// The milestone at which the cluster is up, and the user's manifests and scripts start.
 pub const CLUSTER_UP: &str = "cluster";
+/// In the environment of scripts that run again, after a reset.
+const RESET: &str = "KIND_RESET";
 const WAIT_POLL: Duration = Duration::from_millis(250);
 
 /// The images, manifests and scripts, in order.
@@ -30,15 +32,15 @@ struct Work {
 }
 
 /// Loads the images once Docker answers; applies the manifests and runs the scripts once the cluster is up. Starts no
-/// thread if there are none.
-pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
+/// thread if there are none. Scripts are told whether this is a reset.
+pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, is_reset: bool) -> Result<()> {
     let work = Work::find(Path::new("/"))?;
     if work == Work::default() {
         init.readiness.update(|state| state.extensions = Extensions::Done);
         return Ok(());
     }
     let (init, cluster) = (init.clone(), cluster.clone());
-    let body = move || match work.run(&init, &api, &cluster) {
+    let body = move || match work.run(&init, &api, &cluster, is_reset) {
         Ok(true) => init.readiness.update(|state| state.extensions = Extensions::Done),
         Ok(false) => {}
         Err(_) if init.shutdown.stopping() => {}
@@ -60,7 +62,7 @@ impl Work {
     }
 
     /// Returns whether all of it is done; if not, the container is stopping.
-    fn run(&self, init: &Init, api: &Api, cluster: &Cluster) -> Result<bool> {
+    fn run(&self, init: &Init, api: &Api, cluster: &Cluster, is_reset: bool) -> Result<bool> {
         if !self.images.is_empty() {
             // Not earlier, so that clients who wait only for Docker do not wait longer.
             if !init.readiness.wait_until(State::docker_ready) {
@@ -92,7 +94,8 @@ impl Work {
             init.readiness.milestone("manifests");
         }
         if !self.scripts.is_empty() {
-            let environment = scripts::environment(cluster.static_ip, &cluster.network);
+            let mut environment = scripts::environment(cluster.static_ip, &cluster.network);
+            environment.extend(is_reset.then(|| (RESET, "1".to_string())));
             self.scripts.iter().try_for_each(|path| scripts::run(path, &environment, left()))?;
             init.readiness.milestone("scripts");
         }

@@ -1,6 +1,6 @@
 //! The boot, readable from top to bottom: the node's half is here (network → mounts and cgroups → store → containerd →
-//! dockerd), and happens once; the cluster's half is in `cluster` (control plane and kubelet → readiness), and could be
-//! repeated. `prepare_node` and `start_containerd` are what the bake shares with it.
+//! dockerd), and happens once; the cluster's half is in `cluster` (control plane and kubelet → readiness), and is repeated
+//! by a reset. `prepare_node` and `start_containerd` are what the bake shares with it.
 
 mod cluster;
 pub mod extensions;
@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 
+use crate::boot::cluster::Node;
+use crate::cluster::certificates::ApiCertificate;
 use crate::cluster::{postmortem, Cluster};
 use crate::config::{
     Config, API_PORT, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STOP_CONTAINERD, STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
@@ -89,8 +91,8 @@ pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     Ok(())
 }
 
-/// Starts Docker and the baked cluster, and follows the cluster until the container stops.
-pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> Result<()> {
+/// Starts Docker and the baked cluster, and resets the cluster when asked to, until the container stops.
+pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, certificate: Arc<ApiCertificate>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
     init.readiness.update(|state| state.has_cluster = true);
     follow_readiness(init)?;
@@ -134,7 +136,10 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, settings: Settings) -> 
         }
         init.supervise(dockerd)
     };
-    cluster::bring_up(&ours, cluster, restore, &iptables, start_docker)
+    let node = Node { init: init.clone(), cluster: cluster.clone(), iptables, certificate };
+    node.bring_up(&ours, &restore, false, start_docker)?;
+    node.serve_resets(restore);
+    Ok(())
 }
 
 /// The steps before any daemon starts, shared by bake and run.

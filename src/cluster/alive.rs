@@ -15,7 +15,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -58,11 +57,18 @@ impl Alive {
             .map_err(|cause| Error::new(format!("cannot follow the containers of pods: {cause}")))?;
         let alive = Arc::new(Alive { readiness: readiness.clone(), cluster: cluster.clone(), ends, watched: Mutex::default() });
         let ours = alive.clone();
-        threads::start("alive", move || loop {
-            match ours.ends.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
-                Ok(_) => ours.look(),
-                Err(Errno::EINTR) => {}
-                Err(cause) => return log::warn!(target: "cluster", "cannot follow the containers of pods: {cause}"),
+        threads::start("alive", move || {
+            let wait = || -> std::io::Result<bool> {
+                let goes_on = ours.readiness.wait_readable(ours.ends.0.as_fd())?;
+                ours.ends.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
+                Ok(goes_on)
+            };
+            loop {
+                match wait() {
+                    Ok(true) => ours.look(),
+                    Ok(false) => return,
+                    Err(cause) => return log::warn!(target: "cluster", "cannot follow the containers of pods: {cause}"),
+                }
             }
         })?;
         Ok(alive)

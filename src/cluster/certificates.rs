@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -54,6 +54,7 @@ type Names = BTreeSet<String>;
 /// What the signing thread shares with the answering one.
 #[derive(Default)]
 pub struct ApiCertificate {
+    baked: Vec<String>,
     known: Mutex<Known>,
     asked: Condvar,
 }
@@ -69,23 +70,27 @@ struct Known {
     asked: Names,
     /// Whether a client has asked under a name that is not served, since the thread last looked.
     due: bool,
+    /// How many clusters have begun: each has a thread of its own.
+    clusters: u32,
 }
 
-/// Starts the signing thread, which first waits for the API server.
-pub fn follow(init: &Arc<Init>, cluster: &Cluster) -> Result<Arc<ApiCertificate>> {
+/// Starts the signing thread of a cluster, which first waits for its API server.
+pub fn follow(init: &Arc<Init>, static_ip: Ipv4Addr, certificate: &Arc<ApiCertificate>) -> Result<()> {
     let files = Files { pki: PKI_DIR.into() };
-    let served = cluster.certificate_names.iter().map(|name| name.to_ascii_lowercase()).collect();
-    let known = Known { served, asked: files.asked_before(), ..Known::default() };
-    let certificate = Arc::new(ApiCertificate { known: Mutex::new(known), ..ApiCertificate::default() });
-    let (ours, init, baked, static_ip) = (certificate.clone(), init.clone(), cluster.certificate_names.clone(), cluster.static_ip);
+    let own_cluster = certificate.begin_cluster();
+    let (ours, init) = (certificate.clone(), init.clone());
     threads::start("certificate", move || {
         let mut reported = String::new();
         while init.readiness.wait_until(|state| state.api_server) {
             let sign = |names: &Names| {
                 files.keep_asked(&ours.known().asked)?;
-                files.sign(&baked, names)
+                files.sign(&ours.baked, names)
             };
-            let shows = || handshake::shows(static_ip, &Path::new(CREDENTIALS_DIR).join(CA_CERT), &files.path(CERTIFICATE));
+            let shows = || {
+                let shown = handshake::shows(static_ip, &Path::new(CREDENTIALS_DIR).join(CA_CERT), &files.path(CERTIFICATE))?;
+                // Whatever the API server of an earlier cluster has shown does not count.
+                Ok(shown && !init.shutdown.stopping())
+            };
             let pause = |time| {
                 init.shutdown.pause(time);
                 !init.shutdown.stopping()
@@ -96,10 +101,9 @@ pub fn follow(init: &Arc<Init>, cluster: &Cluster) -> Result<Arc<ApiCertificate>
                 reported = error;
             }
             init.shutdown.pause(if served.is_ok_and(|served| served) { PAUSE } else { LOOK_LIMIT });
-            ours.wait_until_asked();
+            ours.wait_until_asked(own_cluster);
         }
-    })?;
-    Ok(certificate)
+    })
 }
 
 fn own_names() -> Result<Names> {
@@ -107,6 +111,23 @@ fn own_names() -> Result<Names> {
 }
 
 impl ApiCertificate {
+    pub fn new(cluster: &Cluster) -> ApiCertificate {
+        let asked = Files { pki: PKI_DIR.into() }.asked_before();
+        let known = Mutex::new(Known { asked, ..Known::default() });
+        let certificate = ApiCertificate { baked: cluster.certificate_names.clone(), known, ..ApiCertificate::default() };
+        certificate.begin_cluster();
+        certificate
+    }
+
+    /// A restored API server has the baked certificate, whatever is in the file. Ends the thread of an earlier cluster.
+    fn begin_cluster(&self) -> u32 {
+        let mut known = self.known();
+        known.served = self.baked.iter().map(|name| name.to_ascii_lowercase()).collect();
+        known.clusters += 1;
+        self.asked.notify_all();
+        known.clusters
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,13 +135,17 @@ impl ApiCertificate {
     /// Whether the API server shows a certificate for the name. If it does not, the name is added.
     pub fn is_served_for(&self, name: &str) -> bool {
         let served = self.known().ask(name);
-        self.asked.notify_one();
+        self.asked.notify_all();
         served
     }
 
-    fn wait_until_asked(&self) {
-        let known = self.asked.wait_while(self.known(), |known| !known.due);
-        known.unwrap_or_else(PoisonError::into_inner).due = false;
+    /// Waits until there is a name to be signed, or another cluster.
+    fn wait_until_asked(&self, own_cluster: u32) {
+        let known = self.asked.wait_while(self.known(), |known| !known.due && known.clusters == own_cluster);
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        if known.clusters == own_cluster {
+            known.due = false;
+        }
     }
 
     /// Signs certificates until the API server shows one with every wanted name; returns whether it does. It may miss a

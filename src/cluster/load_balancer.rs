@@ -35,7 +35,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr, network: &Clu
     });
     let (init_of_watch, other) = (init.clone(), balancer.clone());
     let mut last = balancer.own.now()?;
-    own_addresses::watch(move || {
+    own_addresses::watch(&init.readiness, move || {
         // Pods and Docker's networks have addresses too, which are added and removed.
         let now = other.own.now().unwrap_or_default();
         if now != last {

@@ -12,11 +12,13 @@ use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 use crate::supervisor::Init;
+use crate::threads;
 
 /// Often, so that no time is lost once the API server answers; a refused connection costs nothing.
 const POLL: Duration = Duration::from_millis(50);
 
-pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
+/// Starts the threads that follow the cluster until it is over.
+pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
     load_balancer::start(init, api.clone(), cluster.static_ip, &cluster.network)?;
     if cluster.network.has_bridge && !cluster.network.enforces_policies {
         network_policies::start(init, api.clone())?;
@@ -24,6 +26,11 @@ pub fn run(init: &Arc<Init>, api: &Arc<Api>, cluster: &Cluster) -> Result<()> {
     node::start(init, api.clone(), cluster.dns)?;
     let alive = Alive::follow(&init.readiness, cluster)?;
     resync::start(init, api.clone(), alive.clone())?;
+    let init = init.clone();
+    threads::start("cluster", move || follow(&init, &api, &alive).unwrap_or_else(|error| init.fail(&error)))
+}
+
+fn follow(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
     let mut served = false;
     while !init.shutdown.stopping() {
         if !api.is_ready() {

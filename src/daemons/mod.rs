@@ -4,6 +4,7 @@
 pub mod client_variables;
 pub mod containerd;
 pub mod containerd_config;
+pub mod cri;
 pub mod docker_command;
 pub mod docker_socket;
 pub mod dockerd;
@@ -14,6 +15,7 @@ pub mod image_records;
 pub mod kube_proxy;
 pub mod kubelet;
 pub mod port;
+mod protobuf;
 pub mod settings;
 mod stale;
 pub mod tls;

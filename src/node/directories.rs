@@ -51,9 +51,18 @@ pub fn mount_all() -> Result<()> {
     Ok(())
 }
 
-/// Puts what the bake has saved into one of the directories again, which must be empty.
-pub fn seed(target: &str) -> Result<()> {
-    ALL.iter().filter(|directory| directory.target == target).try_for_each(unpack)
+/// Gives one of the directories the contents again that the bake has saved.
+pub fn renew(target: &str) -> Result<()> {
+    ALL.iter().filter(|directory| directory.target == target).try_for_each(|directory| {
+        mounts::unmount_below(directory.target)?;
+        files::clear(directory.target)?;
+        unpack(directory)
+    })
+}
+
+/// As `renew`, for those with what pods have left.
+pub fn renew_pods() -> Result<()> {
+    [KUBELET_DIR, POD_LOG_DIR, HOSTPATH_DIR].into_iter().try_for_each(renew)
 }
 
 fn unpack(directory: &Directory) -> Result<()> {

@@ -122,6 +122,15 @@ pub fn mtu(interface: &str) -> u32 {
     text.trim().parse().map_or(ETHERNET_MTU, |mtu: u32| mtu.min(ETHERNET_MTU))
 }
 
+/// Has the kernel forget the connections of pods that are gone: it would send on what belongs to them, to an address that is
+/// nobody's or another pod's by now (conntrack(8)).
+pub fn forget_connections_of_pods(cluster: &ClusterNetwork) {
+    for end in ["--src", "--reply-src"] {
+        // It fails if there are none.
+        let _ = reaper::run(Command::new("conntrack").args(["--delete", end, &cluster.pod_subnet]));
+    }
+}
+
 /// Lets the kernel route between pods, Docker's bridge and the outside.
 ///
 /// Must run before dockerd starts, which sets the FORWARD chain to DROP if it has to enable forwarding itself.

@@ -2,9 +2,9 @@
 //! to, including those that it joins later.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::thread;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{bind, recv, socket, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
@@ -13,6 +13,8 @@ use crate::config::subnets_overlap;
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::network::{self, Address};
+use crate::readiness::Readiness;
+use crate::threads;
 
 /// What we need to distinguish the container's own addresses from those that the cluster and Docker create.
 #[derive(Clone)]
@@ -50,20 +52,22 @@ impl OwnAddresses {
     }
 }
 
-/// Calls `changed` whenever an IPv4 address may have been added or removed, in a thread that sleeps otherwise
-/// (rtnetlink(7)).
-pub fn watch(mut changed: impl FnMut() + Send + 'static) -> Result<()> {
+/// Calls `changed` whenever an IPv4 address may have been added or removed (rtnetlink(7)), in a thread that sleeps otherwise
+/// and ends with the cluster.
+pub fn watch(readiness: &Arc<Readiness>, mut changed: impl FnMut() + Send + 'static) -> Result<()> {
     let fail = |cause: Errno| Error::new(format!("cannot follow this container's addresses: {cause}"));
     let socket = subscribe().map_err(fail)?;
-    let body = move || {
+    let readiness = readiness.clone();
+    threads::start("addresses", move || {
         // The contents do not matter: even an overrun (ENOBUFS) means that something has changed.
-        while matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS)) {
+        let receive = || matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS));
+        while readiness.wait_readable(socket.as_fd()).is_ok_and(|can| can) && receive() {
             changed();
         }
-        log::warn!(target: "network", "this container's addresses are no longer followed");
-    };
-    let started = thread::Builder::new().name("addresses".into()).spawn(body);
-    started.map(drop).map_err(|cause| Error::new(format!("cannot start the thread that follows addresses: {cause}")))
+        if !readiness.is_over() {
+            log::warn!(target: "network", "this container's addresses are no longer followed");
+        }
+    })
 }
 
 fn subscribe() -> nix::Result<OwnedFd> {
@@ -114,10 +118,15 @@ mod tests {
             return;
         }
         let (sender, changes) = std::sync::mpsc::channel();
-        watch(move || sender.send(()).unwrap_or_default()).unwrap();
+        let node = Readiness::new(std::env::temp_dir().join(format!("kind-addresses-{}", std::process::id())));
+        watch(&Arc::new(node.begin_cluster()), move || sender.send(()).unwrap_or_default()).unwrap();
         let mut add = std::process::Command::new("ip");
         // A test of the reaper's, in this process, may have had its status.
         let _ = add.args(["address", "add", "10.1.1.1/32", "dev", "lo"]).status();
         changes.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        // The thread ends, and what it has.
+        node.begin_cluster();
+        let end = || changes.recv_timeout(std::time::Duration::from_secs(10));
+        assert!(std::iter::repeat_with(end).find(|end| end.is_err()) == Some(Err(std::sync::mpsc::RecvTimeoutError::Disconnected)));
     }
 }

@@ -11,7 +11,7 @@
 //! | send a head of more than 8 KiB | 431, closed |
 //! | send a body | it is never read |
 //! | send another request on the same connection | closed after the first answer |
-//! | wait for a file (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
+//! | wait for a file or a reset (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
 //! | wait when 256 others are waiting | answered at once, to leave room for clients that do not wait |
 //! | not read its answer | closed after 5 s |
 //! | vanish | its thread ends; tiny_http does not notice |
@@ -32,8 +32,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::listen::listen;
+use crate::readiness::files::KUBERNETES_READY;
 use crate::readiness::long_poll;
-use crate::readiness::target::{asked_wait, file_name, MAX_WAIT};
+use crate::readiness::target::{asked_wait, file_name, is_reset, MAX_WAIT};
 use crate::readiness::Readiness;
 use crate::threads;
 
@@ -139,19 +140,33 @@ impl Gate {
     fn answer(&self, client: &TcpStream, head: &[u8]) -> io::Result<Vec<u8>> {
         let ask = || ask(&self.inner, &one_request(head));
         let target = String::from_utf8_lossy(head.split(|byte| byte.is_ascii_whitespace()).nth(1).unwrap_or_default());
+        let resets = is_reset(&target);
         let limit = match asked_wait(&target) {
-            Ok(Some(limit)) if file_name(&target).is_some() => limit,
-            Err(()) => return Ok(bad_request(&format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
+            Ok(Some(limit)) if resets || file_name(&target).is_some() => limit,
+            Err(()) => return Ok(response("400 Bad Request", &format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
             Ok(_) => return ask(),
         };
         let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return ask() };
         let ask_for = |file: &str| self::ask(&self.inner, format!("GET /{file} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes());
-        long_poll::answer(client, &self.readiness, limit, ask, ask_for)
+        if !resets {
+            return long_poll::answer(client, &self.readiness, limit, ask, ask_for);
+        }
+        let answer = ask()?;
+        if long_poll::status(&answer) != Some("202") {
+            return Ok(answer);
+        }
+        // Nothing of the earlier cluster is ready any more.
+        let ready = long_poll::answer(client, &self.readiness, limit, || ask_for(KUBERNETES_READY), ask_for)?;
+        Ok(if long_poll::status(&ready) == Some("404") {
+            response("504 Gateway Timeout", "the reset goes on: wait for kubernetes-ready\n")
+        } else {
+            ready
+        })
     }
 }
 
-fn bad_request(why: &str) -> Vec<u8> {
-    format!("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{why}", why.len()).into_bytes()
+fn response(status: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
 /// Has tiny_http answer, one request at a time: for each connection beyond its four it would start

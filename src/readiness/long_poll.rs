@@ -66,7 +66,7 @@ fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result<()>
 }
 
 /// The status of an answer, such as `404`.
-fn status(answer: &[u8]) -> Option<&str> {
+pub fn status(answer: &[u8]) -> Option<&str> {
     std::str::from_utf8(answer.split(|byte| *byte == b' ').nth(1)?).ok()
 }
 

@@ -9,26 +9,31 @@ pub mod files;
 mod long_poll;
 pub mod server;
 mod state;
-mod target;
+pub mod target;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::unistd::pipe2;
 
 use crate::error::Result;
 use crate::logger::since_start;
 use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
-pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Pods, State};
+pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Pods, Reset, State};
 use crate::{sys, threads};
 
 /// How often files that could not be written are tried again, and the cluster's time limit is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// The milestone at which a client has asked for the cluster to begin again.
+const RESET: &str = "reset";
 
 pub struct Readiness {
     shared: Arc<Shared>,
@@ -90,16 +95,48 @@ impl Readiness {
     /// Begins a cluster: nothing of an earlier one counts any more. Returns what speaks for it.
     pub fn begin_cluster(&self) -> Readiness {
         let mut known = self.known();
+        match known.state.reset {
+            // The earlier one has not counted since then.
+            Reset::Requested => self.change(&mut known, |state| state.reset = Reset::Removing),
+            Reset::No | Reset::Removing => self.end_cluster(&mut known, Reset::No),
+        }
+        Readiness { shared: self.shared.clone(), cluster: Some(known.cluster) }
+    }
+
+    fn end_cluster(&self, known: &mut Known, reset: Reset) {
         known.cluster += 1;
         known.milestones.retain(|milestone| !milestone.of_cluster);
         known.published.retain(|_, published| !published.of_cluster);
         known.was_ready = false;
-        let State { has_cluster, containerd, docker, ending, failure, .. } = known.state.clone();
-        self.change(&mut known, |state| *state = State { has_cluster, containerd, docker, ending, failure, ..State::default() });
+        let State { has_cluster, containerd, docker, ending, .. } = known.state.clone();
+        // A failure of Docker's keeps a cluster from being ready as well.
+        let failure = known.state.failure.clone().filter(|_| reset == Reset::No);
+        self.change(known, |state| *state = State { has_cluster, containerd, docker, ending, failure, reset, ..State::default() });
         known.limited_since = known.state.is_limited().then(Instant::now);
         known.write_files(&self.shared.directory);
+        known.next_change = None;
         self.shared.changed.notify_all();
-        Readiness { shared: self.shared.clone(), cluster: Some(known.cluster) }
+    }
+
+    /// Ends the cluster, so that the boot's thread begins another one. Before this returns, nothing says any more that it is
+    /// ready. While an earlier reset is not over yet, this is the same one.
+    ///
+    /// # Errors
+    /// It cannot be reset now, and this is why.
+    pub fn request_reset(&self) -> std::result::Result<(), &'static str> {
+        let mut known = self.known();
+        let is_on = known.has_reached(RESET) && !known.was_ready && known.state.failure.is_none();
+        if is_on && !known.state.ending {
+            return Ok(());
+        }
+        if let Some(why) = known.state.refuses_reset(known.was_ready) {
+            return Err(why);
+        }
+        log::info!(target: "reset", "requested: the cluster begins again, as it was baked");
+        self.end_cluster(&mut known, Reset::Requested);
+        known.record_milestone(RESET, true);
+        known.write_files(&self.shared.directory);
+        Ok(())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -198,6 +235,23 @@ impl Readiness {
         known.next_change.as_ref().map(|change| change.reader.clone()).ok_or_else(|| io::ErrorKind::Other.into())
     }
 
+    /// Sleeps until a descriptor can be read. Returns false if it is over.
+    pub fn wait_readable(&self, descriptor: BorrowedFd) -> io::Result<bool> {
+        loop {
+            // Before looking, so that no change is missed.
+            let change = self.next_change()?;
+            if self.is_over() {
+                return Ok(false);
+            }
+            let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN), PollFd::new(change.as_fd(), PollFlags::empty())];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) if polled[0].any() != Some(false) => return Ok(!self.is_over()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+    }
+
     /// Sleeps until the state is as `wanted`, without a time limit. Returns false if it is over.
     pub fn wait_until(&self, wanted: impl Fn(&State) -> bool) -> bool {
         let wait = self.shared.changed.wait_while(self.known(), |known| !self.is_over_in(known) && !wanted(&known.state));
@@ -286,7 +340,7 @@ impl Known {
         for name in untrue {
             if self.succeeded(name, directory.remove(name)) {
                 self.written.remove(name);
-                if [DOCKER_READY, KUBERNETES_READY].contains(&name) && !self.state.ending {
+                if [DOCKER_READY, KUBERNETES_READY].contains(&name) && !self.state.ending && self.state.reset == Reset::No {
                     log::warn!(target: "readiness", "{name} is no longer true");
                 }
             }

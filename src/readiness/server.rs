@@ -1,5 +1,5 @@
-//! The file server on port 10080: serves the files under `/var/kind` from disk and nothing else.
-//! Only `/config` is rewritten before it is sent, by a function that the caller provides.
+//! The file server on port 10080: serves the files under `/var/kind` from disk, and resets the cluster when asked to
+//! (`POST /reset`). Only `/config` is rewritten before it is sent, by a function that the caller provides.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -12,7 +12,7 @@ use tiny_http::{Header, Method, Request, Response, Server};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::readiness::files::CONFIG;
-use crate::readiness::target::{asked_port, file_name};
+use crate::readiness::target::{asked_port, file_name, is_reset};
 use crate::readiness::{client_limits, Readiness};
 use crate::threads;
 
@@ -22,8 +22,14 @@ type Answer = Response<std::io::Cursor<Vec<u8>>>;
 /// on which the API server is published. `None` if the header is neither a host name nor an address.
 pub type Rewrite = Box<dyn Fn(&str, Option<&str>, u16) -> Option<String> + Send>;
 
+/// The header that a request for a reset must have, and its value. No form or link of a web page can send it.
+pub const GUARD: (&str, &str) = ("X-Kind", "reset");
+/// What a browser adds to every POST of a page's, even to the page's own host, and nobody else does.
+const ORIGIN: &str = "Origin";
+
 /// What responses are made from.
 struct Files {
+    readiness: Arc<Readiness>,
     dir: PathBuf,
     api_port: u16,
     rewrite: Rewrite,
@@ -33,7 +39,7 @@ struct Files {
 pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite: Rewrite) -> Result<()> {
     let listener = client_limits::open(config.files_address, readiness.clone(), &dir)?;
     let server = Server::from_listener(listener, None).map_err(|cause| Error::new(format!("cannot start the file server: {cause}")))?;
-    let files = Files { dir, api_port: config.api_port, rewrite };
+    let files = Files { readiness: readiness.clone(), dir, api_port: config.api_port, rewrite };
     let serve = move || {
         // Only `client_limits` connects, and sends only complete requests, so an error means that the server has ended.
         loop {
@@ -50,8 +56,11 @@ pub fn serve(config: &Config, readiness: &Arc<Readiness>, dir: PathBuf, rewrite:
 }
 
 fn answer(request: Request, files: &Files) {
-    let host = header(&request, "Host");
-    let response = files.respond(request.method(), request.url(), host.as_deref());
+    let response = if is_reset(request.url()) {
+        files.reset(request.method(), |name| header(&request, name))
+    } else {
+        files.respond(request.method(), request.url(), header(&request, "Host").as_deref())
+    };
     // A client that has disconnected needs no answer.
     let _ = request.respond(response);
 }
@@ -61,6 +70,26 @@ fn header(request: &Request, name: &'static str) -> Option<String> {
 }
 
 impl Files {
+    fn reset(&self, method: &Method, header: impl Fn(&'static str) -> Option<String>) -> Answer {
+        let (name, value) = GUARD;
+        if *method != Method::Post {
+            return text(405, "a reset is requested with POST\n").with_header(field("Allow", "POST"));
+        }
+        if header(name).is_none_or(|sent| sent != value) {
+            return text(
+                403,
+                &format!("a reset needs the header {name}: {value}, for example: curl -X POST -H '{name}: {value}' .../reset\n"),
+            );
+        }
+        if header(ORIGIN).is_some() {
+            return text(403, "web pages may not reset the cluster\n");
+        }
+        match self.readiness.request_reset() {
+            Ok(()) => text(202, "the cluster begins again: wait for kubernetes-ready\n"),
+            Err(why) => text(409, &format!("the cluster cannot be reset: {why}\n")),
+        }
+    }
+
     fn respond(&self, method: &Method, target: &str, host: Option<&str>) -> Answer {
         if ![Method::Get, Method::Head].contains(method) {
             return text(405, "only GET and HEAD\n").with_header(field("Allow", "GET, HEAD"));
@@ -106,12 +135,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_reset_needs_a_header_that_no_page_can_send() {
+        let dir = std::env::temp_dir().join(format!("kind-reset-{}", std::process::id()));
+        let files = Files { readiness: Arc::new(Readiness::new(dir)), dir: "/".into(), api_port: 8443, rewrite: Box::new(|_, _, _| None) };
+        for (method, headers, status) in [
+            (Method::Get, &[("X-Kind", "reset")][..], 405),
+            (Method::Options, &[], 405),
+            (Method::Post, &[], 403),
+            (Method::Post, &[("X-Kind", "save")], 403),
+            (Method::Post, &[("X-Kind", "reset"), ("Origin", "http://localhost:10080")], 403),
+            (Method::Post, &[("X-Kind", "reset"), ("Origin", "null")], 403),
+            // It may, but there is no cluster.
+            (Method::Post, &[("X-Kind", "reset")], 409),
+        ] {
+            let header = |wanted: &str| headers.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_string());
+            assert_eq!(files.reset(&method, header).status_code().0, status, "{method} {headers:?}");
+        }
+    }
+
+    #[test]
     fn a_link_out_of_the_directory_is_not_served() {
         let dir = std::env::temp_dir().join(format!("kind-files-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", dir.join("failed")).unwrap();
         std::fs::write(dir.join("timeline"), "0.1 boot\n").unwrap();
-        let files = Files { dir: dir.clone(), api_port: 8443, rewrite: Box::new(|_, _, _| None) };
+        let files =
+            Files { readiness: Arc::new(Readiness::new(dir.clone())), dir: dir.clone(), api_port: 8443, rewrite: Box::new(|_, _, _| None) };
         let status = |target| files.respond(&Method::Get, target, None).status_code().0;
         assert_eq!((status("/failed"), status("/timeline"), status("/docker-ready")), (404, 200, 404));
         assert_eq!(files.respond(&Method::Post, "/timeline", None).status_code().0, 405);

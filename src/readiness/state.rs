@@ -37,6 +37,7 @@ pub struct State {
     pub services: bool,
     pub extensions: Extensions,
     pub failure: Option<Failure>,
+    pub reset: Reset,
     /// The container is stopping: nothing is ready from now on.
     pub ending: bool,
     /// How often the pods have stopped being ready. An answer of the DNS counts only if this number has not
@@ -65,6 +66,17 @@ impl ControlPlane {
     pub fn is_coming(self) -> bool {
         matches!(self, ControlPlane::Undecided | ControlPlane::Restoring { .. })
     }
+}
+
+/// Whether a cluster has to make way for another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Reset {
+    #[default]
+    No,
+    /// A client has asked for it: nothing of the cluster counts any more.
+    Requested,
+    /// What is left of it is being removed.
+    Removing,
 }
 
 /// The baked pods.
@@ -108,6 +120,21 @@ impl State {
         self.cluster_up() && self.extensions == Extensions::Done && self.failure.is_none()
     }
 
+    /// Why the cluster cannot be reset now, if so. `was_ready` is whether this cluster has been ready.
+    pub fn refuses_reset(&self, was_ready: bool) -> Option<&'static str> {
+        if self.ending {
+            Some("the container is stopping")
+        } else if !self.has_cluster {
+            Some("no cluster is baked into this image")
+        } else if !self.docker_ready() {
+            Some("Docker does not answer, and a reset needs it. If it does not come back, start the container again")
+        } else if !was_ready && self.failure.is_none() {
+            Some("the cluster is still being started: wait for kubernetes-ready")
+        } else {
+            None
+        }
+    }
+
     /// What the node still waits for, in order of dependency, without what cannot be known yet. Empty when it is
     /// ready.
     pub fn waiting(&self) -> Vec<String> {
@@ -118,6 +145,9 @@ impl State {
         let mut waiting: Vec<String> = daemons.iter().filter(|(answers, _)| !answers).map(|(_, name)| no_answer(name)).collect();
         if !self.has_cluster {
             return waiting;
+        }
+        if self.reset != Reset::No {
+            waiting.insert(0, "the cluster before the reset: still being removed".into());
         }
         if !self.api_server {
             waiting.push(no_answer("the API server"));
@@ -199,6 +229,7 @@ pub mod tests {
             services: true,
             extensions: Extensions::Done,
             failure: None,
+            reset: Reset::No,
             ending: false,
             outages: 0,
         }

@@ -8,6 +8,14 @@ use crate::readiness::files::FILES;
 /// How long a client may have its request held (seconds).
 pub const MAX_WAIT: u64 = 600;
 
+/// The path that a request with POST resets the cluster at.
+pub const RESET: &str = "/reset";
+
+/// Whether a request target names the reset, whatever the query.
+pub fn is_reset(target: &str) -> bool {
+    target.split(['?', '#']).next() == Some(RESET)
+}
+
 /// The file that a request target names: only the known flat names, whatever the query.
 pub fn file_name(target: &str) -> Option<&'static str> {
     let path = target.split(['?', '#']).next()?.strip_prefix('/')?;
@@ -59,6 +67,15 @@ mod tests {
             ("/config?wait=18446744073709551616", Err(())),
         ] {
             assert_eq!(asked_wait(target), wait, "{target}");
+        }
+    }
+
+    #[test]
+    fn the_reset_is_one_path() {
+        for (target, expected) in
+            [("/reset", true), ("/reset?wait=30", true), ("/reset#x", true), ("/reset/", false), ("reset", false), ("//reset", false)]
+        {
+            assert_eq!(is_reset(target), expected, "{target}");
         }
     }
 

@@ -86,6 +86,67 @@ fn an_earlier_cluster_changes_nothing_and_waits_for_nothing() {
 }
 
 #[test]
+fn a_reset_withdraws_what_is_the_clusters_before_it_is_answered() {
+    let node = readiness("reset");
+    let refused = |node: &Readiness| node.request_reset().unwrap_err();
+    assert!(refused(&node).contains("no cluster"));
+    node.update(|state| (state.has_cluster, state.containerd, state.docker) = (true, true, true));
+    let first = node.begin_cluster();
+    assert!(refused(&node).contains("still being started"));
+    first.update(|state| *state = ready());
+    first.publish(CONFIG, b"first");
+    first.update(|state| state.docker = false);
+    assert!(refused(&node).contains("Docker"));
+    first.update(|state| state.docker = true);
+    assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY, CONFIG]);
+
+    node.request_reset().unwrap();
+    assert_eq!(files(&node), [DOCKER_READY, WAITING]);
+    assert!(first.is_over() && node.state().waiting()[0].contains("before the reset") && node.has_reached(RESET));
+    // They are the same one.
+    node.request_reset().unwrap();
+    assert_eq!(node.state().reset, Reset::Requested);
+    let second = node.begin_cluster();
+    assert_eq!(second.state().reset, Reset::Removing);
+    node.request_reset().unwrap();
+    assert!(!second.is_over());
+    second.update(|state| state.reset = Reset::No);
+    second.fail(Failure::new("it is broken", 3));
+    assert_eq!(files(&node), [DOCKER_READY, FAILED, WAITING]);
+
+    // One that has failed can be tried again.
+    node.request_reset().unwrap();
+    assert_eq!(files(&node), [DOCKER_READY, WAITING]);
+    let third = node.begin_cluster();
+    assert!(second.is_over());
+    third.update(|state| *state = ready());
+    assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY]);
+    assert_eq!(node.end(), 0);
+    assert!(refused(&node).contains("stopping"));
+    remove(&node);
+}
+
+#[test]
+fn waiting_for_a_descriptor_ends_with_it_or_with_the_cluster() {
+    let node = readiness("descriptor");
+    let first = node.begin_cluster();
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| first.wait_readable(reader.as_fd()).unwrap());
+        // Changes of files wake it for nothing.
+        node.update(|state| *state = ready());
+        nix::unistd::write(&writer, b"x").unwrap();
+        assert!(waiting.join().unwrap());
+        nix::unistd::read(&reader, &mut [0]).unwrap();
+        let over = scope.spawn(|| first.wait_readable(reader.as_fd()).unwrap());
+        node.begin_cluster();
+        assert!(!over.join().unwrap());
+    });
+    assert!(!first.wait_readable(reader.as_fd()).unwrap());
+    remove(&node);
+}
+
+#[test]
 fn the_time_limit_begins_with_the_cluster_though_nothing_happens() {
     let node = readiness("begins");
     let (sender, late) = channel();

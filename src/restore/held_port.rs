@@ -4,7 +4,8 @@
 //! We listen on the port with SO_REUSEPORT, which CRIU sets on the sockets that it restores. When we close our socket,
 //! the kernel moves the connections that it holds to the restored one (`tcp_migrate_req`, Linux 5.14,
 //! Documentation/networking/ip-sysctl.rst). Nobody's connection may get a local port that a saved connection has,
-//! because CRIU could not restore that one: such ports are reserved meanwhile (`ip_local_reserved_ports`).
+//! because CRIU could not restore that one: such ports are reserved (`ip_local_reserved_ports`), for as long as the container
+//! runs, in which the same state may be restored again.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,16 +14,17 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, API_PORT, SYSCTLS};
 use crate::error::{Error, Result};
-use crate::listen;
+use crate::{files, listen};
 
 const DIRECTORY: &str = "/proc/sys/net/ipv4";
 const MIGRATE: &str = "tcp_migrate_req";
 const RESERVED: &str = "ip_local_reserved_ports";
+const MOST_TIME_WAIT: &str = "tcp_max_tw_buckets";
 
 /// Listens until it is dropped. The fields are dropped in this order: the kernel still moves connections when it is closed.
 pub struct HeldPort {
     _listener: TcpListener,
-    _sysctls: [Sysctl; 2],
+    _migrate: Sysctl,
 }
 
 impl HeldPort {
@@ -33,24 +35,32 @@ impl HeldPort {
             return Err(Error::new(format!("{SYSCTLS}=0")));
         }
         let directory = Path::new(DIRECTORY);
-        let reserve = |earlier: &str| reserved(earlier, saved_ports);
-        let sysctls = [Sysctl::set(directory.join(MIGRATE), |_| "1".into())?, Sysctl::set(directory.join(RESERVED), reserve)?];
+        let reserved_ports = directory.join(RESERVED);
+        let earlier = files::read(&reserved_ports)?;
+        files::write(reserved_ports, reserved(earlier.trim(), saved_ports))?;
+        let migrate = Sysctl::set(directory.join(MIGRATE), "1")?;
         let listener = listen::listen_beside(API_PORT).map_err(|cause| Error::new(format!("cannot listen on port {API_PORT}: {cause}")))?;
-        Ok(HeldPort { _listener: listener, _sysctls: sysctls })
+        Ok(HeldPort { _listener: listener, _migrate: migrate })
     }
 }
 
+/// Until this is dropped, a connection that ends leaves nothing behind (TIME-WAIT, RFC 9293, section 3.6.1), which CRIU
+/// would meet when it restores the same connection again. `None` if the kernel's settings must not be changed.
+pub fn without_time_wait(config: &Config) -> Option<Sysctl> {
+    let set = || Sysctl::set(Path::new(DIRECTORY).join(MOST_TIME_WAIT), "0");
+    config.sysctls.then(set)?.inspect_err(|error| log::debug!(target: "restore", "{error}")).ok()
+}
+
 /// A kernel setting that has its earlier value again when it is dropped.
-struct Sysctl {
+pub struct Sysctl {
     path: PathBuf,
     earlier: String,
 }
 
 impl Sysctl {
-    fn set(path: PathBuf, value: impl FnOnce(&str) -> String) -> Result<Sysctl> {
-        let earlier = fs::read_to_string(&path).map_err(|cause| Error::io("read", &path, cause))?;
-        let value = value(earlier.trim());
-        fs::write(&path, value).map_err(|cause| Error::io("write", &path, cause))?;
+    fn set(path: PathBuf, value: &str) -> Result<Sysctl> {
+        let earlier = files::read(&path)?;
+        files::write(&path, value)?;
         Ok(Sysctl { path, earlier })
     }
 }
@@ -86,11 +96,11 @@ mod tests {
     fn a_setting_has_its_earlier_value_again() {
         let path = std::env::temp_dir().join(format!("kind-held-port-{}", std::process::id()));
         fs::write(&path, "0\n").unwrap();
-        let sysctl = Sysctl::set(path.clone(), |earlier| format!("{earlier}1")).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "01");
+        let sysctl = Sysctl::set(path.clone(), "1").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1");
         drop(sysctl);
         assert_eq!(fs::read_to_string(&path).unwrap(), "0\n");
         fs::remove_file(&path).unwrap();
-        assert!(Sysctl::set(path, |_| "1".into()).is_err());
+        assert!(Sysctl::set(path, "1").is_err());
     }
 }

@@ -140,8 +140,10 @@ impl Owner {
                 Event::EtcdMayEnd => self.end_etcd(),
             }
         }
-        // Whoever asks from now on finds no socket, and becomes the program.
-        let _ = std::fs::remove_file(socket());
+        // Whoever asks from now on finds no socket, and becomes the program. Another cluster has one of its own there.
+        if !self.init.shutdown.stopping() {
+            let _ = std::fs::remove_file(socket());
+        }
     }
 
     fn wait(&self, listener: BorrowedFd) -> Event {

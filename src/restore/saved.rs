@@ -99,7 +99,7 @@ impl Saved {
 
     /// Puts the files where the programs have them open, as they were.
     pub fn put_files(&self) -> Result<()> {
-        clear(Path::new(ETCD_DIR))?;
+        crate::files::clear(ETCD_DIR)?;
         self.directories.iter().try_for_each(SavedDirectory::put)?;
         self.files.iter().try_for_each(SavedFile::put)
     }
@@ -138,18 +138,6 @@ fn sizes(directory: &Path) -> Result<BTreeMap<String, u64>> {
     let list = fs::read_dir(directory).map_err(|cause| Error::io("list", directory, cause))?;
     let size = |entry: fs::DirEntry| Ok((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()));
     list.map(|entry| entry.and_then(size)).collect::<std::io::Result<_>>().map_err(|cause| Error::io("list", directory, cause))
-}
-
-/// Removes everything in a directory, which may be a mount point.
-pub fn clear(directory: &Path) -> Result<()> {
-    let fail = |cause| Error::io("clear", directory, cause);
-    for entry in fs::read_dir(directory).map_err(fail)?.flatten() {
-        match entry.file_type().map_err(fail)?.is_dir() {
-            true => fs::remove_dir_all(entry.path()).map_err(fail)?,
-            false => fs::remove_file(entry.path()).map_err(fail)?,
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

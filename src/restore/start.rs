@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::cluster::api::Api;
@@ -17,14 +18,15 @@ use crate::error::{Error, Result};
 use crate::node::directories;
 use crate::readiness::files::CONTROL_PLANE;
 use crate::readiness::ControlPlane;
-use crate::restore::held_port::HeldPort;
+use crate::restore::held_port::{self, HeldPort};
 use crate::restore::machine::{self, Machine};
 use crate::restore::priority::{self, Yielding};
 use crate::restore::saved::{self, Saved};
 use crate::restore::tree::Process;
 use crate::restore::{criu, manifests, owner, tree};
-use crate::supervisor::{reaper, Init};
-use crate::{threads, versions};
+use crate::supervisor::reaper::{self, Handle};
+use crate::supervisor::Init;
+use crate::{files, threads, versions};
 
 /// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is
 /// given up.
@@ -36,6 +38,8 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 pub struct Restore {
     pub(super) init: Arc<Init>,
     pub(super) yielding: Yielding,
+    /// Returns the restored programs' parent, if they were restored.
+    thread: JoinHandle<Option<Handle>>,
 }
 
 /// Begins to restore the control plane, beside the rest of the boot; the state says how far it is (`ControlPlane`). The node
@@ -47,30 +51,43 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Restore> {
     }
     let yielding = Yielding::here();
     let (ours, cluster) = (init.clone(), cluster.clone());
-    threads::start("restore", move || {
+    let thread = threads::start_for("restore", move || {
         let began = Instant::now();
         let restored = prepare(&ours, &cluster).and_then(|prepared| {
             let port_is_held = prepared.held.is_some();
             ours.readiness.update(|state| state.control_plane = ControlPlane::Restoring { port_is_held });
             restore(&ours, cluster.static_ip, prepared, yielding)
         });
-        let (how, control_plane) = match restored {
-            Ok(took) => {
+        let (how, control_plane, root) = match restored {
+            Ok((took, root)) => {
                 let how = format!("restored in {:.2} s", took.as_secs_f64());
                 log::info!(target: "restore", "the control plane is {how}");
                 ours.readiness.milestone("restored");
-                (how, ControlPlane::Restored)
+                (how, ControlPlane::Restored, Some(root))
             }
             Err(error) => {
                 let seconds = began.elapsed().as_secs_f64();
                 log::info!(target: "restore", "the control plane is started, not restored, after {seconds:.2} s: {error}");
-                (format!("started, not restored: {error}"), ControlPlane::Cold)
+                (format!("started, not restored: {error}"), ControlPlane::Cold, None)
             }
         };
         ours.readiness.publish(CONTROL_PLANE, how.as_bytes());
         ours.readiness.update(|state| state.control_plane = control_plane);
+        root
     })?;
-    Ok(Restore { init: init.clone(), yielding })
+    Ok(Restore { init: init.clone(), yielding, thread })
+}
+
+impl Restore {
+    /// Ends the restored programs, whose cluster is over, and leaves nothing that another restore would meet.
+    pub fn end(self) -> Result<()> {
+        // A thread that panics ends the process.
+        if let Some(root) = self.thread.join().unwrap_or_default() {
+            let _no_remains = held_port::without_time_wait(&self.init.config);
+            root.while_it_runs(tree::kill);
+        }
+        files::remove_tree(RESTORED_DIR)
+    }
 }
 
 /// What a restore needs, once nothing speaks against it.
@@ -124,8 +141,8 @@ fn refusal(saved: &Saved, has_criu: bool, here: &Machine, used: &BTreeSet<u16>) 
     here.lacks().or_else(|| here.differs_from(&saved.machine)).or_else(taken)
 }
 
-/// Returns how long it took, without the wait for Docker.
-fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: Yielding) -> Result<Duration> {
+/// Returns how long it took, without the wait for Docker, and the programs' parent.
+fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: Yielding) -> Result<(Duration, Handle)> {
     let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     if yielding == Yielding::Later {
@@ -141,17 +158,17 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     drop(held);
     let look_after = |processes| owner::start(init, &stand_ins, &saved, processes);
     let restored = root.and_then(|root| {
+        let handle = reaper::adopt(root);
         let owner = take_over(init, &saved, root, &api, end).and_then(look_after);
-        owner.inspect_err(|_| tree::kill(root))
+        owner.map(|()| handle).inspect_err(|_| tree::kill(root))
     });
     if restored.is_err() {
         // Nothing of it may be left: a cold start begins with the data that the bake has left.
-        saved::clear(Path::new(ETCD_DIR))?;
-        directories::seed(ETCD_DIR)?;
+        directories::renew(ETCD_DIR)?;
         // Stand-ins that wait become the programs when `stand_ins` is dropped, and so does everyone who finds no socket.
         let _ = fs::remove_file(owner::socket());
     }
-    restored.map(|()| began.elapsed())
+    restored.map(|root| (began.elapsed(), root))
 }
 
 /// Whether nobody has to yield to Docker any more: it answers, or the container stops.
@@ -196,7 +213,6 @@ fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant)
 
 /// Waits until the API server answers. Returns the programs.
 fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> Result<Vec<Process>> {
-    reaper::adopt(root);
     let processes = tree::find(root, saved)?;
     let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);

@@ -59,7 +59,7 @@ impl Init {
         self.daemons.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn daemon(&self, name: &str) -> Option<Arc<Daemon>> {
+    pub fn daemon(&self, name: &str) -> Option<Arc<Daemon>> {
         self.daemons().into_iter().find(|daemon| daemon.name == name)
     }
 

@@ -131,7 +131,7 @@ impl Child {
 
 /// Registers a child that another process has left to us, so that its end is not taken for an orphan's. Does nothing if
 /// it has ended already.
-pub fn adopt(pid: i32) {
+pub fn adopt(pid: i32) -> Handle {
     let mut children = table();
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // proc_pid_stat(5): after the name in parentheses, the state and the parent.
@@ -139,6 +139,7 @@ pub fn adopt(pid: i32) {
     if parent == Some(std::process::id()) {
         children.insert(pid, channel().0);
     }
+    Handle(pid)
 }
 
 fn spawn_raw(command: &mut Command) -> io::Result<(Child, std::process::Child)> {

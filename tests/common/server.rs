@@ -82,6 +82,11 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     state.lock().unwrap().requests.push((path.clone(), range));
+    if request.starts_with("POST ") {
+        let status = post(&path, &head, &mut state.lock().unwrap());
+        let _ = write!(stream, "HTTP/1.1 {status} said\r\nConnection: close\r\nContent-Length: 5\r\n\r\nsaid\n");
+        return;
+    }
     let end = Instant::now() + wait;
     let is_held = || {
         let state = state.lock().unwrap();
@@ -123,6 +128,18 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         // Wait until the client gives up.
         let _ = std::io::Read::read(&mut stream, &mut [0]);
     }
+}
+
+/// A request for a reset, as kind's file server answers it: it is granted once `/reset` is published.
+fn post(path: &str, head: &[String], state: &mut State) -> u16 {
+    if !head.iter().any(|line| line == "X-Kind: reset") {
+        return 403;
+    }
+    if !state.files.contains_key(path) {
+        return 409;
+    }
+    state.files.remove("/kubernetes-ready");
+    202
 }
 
 /// A target without what says how long it may take, and that.

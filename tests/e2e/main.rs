@@ -48,6 +48,7 @@ mod readiness;
 mod refusals;
 mod registry;
 mod release;
+mod reset;
 mod restart;
 mod restore;
 mod secrets;
