@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "error",
     "threads",
     "files",
@@ -25,6 +25,7 @@ const ORDER: [&str; 19] = [
     "boot",
     "bake",
     "status",
+    "reset",
     "cli",
 ];
 

@@ -2,9 +2,10 @@
 //! cluster has an `Init` of its own (`Init::begin_cluster`): when another one begins, whatever was started here for the
 //! earlier one changes nothing any more, and ends.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
@@ -24,10 +25,7 @@ use crate::restore;
 use crate::restore::start::Restore;
 use crate::supervisor::daemon::Daemon;
 use crate::supervisor::{reaper, Init};
-
-/// How long killed processes may take to end. Those of a frozen cgroup end when containerd removes it.
-const KILL_LIMIT: Duration = Duration::from_secs(2);
-const KILL_POLL: Duration = Duration::from_millis(5);
+use crate::threads;
 
 /// What clusters are brought up on.
 pub struct Node {
@@ -90,28 +88,40 @@ impl Node {
             }
         }
         restore.map_or(Ok(()), Restore::end)?;
-        reaper::poll(KILL_POLL, KILL_LIMIT, || {
-            let pids = cgroup::processes_of_pods();
-            reaper::signal_all(&pids, Signal::SIGKILL);
-            pids.is_empty().then_some(())
-        });
+        // What has been killed does nothing any more, however long it takes to end.
+        let mut killed = BTreeSet::new();
+        loop {
+            let new: Vec<i32> = cgroup::processes_of_pods().into_iter().filter(|pid| killed.insert(*pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            reaper::signal_all(&new, Signal::SIGKILL);
+        }
         directories::renew(ETCD_DIR)
     }
 
-    /// Restores the control plane beside the removal of what pods have left, and brings the cluster up.
+    /// Restores the control plane and brings the cluster up, beside the removal of what pods have left.
     fn begin_again(&self, ours: &Arc<Init>, restore: &mut Option<Restore>) -> Result<()> {
-        let began = Instant::now();
         let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
-        let pods = cri::remove_pods()?;
-        if let Some(pid) = cgroup::processes_of_pods().first() {
-            return Err(Error::new(format!("the process {pid} of a pod does not end, though it was killed")));
-        }
         directories::renew_pods()?;
-        cni::forget_addresses()?;
-        network::forget_connections_of_pods(&self.cluster.network);
-        log::info!(target: "reset", "{pods} pods removed in {:.1} s", began.elapsed().as_secs_f64());
-        ours.readiness.update(|state| state.reset = Reset::No);
+        let (of_removal, cluster) = (ours.clone(), self.cluster.clone());
+        threads::start("removal", move || remove_pods(&of_removal, &cluster).unwrap_or_else(|error| of_removal.fail(&error)))?;
         let docker = || self.init.daemon(DOCKERD).ok_or_else(|| Error::new("Docker has not been started"));
         self.bring_up(ours, restore, true, docker)
     }
+}
+
+/// Removes the pods of the earlier cluster from containerd: first those that the new one begins with, for which kubelet waits.
+fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
+    let began = Instant::now();
+    // On a network of the user's, a new pod could get the address of one that is not removed yet.
+    let is_first = |name: &str| !cluster.network.has_bridge || cluster.pods.iter().any(|pod| pod.name == name);
+    let (first, others): (Vec<_>, Vec<_>) = cri::pods()?.into_iter().partition(|pod| is_first(&pod.name));
+    cri::remove(&first)?;
+    cni::forget_addresses()?;
+    network::forget_connections_of_pods(&cluster.network);
+    init.readiness.update(|state| state.reset = Reset::No);
+    cri::remove(&others)?;
+    log::info!(target: "reset", "{} pods removed in {:.1} s", first.len() + others.len(), began.elapsed().as_secs_f64());
+    Ok(())
 }

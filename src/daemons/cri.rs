@@ -24,32 +24,44 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 const ITEM: u64 = 1;
 /// In a sandbox, and in the request of RemovePodSandbox.
 const ID: u64 = 1;
+const METADATA_OF_POD: u64 = 2;
+const NAME: u64 = 1;
+const NAMESPACE_OF_POD: u64 = 3;
 
-/// Kills and removes every pod, with its containers and its network, several at once. Returns how many there were.
-pub fn remove_pods() -> Result<usize> {
-    let ids = sandboxes()?;
-    let left = Mutex::new(ids.iter());
-    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
-    // Each waits for programs most of the time.
-    let workers = 2 * thread::available_parallelism().map_or(1, usize::from);
-    let done: Vec<Result<()>> = thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..workers.min(ids.len())).map(|_| scope.spawn(|| std::iter::from_fn(next).try_for_each(|id| remove(id)))).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(Error::new("a thread has panicked")))).collect()
-    });
-    done.into_iter().collect::<Result<()>>()?;
-    Ok(ids.len())
+/// A sandbox and the containers in it.
+pub struct Pod {
+    id: String,
+    /// `namespace/name`
+    pub name: String,
 }
 
-/// A pod consists of a sandbox and the containers in it.
-fn sandboxes() -> Result<Vec<String>> {
+pub fn pods() -> Result<Vec<Pod>> {
     let answer = ask("ListPodSandbox", &[], REQUEST_LIMIT)?.ok_or_else(|| Error::new("containerd does not list its pods"))?;
-    let items = fields(&answer).filter(|(number, _)| *number == ITEM);
-    Ok(items.filter_map(|(_, sandbox)| String::from_utf8(field(sandbox, ID)?.to_vec()).ok()).collect())
+    Ok(fields(&answer).filter(|(number, _)| *number == ITEM).filter_map(|(_, sandbox)| read(sandbox)).collect())
+}
+
+fn read(sandbox: &[u8]) -> Option<Pod> {
+    let text = |message, number| std::str::from_utf8(field(message, number)?).ok();
+    let metadata = field(sandbox, METADATA_OF_POD)?;
+    let name = format!("{}/{}", text(metadata, NAMESPACE_OF_POD)?, text(metadata, NAME)?);
+    Some(Pod { id: text(sandbox, ID)?.to_string(), name })
+}
+
+/// Kills and removes pods, with their containers and their networks, several at once.
+pub fn remove(pods: &[Pod]) -> Result<()> {
+    let left = Mutex::new(pods.iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    // Each waits for programs most of the time.
+    let workers = pods.len().min(2 * thread::available_parallelism().map_or(1, usize::from));
+    thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..workers).map(|_| scope.spawn(|| std::iter::from_fn(next).try_for_each(|pod| remove_one(&pod.id)))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(Error::new("a thread has panicked"))))
+    })
 }
 
 /// Removes one that may have gone. What still uses it may have been killed only a moment ago, so a failure is tried again.
-fn remove(id: &str) -> Result<()> {
+fn remove_one(id: &str) -> Result<()> {
     let request = written(ID, id.as_bytes());
     let removed = reaper::poll(POLL, REMOVAL_LIMIT, || match ask("RemovePodSandbox", &request, REMOVAL_LIMIT) {
         Ok(answer) => answer.map(|_| Ok(())),
@@ -62,4 +74,18 @@ fn remove(id: &str) -> Result<()> {
 fn ask(method: &str, request: &[u8], limit: Duration) -> Result<Option<Vec<u8>>> {
     let ask = || Call::open(Path::new(CONTAINERD_SOCKET), &format!("{SERVICE}/{method}"), METADATA, request, limit)?.next();
     ask().map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method}): {cause}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_read_from_its_sandbox() {
+        let metadata = [written(1, b"coredns-1"), written(2, b"uid"), written(3, b"kube-system")].concat();
+        let sandbox = [written(1, b"4f"), written(2, &metadata), written(6, b"label")].concat();
+        let pod = read(&sandbox).unwrap();
+        assert_eq!((pod.id.as_str(), pod.name.as_str()), ("4f", "kube-system/coredns-1"));
+        assert!(read(&written(1, b"4f")).is_none());
+    }
 }

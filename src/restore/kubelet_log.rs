@@ -1,4 +1,5 @@
-//! Has kubelet wait for the restored API server before it looks for its node. A program that logs to a pipe stops when the
+//! Has kubelet wait for the restored API server before it looks for its node, and in a reset for the removal of the pods
+//! that it is about to start. A program that logs to a pipe stops when the
 //! pipe is full; ours holds one line (`O_DIRECT` of pipe(2)), so whoever reads it decides when kubelet goes on, two lines
 //! later at most.
 
@@ -15,7 +16,7 @@ use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::unistd::pipe2;
 
 use crate::error::{Error, Result};
-use crate::readiness::Readiness;
+use crate::readiness::{Readiness, Reset};
 use crate::supervisor::reaper;
 use crate::threads;
 
@@ -56,10 +57,10 @@ fn copy(reader: OwnedFd, mut log: File, readiness: &Readiness) {
         let _ = log.write_all(&line[..length]);
         let asks = String::from_utf8_lossy(&line[..length]).contains(ASKS_FOR_NODE);
         if asks {
-            readiness.wait_until(|state| !state.control_plane.is_coming());
+            readiness.wait_until(|state| !state.control_plane.is_coming() && state.reset == Reset::No);
         }
-        // With nothing left to wait for, it need not be slowed down any more, even if that line never comes.
-        if asks || !readiness.state().control_plane.is_coming() {
+        // When it answers it has passed that line, and need not be slowed down any more, even if it never came.
+        if asks || readiness.state().kubelet {
             thread::sleep(ANSWERED);
             let _ = resize(&lines, MANY_LINES);
             break;
@@ -147,12 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_never_comes_slows_kubelet_down_until_the_restore_is_over_at_most() {
+    fn in_a_reset_kubelet_waits_for_the_removal_of_earlier_pods_though_the_control_plane_is_restored() {
+        let kubelet = Kubelet::logs("reset", ASKS_FOR_NODE);
+        kubelet.readiness.update(|state| (state.control_plane, state.reset) = (ControlPlane::Restored, Reset::Removing));
+        kubelet.wait(|log| log.contains(ASKS_FOR_NODE));
+        thread::sleep(Duration::from_millis(300));
+        assert!(!kubelet.has_gone_on());
+        kubelet.readiness.update(|state| state.reset = Reset::No);
+        kubelet.wait(|log| log == all(ASKS_FOR_NODE));
+    }
+
+    #[test]
+    fn a_line_that_never_comes_slows_kubelet_down_until_it_answers_at_most() {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT).unwrap();
         resize(&reader, ONE_LINE).unwrap();
         let mut kubelet = File::from(writer);
         let readiness = Readiness::new(std::env::temp_dir().join(format!("kind-kubelet-log-{}-never", std::process::id())));
-        readiness.update(|state| state.control_plane = ControlPlane::Restored);
+        readiness.update(|state| (state.control_plane, state.kubelet) = (ControlPlane::Restored, true));
         thread::scope(|scope| {
             scope.spawn(|| copy(reader, File::create("/dev/null").unwrap(), &readiness));
             kubelet.write_all(b"another line\n").unwrap();
