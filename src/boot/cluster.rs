@@ -88,15 +88,7 @@ impl Node {
             }
         }
         restore.map_or(Ok(()), Restore::end)?;
-        // What has been killed does nothing any more, however long it takes to end.
-        let mut killed = BTreeSet::new();
-        loop {
-            let new: Vec<i32> = cgroup::processes_of_pods().into_iter().filter(|pid| killed.insert(*pid)).collect();
-            if new.is_empty() {
-                break;
-            }
-            reaper::signal_all(&new, Signal::SIGKILL);
-        }
+        kill_pods()?;
         directories::renew(ETCD_DIR)
     }
 
@@ -111,17 +103,33 @@ impl Node {
     }
 }
 
-/// Removes the pods of the earlier cluster from containerd: first those that the new one begins with, for which kubelet waits.
+/// Kills every process of the pods' containers. What has been killed does nothing any more, however long it takes to end.
+fn kill_pods() -> Result<()> {
+    // containerd's shim of a pod whose sandbox has ended before its containers never ends; a sandbox's process only waits.
+    let sandboxes: Vec<String> = cri::pods()?.into_iter().map(|pod| pod.id).collect();
+    let mut seen = BTreeSet::new();
+    loop {
+        let containers = cgroup::containers_of_pods();
+        let waiting = sandboxes.iter().filter_map(|id| containers.get(id)).flat_map(|cgroup| cgroup::processes_in(cgroup));
+        seen.extend(waiting);
+        // Until a look finds no process that another one had just started.
+        let new: Vec<i32> = cgroup::processes_of_pods().into_iter().filter(|pid| seen.insert(*pid)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        reaper::signal_all(&new, Signal::SIGKILL);
+    }
+}
+
+/// Removes the pods of the earlier cluster from containerd, for which kubelet waits: it would mistake what is left of them for
+/// pods that are just being started, and look at each for three seconds.
 fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
-    // On a network of the user's, a new pod could get the address of one that is not removed yet.
-    let is_first = |name: &str| !cluster.network.has_bridge || cluster.pods.iter().any(|pod| pod.name == name);
-    let (first, others): (Vec<_>, Vec<_>) = cri::pods()?.into_iter().partition(|pod| is_first(&pod.name));
-    cri::remove(&first)?;
+    let pods = cri::pods()?;
+    cri::remove(&pods)?;
     cni::forget_addresses()?;
     network::forget_connections_of_pods(&cluster.network);
     init.readiness.update(|state| state.reset = Reset::No);
-    cri::remove(&others)?;
-    log::info!(target: "reset", "{} pods removed in {:.1} s", first.len() + others.len(), began.elapsed().as_secs_f64());
+    log::info!(target: "reset", "{} pods removed in {:.1} s", pods.len(), began.elapsed().as_secs_f64());
     Ok(())
 }

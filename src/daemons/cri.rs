@@ -30,7 +30,8 @@ const NAMESPACE_OF_POD: u64 = 3;
 
 /// A sandbox and the containers in it.
 pub struct Pod {
-    id: String,
+    /// The sandbox's.
+    pub id: String,
     /// `namespace/name`
     pub name: String,
 }

@@ -60,9 +60,13 @@ pub fn renew(target: &str) -> Result<()> {
     })
 }
 
+/// kubelet's links to the logs of containers. It looks in vain for the container of each that is left.
+const POD_LOG_LINKS: &str = "/var/log/containers";
+
 /// As `renew`, for those with what pods have left.
 pub fn renew_pods() -> Result<()> {
-    [KUBELET_DIR, POD_LOG_DIR, HOSTPATH_DIR].into_iter().try_for_each(renew)
+    [KUBELET_DIR, POD_LOG_DIR, HOSTPATH_DIR].into_iter().try_for_each(renew)?;
+    files::remove_tree(POD_LOG_LINKS)
 }
 
 fn unpack(directory: &Directory) -> Result<()> {

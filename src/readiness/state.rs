@@ -126,10 +126,10 @@ impl State {
             Some("the container is stopping")
         } else if !self.has_cluster {
             Some("no cluster is baked into this image")
-        } else if !self.docker_ready() {
-            Some("Docker does not answer, and a reset needs it. If it does not come back, start the container again")
         } else if !was_ready && self.failure.is_none() {
             Some("the cluster is still being started: wait for kubernetes-ready")
+        } else if !self.docker_ready() {
+            Some("Docker does not answer, and a reset needs it. If it does not come back, start the container again")
         } else {
             None
         }

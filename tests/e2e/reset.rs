@@ -273,8 +273,8 @@ echo mounts $(wc -l </proc/self/mountinfo)
 echo cgroups $(find /sys/fs/cgroup -type d | wc -l)
 echo interfaces $(ls /sys/class/net | wc -l)
 echo rules $(iptables-save | grep -c ^-A)
-echo containers $(ctr --address /run/containerd/containerd.sock --namespace moby containers ls --quiet | wc -l)
-echo snapshots $(ctr --address /run/containerd/containerd.sock --namespace moby snapshots ls | wc -l)
+echo containers $(ctr --address /run/containerd/containerd.sock --namespace k8s.io containers ls --quiet | wc -l)
+echo snapshots $(ctr --address /run/containerd/containerd.sock --namespace k8s.io snapshots ls | wc -l)
 echo processes $(ls -d /proc/[0-9]* | wc -l)
 ";
 
