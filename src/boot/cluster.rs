@@ -106,7 +106,7 @@ impl Node {
 /// Kills every process of the pods' containers. What has been killed does nothing any more, however long it takes to end.
 fn kill_pods() -> Result<()> {
     // containerd's shim of a pod whose sandbox has ended before its containers never ends; a sandbox's process only waits.
-    let sandboxes: Vec<String> = cri::pods()?.into_iter().map(|pod| pod.id).collect();
+    let sandboxes = cri::pods()?;
     let mut seen = BTreeSet::new();
     loop {
         let containers = cgroup::containers_of_pods();

@@ -24,39 +24,26 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 const ITEM: u64 = 1;
 /// In a sandbox, and in the request of RemovePodSandbox.
 const ID: u64 = 1;
-const METADATA_OF_POD: u64 = 2;
-const NAME: u64 = 1;
-const NAMESPACE_OF_POD: u64 = 3;
 
-/// A sandbox and the containers in it.
-pub struct Pod {
-    /// The sandbox's.
-    pub id: String,
-    /// `namespace/name`
-    pub name: String,
-}
-
-pub fn pods() -> Result<Vec<Pod>> {
+/// The ids of the pods' sandboxes.
+pub fn pods() -> Result<Vec<String>> {
     let answer = ask("ListPodSandbox", &[], REQUEST_LIMIT)?.ok_or_else(|| Error::new("containerd does not list its pods"))?;
-    Ok(fields(&answer).filter(|(number, _)| *number == ITEM).filter_map(|(_, sandbox)| read(sandbox)).collect())
+    Ok(ids(&answer))
 }
 
-fn read(sandbox: &[u8]) -> Option<Pod> {
-    let text = |message, number| std::str::from_utf8(field(message, number)?).ok();
-    let metadata = field(sandbox, METADATA_OF_POD)?;
-    let name = format!("{}/{}", text(metadata, NAMESPACE_OF_POD)?, text(metadata, NAME)?);
-    Some(Pod { id: text(sandbox, ID)?.to_string(), name })
+fn ids(list: &[u8]) -> Vec<String> {
+    let items = fields(list).filter(|(number, _)| *number == ITEM);
+    items.filter_map(|(_, sandbox)| String::from_utf8(field(sandbox, ID)?.to_vec()).ok()).collect()
 }
 
 /// Kills and removes pods, with their containers and their networks, several at once.
-pub fn remove(pods: &[Pod]) -> Result<()> {
+pub fn remove(pods: &[String]) -> Result<()> {
     let left = Mutex::new(pods.iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     // Each waits for programs most of the time.
     let workers = pods.len().min(2 * thread::available_parallelism().map_or(1, usize::from));
     thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..workers).map(|_| scope.spawn(|| std::iter::from_fn(next).try_for_each(|pod| remove_one(&pod.id)))).collect();
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(|| std::iter::from_fn(next).try_for_each(|pod| remove_one(pod)))).collect();
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(Error::new("a thread has panicked"))))
     })
 }
@@ -82,11 +69,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_read_from_its_sandbox() {
-        let metadata = [written(1, b"coredns-1"), written(2, b"uid"), written(3, b"kube-system")].concat();
-        let sandbox = [written(1, b"4f"), written(2, &metadata), written(6, b"label")].concat();
-        let pod = read(&sandbox).unwrap();
-        assert_eq!((pod.id.as_str(), pod.name.as_str()), ("4f", "kube-system/coredns-1"));
-        assert!(read(&written(1, b"4f")).is_none());
+    fn the_ids_of_pods_are_read_from_their_list() {
+        let metadata = [written(1, b"coredns-1"), written(3, b"kube-system")].concat();
+        let sandbox = |id: &[u8]| written(ITEM, &[written(ID, id), written(2, &metadata), vec![3 << 3, 1]].concat());
+        assert_eq!(ids(&[sandbox(b"4f"), sandbox(b"5a")].concat()), ["4f", "5a"]);
+        assert_eq!(ids(b""), [] as [String; 0]);
     }
 }
