@@ -76,12 +76,18 @@ fn main() {
     let idle = start::idle();
     let docker_ready = Series::new("docker run → docker-ready", "s", "≤ 1.2", of(|start| start.docker_ready));
     let plain_docker_ready = Series::new("rival: KIND_RESTORE=0, docker run → docker-ready", "s", "", of_plain(|start| start.docker_ready));
+    let reset = Series::new("reset with ten pods and a hundred objects → kubernetes-ready", "s", "≤ 2.5", of(|start| start.reset.seconds));
+    let restart = Series::new("rival: docker restart of the same → kubernetes-ready", "s", "", of(|start| start.restart.seconds));
     let mut table = vec![
         ready.clone(),
         docker_ready.clone(),
         Series::new("the init's start → docker-ready", "s", "≤ 0.6", of(|start| start.milestone("docker-ready"))),
         store.clone(),
         Series::new("a built image → its pod Running", "s", "≤ 1.5", of(|start| start.pod_running)),
+        reset.clone(),
+        Series::new("reset, CPU", "s", "", of(|start| start.reset.cpu)),
+        restart.clone(),
+        Series::new("rival: docker restart, CPU", "s", "", of(|start| start.restart.cpu)),
         cpu.clone(),
         Series::new("memory when ready, whole container", "MB", "", of(|start| start.memory)),
         Series::new("cold page cache: docker run → kubernetes-ready", "s", "", cold),
@@ -106,6 +112,8 @@ fn main() {
     println!("\n{}", table::render(&table));
     println!("kubeadm init at start / baked: {}", ratio(&kubeadm, &ready));
     println!("started / restored:            {}", ratio(&plain_ready, &ready));
+    println!("docker restart / reset:        {}", ratio(&restart, &reset));
+    println!("reset / start:                 {}", ratio(&reset, &ready));
     println!("the CPU for it:                {}", ratio(&plain_cpu, &cpu));
     println!("docker-ready, the same way:    {}", ratio(&plain_docker_ready, &docker_ready));
     println!("unpacked / linked store:       {}", ratio(&unpacked, &store));

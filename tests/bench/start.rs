@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT, TIMELINE};
-use crate::engine::{docker, docker_within};
+use crate::engine::{docker, docker_within, BUSYBOX};
 use crate::process::{poll, wait_for};
 
 /// How long to count the wakeups of an idle init.
@@ -17,9 +17,31 @@ pub struct Start {
     pub cpu: f64,
     /// In MB.
     pub memory: f64,
+    /// From the request for a reset of a cluster in which a job has created things until it is ready again, and from
+    /// `docker restart` of the same one.
+    pub reset: Again,
+    pub restart: Again,
     pub stop: f64,
     /// Milestones, in seconds since the start of the init.
     pub timeline: Vec<(f64, String)>,
+}
+
+/// What it takes to begin again.
+pub struct Again {
+    pub seconds: f64,
+    /// Of the whole container, in seconds.
+    pub cpu: f64,
+}
+
+impl Again {
+    /// `begin` returns the CPU time that does not count.
+    fn measure(cluster: &Cluster, begin: impl FnOnce() -> f64) -> Again {
+        fill(cluster);
+        let began = Instant::now();
+        let earlier = begin();
+        cluster.wait_until_ready();
+        Again { seconds: began.elapsed().as_secs_f64(), cpu: cpu_seconds(cluster) - earlier }
+    }
 }
 
 impl Start {
@@ -45,15 +67,34 @@ impl Start {
         // Its grace period must not count.
         cluster.kubectl(&["delete", "pod", "bench", "--now"]).ok();
 
+        let reset = Again::measure(&cluster, || {
+            let earlier = cpu_seconds(&cluster);
+            cluster.reset();
+            earlier
+        });
+        let restart = Again::measure(&cluster, || {
+            docker_within(LIMIT, &["restart", &cluster.container.id]).ok();
+            // Its cgroup is a new one.
+            0.0
+        });
+
         let began = Instant::now();
         docker_within(LIMIT, &["stop", &cluster.container.id]).ok();
-        Start { docker_ready, kubernetes_ready, pod_running, cpu, memory, stop: began.elapsed().as_secs_f64(), timeline }
+        Start { docker_ready, kubernetes_ready, pod_running, cpu, memory, reset, restart, stop: began.elapsed().as_secs_f64(), timeline }
     }
 
     /// When a milestone was reached, in seconds since the start of the init.
     pub fn milestone(&self, name: &str) -> f64 {
         self.timeline.iter().find(|(_, what)| what == name).unwrap_or_else(|| panic!("the timeline has no {name}")).0
     }
+}
+
+/// Ten pods and a hundred objects.
+fn fill(cluster: &Cluster) {
+    let object = |number| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: object-{number}}}\n---\n");
+    cluster.apply(&(0..100).map(object).collect::<String>());
+    cluster.kubectl(&["create", "deployment", "many", &format!("--image={BUSYBOX}"), "--replicas=10", "--", "sleep", "3600"]).ok();
+    cluster.kubectl(&["rollout", "status", "deployment", "many", "--timeout=60s"]).ok();
 }
 
 /// The CPU time that the container has used, from its cgroup (version 1 or 2).

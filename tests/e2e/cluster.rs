@@ -23,6 +23,8 @@ pub const KUBERNETES_READY: &str = "kubernetes-ready";
 pub const CONFIG: &str = "config";
 pub const FAILED: &str = "failed";
 pub const TIMELINE: &str = "timeline";
+/// The header that a request for a reset needs.
+pub const RESET_GUARD: (&str, &str) = ("X-Kind", "reset");
 pub const CREDENTIALS: [&str; 3] = ["ca.crt", "client.crt", "client.key"];
 
 pub struct Cluster {
@@ -101,6 +103,21 @@ impl Cluster {
     /// A file, if it is served.
     pub fn file(&self, file: &str) -> Option<String> {
         fetch(&self.url("127.0.0.1", file)).filter(|(status, _)| *status == 200).map(|(_, body)| body)
+    }
+
+    /// Asks for a reset at `target`. Returns the status and the text of the answer.
+    pub fn ask_for_reset(&self, target: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        let config = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(BOOT_LIMIT));
+        let request = Agent::from(config.build()).post(self.url("127.0.0.1", target));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let mut answer = request.send_empty().expect("the file server answers");
+        (answer.status().as_u16(), answer.body_mut().read_to_string().expect("it is text"))
+    }
+
+    /// Resets the cluster, and waits until it is ready.
+    pub fn reset(&self) {
+        let (status, text) = self.ask_for_reset(&format!("reset?wait={}", BOOT_LIMIT.as_secs()), &[RESET_GUARD]);
+        assert_eq!(status, 200, "{text}");
     }
 
     /// Saves the `/config` that clients of `host` get, with the published port. Returns its path.

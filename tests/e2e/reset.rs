@@ -7,32 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ureq::Agent;
-
 use crate::api::{Api, Pod};
 use crate::cluster::{
-    fetch, kubectl_with, Cluster, BOOT_LIMIT, CONFIG, CREDENTIALS, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT, TIMELINE,
+    fetch, kubectl_with, Cluster, BOOT_LIMIT, CONFIG, CREDENTIALS, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT, RESET_GUARD, TIMELINE,
 };
 use crate::engine::{docker, session, BUSYBOX};
 use crate::process::wait_for;
 use crate::start::{on_both_starts, Start};
-
-const GUARD: (&str, &str) = ("X-Kind", "reset");
-
-/// Asks for a reset. Returns the status and the text of the answer.
-fn ask(cluster: &Cluster, target: &str, headers: &[(&str, &str)]) -> (u16, String) {
-    let config = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(BOOT_LIMIT));
-    let request = Agent::from(config.build()).post(cluster.url("127.0.0.1", target));
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    let mut answer = request.send_empty().expect("the file server answers");
-    (answer.status().as_u16(), answer.body_mut().read_to_string().expect("it is text"))
-}
-
-/// Resets the cluster, and waits until it is ready.
-fn reset(cluster: &Cluster) {
-    let (status, text) = ask(cluster, &format!("reset?wait={}", BOOT_LIMIT.as_secs()), &[GUARD]);
-    assert_eq!(status, 200, "{text}");
-}
 
 /// A user's things of every kind: claims and their files, files of the job in a pod, a namespace that cannot be deleted.
 const THINGS: &str = "
@@ -162,7 +143,7 @@ fn the_cluster_is_as_it_was_baked_while_docker_goes_on(start: Start) {
         let build = scope.spawn(|| cluster.inner_docker(&["build", "--tag", "slow:1", &context.to_string_lossy()]));
         thread::sleep(Duration::from_secs(1));
         let poller = scope.spawn(|| poll_readiness(&cluster, &ended));
-        let (status, text) = ask(&cluster, "reset", &[GUARD]);
+        let (status, text) = cluster.ask_for_reset("reset", &[RESET_GUARD]);
         let answered = Instant::now();
         assert_eq!(status, 202, "{text}");
         for file in [KUBERNETES_READY, CONFIG].iter().chain(&CREDENTIALS) {
@@ -221,27 +202,27 @@ fn the_cluster_is_as_it_was_baked_while_docker_goes_on(start: Start) {
 fn a_reset_is_refused_with_the_reason_and_two_at_once_are_one() {
     let cluster = Cluster::start(&[]);
     wait_for("the file server answers", LIMIT, || cluster.status(TIMELINE));
-    let (status, text) = ask(&cluster, "reset?wait=60", &[GUARD]);
+    let (status, text) = cluster.ask_for_reset("reset?wait=60", &[RESET_GUARD]);
     assert!(status == 409 && text.contains("still being started"), "{status} {text}");
     cluster.wait_until_ready();
     for (headers, status, word) in [
         (&[][..], 403, "X-Kind: reset"),
         (&[("X-Kind", "yes")], 403, "X-Kind: reset"),
-        (&[GUARD, ("Origin", "http://127.0.0.1:10080")], 403, "web pages"),
+        (&[RESET_GUARD, ("Origin", "http://127.0.0.1:10080")], 403, "web pages"),
     ] {
-        let answer = ask(&cluster, "reset", headers);
+        let answer = cluster.ask_for_reset("reset", headers);
         assert!(answer.0 == status && answer.1.contains(word), "{headers:?}: {answer:?}");
     }
-    assert_eq!(ask(&cluster, "reset?wait=soon", &[GUARD]).0, 400);
+    assert_eq!(cluster.ask_for_reset("reset?wait=soon", &[RESET_GUARD]).0, 400);
     assert_eq!(fetch(&cluster.url("127.0.0.1", "reset")).map(|(status, _)| status), Some(405));
     assert!(cluster.serves(KUBERNETES_READY), "a refused reset changes nothing");
     thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| reset(&cluster));
+            scope.spawn(|| cluster.reset());
         }
     });
     // It does not end when nobody waits any longer.
-    assert_eq!(ask(&cluster, "reset?wait=0", &[GUARD]).0, 504);
+    assert_eq!(cluster.ask_for_reset("reset?wait=0", &[RESET_GUARD]).0, 504);
     cluster.wait_until_ready();
     assert_eq!(cluster.container.logs().matches("requested: the cluster begins again").count(), 2);
 }
@@ -286,7 +267,7 @@ fn nothing_grows_with_the_number_of_resets() {
         Api::new(&cluster).wait_until_baked_pods_run();
         cluster.container.exec(&["sh", "-c", COUNTED]).ok()
     };
-    reset(&cluster);
+    cluster.reset();
     // What belongs to the start alone ends within seconds of it.
     let mut settled = count();
     wait_for("the first count to settle", LIMIT, || {
@@ -297,7 +278,7 @@ fn nothing_grows_with_the_number_of_resets() {
     for _ in 0..4 {
         cluster.kubectl(&["create", "deployment", "app", &format!("--image={BUSYBOX}"), "--replicas=3", "--", "sleep", "3600"]).ok();
         cluster.kubectl(&["rollout", "status", "deployment", "app", "--timeout=60s"]).ok();
-        reset(&cluster);
+        cluster.reset();
     }
     let mut last = String::new();
     let same = crate::process::poll(LIMIT, || {
@@ -311,10 +292,10 @@ fn a_container_that_is_killed_in_the_middle_of_a_reset_is_ready_at_the_next_star
     const MOMENTS: u32 = 4;
     let cluster = start.ready(&[]);
     let began = Instant::now();
-    reset(&cluster);
+    cluster.reset();
     let took = began.elapsed();
     for moment in 0..MOMENTS {
-        assert_eq!(ask(&cluster, "reset", &[GUARD]).0, 202);
+        assert_eq!(cluster.ask_for_reset("reset", &[RESET_GUARD]).0, 202);
         thread::sleep(took * moment / MOMENTS);
         docker(&["kill", "--signal", "KILL", &cluster.container.id]).ok();
         cluster.container.start();
