@@ -128,7 +128,7 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let pods = cri::pods()?;
     cri::remove(&pods)?;
     cni::forget_addresses()?;
-    network::forget_connections_of_pods(&cluster.network);
+    network::forget_connections_of_pods(&cluster.network)?;
     init.readiness.update(|state| state.reset = Reset::No);
     log::info!(target: "reset", "{} pods removed in {:.1} s", pods.len(), began.elapsed().as_secs_f64());
     Ok(())

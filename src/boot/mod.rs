@@ -159,7 +159,9 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr, cluster: &ClusterNetwo
     hostpath::watch()?;
     let mtu = network::mtu(&interface);
     if cluster.has_bridge {
-        cni::write(mtu, network::pod_subnet(cluster)?)?;
+        let subnet = network::pod_subnet(cluster)?;
+        cni::write(mtu, subnet)?;
+        iptables::masquerade_pods(&iptables, subnet)?;
     } else {
         cni::forget_addresses()?;
     }

@@ -32,7 +32,7 @@ pub fn write(mtu: u32, subnet: &str) -> Result<()> {
         "routes": [{"dst": "0.0.0.0/0"}],
     });
     let plugins = json!([
-        {"type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true, "mtu": mtu, "ipam": ipam},
+        {"type": "bridge", "bridge": BRIDGE, "isGateway": true, "hairpinMode": true, "mtu": mtu, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": true}},
     ]);
     let list = json!({"cniVersion": "0.4.0", "name": "kind", "plugins": plugins});

@@ -10,6 +10,7 @@ use std::process::Command;
 use crate::config::{Config, API_PORT, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
+use crate::node::cni::BRIDGE;
 use crate::node::mounts;
 use crate::supervisor::reaper;
 
@@ -68,17 +69,26 @@ impl Iptables {
 pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<()> {
     let to = format!("{static_ip}:{API_PORT}");
     let service = cluster.api_service_ip().to_string();
-    for chain in ["PREROUTING", "OUTPUT"] {
-        let rule = [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
-        let run = |verb: &str| {
-            let mut command = Command::new("iptables");
-            iptables.put_on_path_of(&mut command);
-            reaper::run(command.args(["--wait", "-t", "nat", verb]).args(rule))
-        };
-        // A pod's network namespace outlives the container, so an earlier start may have added the rule.
-        if run("--check").is_err() {
-            run("--append")?;
-        }
+    let rule = |chain| [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
+    ["PREROUTING", "OUTPUT"].into_iter().try_for_each(|chain| add(iptables, &rule(chain)))
+}
+
+/// Masquerades what pods on our bridge send to others. The bridge plugin's own way (`ipMasq`) calls iptables half a dozen
+/// times for each pod that starts, and again when it ends.
+pub fn masquerade_pods(iptables: &Iptables, subnet: &str) -> Result<()> {
+    let multicast = "224.0.0.0/4";
+    add(iptables, &["POSTROUTING", "-s", subnet, "!", "-d", multicast, "!", "-o", BRIDGE, "-j", "MASQUERADE"])
+}
+
+/// Adds a rule of the table nat. A pod's network namespace outlives the container, so an earlier start may have added it.
+fn add(iptables: &Iptables, rule: &[&str]) -> Result<()> {
+    let run = |verb: &str| {
+        let mut command = Command::new("iptables");
+        iptables.put_on_path_of(&mut command);
+        reaper::run(command.args(["--wait", "-t", "nat", verb]).args(rule))
+    };
+    if run("--check").is_err() {
+        run("--append")?;
     }
     Ok(())
 }

@@ -124,11 +124,13 @@ pub fn mtu(interface: &str) -> u32 {
 
 /// Has the kernel forget the connections of pods that are gone: it would send on what belongs to them, to an address that is
 /// nobody's or another pod's by now (conntrack(8)).
-pub fn forget_connections_of_pods(cluster: &ClusterNetwork) {
+pub fn forget_connections_of_pods(cluster: &ClusterNetwork) -> Result<()> {
+    let subnet = pod_subnet(cluster)?;
     for end in ["--src", "--reply-src"] {
         // It fails if there are none.
-        let _ = reaper::run(Command::new("conntrack").args(["--delete", end, &cluster.pod_subnet]));
+        let _ = reaper::run(Command::new("conntrack").args(["--delete", end, subnet]));
     }
+    Ok(())
 }
 
 /// Lets the kernel route between pods, Docker's bridge and the outside.

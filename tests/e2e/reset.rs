@@ -11,7 +11,7 @@ use crate::api::{Api, Pod};
 use crate::cluster::{
     fetch, kubectl_with, Cluster, BOOT_LIMIT, CONFIG, CREDENTIALS, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT, RESET_GUARD, TIMELINE,
 };
-use crate::engine::{docker, session, BUSYBOX};
+use crate::engine::{docker, session, tools, BUSYBOX};
 use crate::process::wait_for;
 use crate::start::{on_both_starts, Start};
 
@@ -119,6 +119,16 @@ fn the_cluster_is_as_it_was_baked_while_docker_goes_on(start: Start) {
     let (baked, volumes) = (objects(&cluster), cluster.container.exec(&["ls", "/tmp/hostpath_pv"]).ok());
     let of_boot = Api::new(&cluster).wait_until_baked_pods_run();
     let kubeconfig = cluster.kubeconfig("127.0.0.1");
+    // Names that the API server's certificate gets only after a start.
+    let address = cluster.address();
+    let is_certified = || fetch(&format!("http://{address}:10080/config")).is_some_and(|(_, config)| !config.contains("tls-server-name"));
+    wait_for("the certificate holds the container's address", LIMIT, || is_certified().then_some(()));
+    let sysctl = |name: &str| cluster.container.exec(&["cat", &format!("/proc/sys/net/ipv4/{name}")]).ok();
+    if start == Start::Restored {
+        let reserved = sysctl("ip_local_reserved_ports");
+        assert!(reserved.split([',', '-']).any(|port| port == "2379"), "the ports of saved connections are not reserved: {reserved}");
+    }
+    let settings = ["tcp_max_tw_buckets", "tcp_migrate_req"].map(sysctl);
 
     cluster.build("app:1", "of the job").ok();
     cluster.apply(&THINGS.replace("BUSYBOX", BUSYBOX));
@@ -135,6 +145,13 @@ fn the_cluster_is_as_it_was_baked_while_docker_goes_on(start: Start) {
     let rules = || cluster.container.exec(&["iptables-save"]).ok();
     wait_for("kube-proxy's rules", LIMIT, || rules().contains("default/app").then_some(()));
 
+    let mut watch = Command::new(&tools().kubectl)
+        .env("KUBECONFIG", &kubeconfig)
+        .args(["get", "pods", "--watch-only"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("kubectl is there");
     let ended = AtomicBool::new(false);
     let slow = "FROM BUSYBOX\nRUN sleep 5 && echo built >/built\n".replace("BUSYBOX", BUSYBOX);
     let context = session().dir.join(format!("slow-{start:?}"));
@@ -160,6 +177,9 @@ fn the_cluster_is_as_it_was_baked_while_docker_goes_on(start: Start) {
         build.join().expect("it does not panic").ok();
     });
     start.check(&cluster);
+    assert!(watch.try_wait().is_ok_and(|ended| ended.is_some()), "a watch of the earlier cluster hangs");
+    wait_for("the certificate holds the container's address again", LIMIT, || is_certified().then_some(()));
+    assert_eq!(["tcp_max_tw_buckets", "tcp_migrate_req"].map(sysctl), settings);
     assert_eq!(objects(&cluster), baked);
     let pods = Api::new(&cluster).wait_until_baked_pods_run();
     assert!(!containers(&pods).iter().any(|id| containers(&of_boot).contains(id)), "{pods:?} and before {of_boot:?}");
