@@ -135,7 +135,7 @@ clean_up() {
     cat "${logs[$pid]}"
   done
   docker rm --force --volumes kind >/dev/null 2>&1 || true
-  docker image rm --force "$KIND_IMAGE" kind:ci-debian >/dev/null 2>&1 || true
+  docker image rm --force "$KIND_IMAGE" kind:ci-debian kind:ci-node >/dev/null 2>&1 || true
   rm -rf "$work"
 }
 

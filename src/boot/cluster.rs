@@ -73,6 +73,8 @@ impl Node {
                     log::info!(target: "reset", "done after {:.1} s", began.elapsed().as_secs_f64());
                 }
                 Ok(()) => {}
+                // Only a consequence of the stop.
+                Err(error) if self.init.shutdown.stopping() => log::debug!(target: "reset", "{error}"),
                 Err(error) => ours.fail(&error),
             }
         }
@@ -97,7 +99,10 @@ impl Node {
         let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
         directories::renew_pods()?;
         let (of_removal, cluster) = (ours.clone(), self.cluster.clone());
-        threads::start("removal", move || remove_pods(&of_removal, &cluster).unwrap_or_else(|error| of_removal.fail(&error)))?;
+        threads::start("removal", move || match remove_pods(&of_removal, &cluster) {
+            Err(error) if !of_removal.shutdown.stopping() => of_removal.fail(&error),
+            Ok(()) | Err(_) => {}
+        })?;
         let docker = || self.init.daemon(DOCKERD).ok_or_else(|| Error::new("Docker has not been started"));
         self.bring_up(ours, restore, true, docker)
     }

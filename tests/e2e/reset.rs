@@ -325,7 +325,24 @@ fn a_container_that_is_killed_in_the_middle_of_a_reset_is_ready_at_the_next_star
     }
 }
 
+fn a_stop_in_the_middle_of_a_reset_is_orderly(start: Start) {
+    let cluster = start.ready(&[]);
+    for wait in [0, 200, 600, 1500] {
+        assert_eq!(cluster.ask_for_reset("reset", &[RESET_GUARD]).0, 202);
+        thread::sleep(Duration::from_millis(wait));
+        let before = cluster.container.logs().len();
+        let stopped = docker(&["stop", &cluster.container.id]);
+        assert!(stopped.succeeded() && stopped.took < Duration::from_secs(10), "{wait} ms after the request: {stopped}");
+        assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "0");
+        let log = cluster.container.logs()[before..].to_string();
+        assert!(!log.contains("ERROR") && log.lines().last().is_some_and(|line| line.contains("stopped")), "{wait} ms: {log}");
+        cluster.container.start();
+        cluster.wait_until_ready();
+    }
+}
+
 on_both_starts! {
+    a_stop_in_the_middle_of_a_reset_is_orderly
     the_cluster_is_as_it_was_baked_while_docker_goes_on
     a_container_that_is_killed_in_the_middle_of_a_reset_is_ready_at_the_next_start
 }
