@@ -8,7 +8,8 @@ Usage: wait-for-kind.sh [docker|kubernetes] [--reset] [--timeout SECONDS] [--kub
 
 Waits until Docker or Kubernetes (the default) is ready, and exits with 0. If kind fails or the time runs
 out, exits with 1 and says why.
-  --reset              first have the cluster begin again as it was baked; Docker is left alone
+  --reset              have the cluster begin again as it was baked, once it is ready, and wait until it is
+                       ready again; Docker is left alone
   --timeout SECONDS    the longest time to wait (default 300, or KIND_TIMEOUT)
   --kubeconfig FILE    write a kubeconfig that works from here
 
@@ -73,7 +74,7 @@ case $host in '['*) ;; *:*) host="[$host]" ;; esac
 url=http://$host:$port
 
 # What a request for a reset needs, so that no web page can send it.
-guard='X-Kind: reset' post=''
+header='X-Kind: reset' post=''
 
 # within SECONDS COMMAND...: runs a command, and ends it if it has not ended by then.
 within() {
@@ -102,7 +103,7 @@ within() {
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
   fetch() {
-    curl --silent --fail --max-time "$2" ${post:+--request POST --header "$guard"} "$url/$1" && return
+    curl --silent --fail --max-time "$2" ${post:+--request POST --header "$header"} "$url/$1" && return
     # 22 is an HTTP error.
     [ $? = 22 ] || return 2
     return 1
@@ -113,20 +114,21 @@ elif command -v wget >/dev/null; then
   ! wget --version >/dev/null 2>&1 || once='--tries=1'
   fetch() {
     # shellcheck disable=SC2086
-    { said=$(within "$2" wget -q $once ${post:+--header "$guard" --post-data=} -O - "$url/$1" 2>&1 >&3) && return; } 3>&1
+    { said=$(within "$2" wget -q $once ${post:+--header "$header" --post-data=} -O - "$url/$1" 2>&1 >&3) && return; } 3>&1
     # GNU wget exits with 8 after an HTTP error, busybox names it.
     case $?:$said in 8:* | *'server returned error'*) return 1 ;; esac
     return 2
   }
 elif command -v bash >/dev/null; then
   # shellcheck disable=SC2016
-  over_bash='exec 3<>"/dev/tcp/$1/$2" && printf "%s /%s HTTP/1.0\r\nHost: %s\r\n%s\r\n\r\n" "${5:-GET}" "$3" "$1" "$6" >&3 &&
+  over_bash='exec 3<>"/dev/tcp/$1/$2" && printf "%s /%s HTTP/1.0\r\nHost: %s\r\n%s\r\n" "${5:-GET}" "$3" "$1" "${5:+$6$4
+}" >&3 &&
     read -r _ status _ <&3 || exit 2
     case $status in 20?) ;; *) exit 1 ;; esac
     { while IFS= read -r line && [ "$line" != "$4" ]; do :; done; cat; } <&3'
   fetch() {
     address=${host#'['}
-    within "$2" bash -c "$over_bash" - "${address%']'}" "$port" "$1" "$(printf '\r')" "${post:+POST}" "$guard" 2>/dev/null && return
+    within "$2" bash -c "$over_bash" - "${address%']'}" "$port" "$1" "$(printf '\r')" "${post:+POST}" "$header" 2>/dev/null && return
     [ $? = 1 ] || return 2
     return 1
   }
@@ -187,12 +189,12 @@ $(fetch waiting 2)"
 }
 
 if [ -n "$reset" ]; then
-  result=0
-  post=1
+  # A cluster that has failed can be reset, but not one that is still being started.
+  fetch failed "$(seconds 5)" >/dev/null || await kubernetes-ready >/dev/null
+  state=kubernetes post=1 result=0
   fetch reset "$(seconds 5)" >/dev/null || result=$?
   post=''
-  [ "$result" != 2 ] || die "nothing answers at $url: is KIND_HOST=$host where kind runs?"
-  [ "$result" = 0 ] || die "kind refuses to reset its cluster now. It is waiting for:
+  [ "$result" = 0 ] || die "kind does not reset its cluster. If it is old enough to know no reset, update it. It is waiting for:
 $(fetch waiting 2)"
 fi
 await "$state-ready" >/dev/null

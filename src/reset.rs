@@ -21,9 +21,8 @@ pub fn run() -> Result<String> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     let began = Instant::now();
     let address = loopback(config.files_address);
-    let wait = config.ready_timeout.as_secs().min(MAX_WAIT);
-    let url = format!("http://{address}{RESET}?wait={wait}");
-    let limit = Duration::from_secs(wait) + MORE;
+    let url = format!("http://{address}{RESET}?wait={MAX_WAIT}");
+    let limit = Duration::from_secs(MAX_WAIT) + MORE;
     let agent: Agent = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(limit)).build().into();
     let (name, value) = GUARD;
     let answer = agent.post(&url).header(name, value).send_empty();

@@ -2,10 +2,9 @@
 //! cluster has an `Init` of its own (`Init::begin_cluster`): when another one begins, whatever was started here for the
 //! earlier one changes nothing any more, and ends.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -26,6 +25,10 @@ use crate::restore::start::Restore;
 use crate::supervisor::daemon::Daemon;
 use crate::supervisor::{reaper, Init};
 use crate::threads;
+
+/// How long killed processes may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_POLL: Duration = Duration::from_millis(5);
 
 /// What clusters are brought up on.
 pub struct Node {
@@ -69,10 +72,12 @@ impl Node {
             let ours = self.init.begin_cluster();
             let begun = ended.and_then(|()| self.begin_again(&ours, &mut restore));
             match begun {
-                Ok(()) if ours.readiness.wait_until(|state| state.kubernetes_ready() || state.failure.is_some()) => {
-                    log::info!(target: "reset", "done after {:.1} s", began.elapsed().as_secs_f64());
+                Ok(()) => {
+                    ours.readiness.wait_until(|state| state.kubernetes_ready() || state.failure.is_some());
+                    if ours.readiness.state().kubernetes_ready() {
+                        log::info!(target: "reset", "done after {:.1} s", began.elapsed().as_secs_f64());
+                    }
                 }
-                Ok(()) => {}
                 // Only a consequence of the stop.
                 Err(error) if self.init.shutdown.stopping() => log::debug!(target: "reset", "{error}"),
                 Err(error) => ours.fail(&error),
@@ -82,14 +87,15 @@ impl Node {
 
     /// Ends everything that could write to the cluster: kubelet, the control plane, and all pods, without grace.
     fn end_programs(&self, restore: Option<Restore>) -> Result<()> {
-        if let Some(kubelet) = self.init.daemon(KUBELET) {
+        let kubelet = self.init.daemon(KUBELET);
+        kubelet.iter().for_each(|kubelet| {
             kubelet.stop();
             kubelet.kill();
-            if !kubelet.ends_within(STOP_KUBELET) {
-                return Err(Error::new("kubelet does not end, though it was killed"));
-            }
-        }
+        });
         restore.map_or(Ok(()), Restore::end)?;
+        if !kubelet.is_none_or(|kubelet| kubelet.ends_within(STOP_KUBELET)) {
+            return Err(Error::new("kubelet does not end, though it was killed"));
+        }
         kill_pods()?;
         directories::renew(ETCD_DIR)
     }
@@ -108,22 +114,21 @@ impl Node {
     }
 }
 
-/// Kills every process of the pods' containers. What has been killed does nothing any more, however long it takes to end.
+/// Kills every process of the pods' containers, and waits until they have ended.
 fn kill_pods() -> Result<()> {
     // containerd's shim of a pod whose sandbox has ended before its containers never ends; a sandbox's process only waits.
     let sandboxes = cri::pods()?;
-    let mut seen = BTreeSet::new();
-    loop {
+    let mut left = vec![];
+    let ended = reaper::poll(KILL_POLL, KILL_LIMIT, || {
         let containers = cgroup::containers_of_pods();
-        let waiting = sandboxes.iter().filter_map(|id| containers.get(id)).flat_map(|cgroup| cgroup::processes_in(cgroup));
-        seen.extend(waiting);
-        // Until a look finds no process that another one had just started.
-        let new: Vec<i32> = cgroup::processes_of_pods().into_iter().filter(|pid| seen.insert(*pid)).collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        reaper::signal_all(&new, Signal::SIGKILL);
-    }
+        let waiting: Vec<i32> =
+            sandboxes.iter().filter_map(|id| containers.get(id)).flat_map(|cgroup| cgroup::processes_in(cgroup)).collect();
+        left = cgroup::processes_of_pods();
+        left.retain(|pid| !waiting.contains(pid));
+        reaper::signal_all(&left, Signal::SIGKILL);
+        left.is_empty().then_some(())
+    });
+    ended.ok_or_else(|| Error::new(format!("processes of pods do not end, though they were killed: {left:?}")))
 }
 
 /// Removes the pods of the earlier cluster from containerd, for which kubelet waits: it would mistake what is left of them for
@@ -132,6 +137,9 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
     let pods = cri::pods()?;
     cri::remove(&pods)?;
+    if init.shutdown.stopping() {
+        return Ok(());
+    }
     cni::forget_addresses()?;
     network::forget_connections_of_pods(&cluster.network)?;
     init.readiness.update(|state| state.reset = Reset::No);

@@ -85,10 +85,16 @@ impl Work {
         init.readiness.milestone(CLUSTER_UP);
         let end = Instant::now() + EXTENSIONS_LIMIT;
         let left = || end.saturating_duration_since(Instant::now());
+        let is_over = || init.shutdown.stopping();
         if !self.manifests.is_empty() {
             let started = Instant::now();
             log::info!(target: "manifests", "the cluster is up: applying {} from {MANIFESTS_DIR}", with_plural(self.manifests.len(), "file"));
-            self.manifests.iter().try_for_each(|path| apply(path, left().min(kubectl::APPLY_LIMIT)))?;
+            for path in &self.manifests {
+                if is_over() {
+                    return Ok(false);
+                }
+                apply(path, left().min(kubectl::APPLY_LIMIT))?;
+            }
             wait_for_everything(init, api, cluster, left())?;
             log::info!(target: "manifests", "applied, and all workloads Ready, after {:.1} s", started.elapsed().as_secs_f64());
             init.readiness.milestone("manifests");
@@ -96,7 +102,13 @@ impl Work {
         if !self.scripts.is_empty() {
             let mut environment = scripts::environment(cluster.static_ip, &cluster.network);
             environment.extend(is_reset.then(|| (RESET, "1".to_string())));
-            self.scripts.iter().try_for_each(|path| scripts::run(path, &environment, left()))?;
+            for path in &self.scripts {
+                if is_over() {
+                    return Ok(false);
+                }
+                // At the stop it may go on as long as everything else.
+                scripts::run(path, &environment, left(), || is_over() && !init.shutdown.requested())?;
+            }
             init.readiness.milestone("scripts");
         }
         Ok(true)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 
-use crate::config::{ADMIN_KUBECONFIG, NODE_NAME};
+use crate::config::{ADMIN_KUBECONFIG, NODE_NAME, POLL};
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
 use crate::supervisor::reaper;
@@ -40,8 +40,8 @@ pub fn environment(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Vec<(&'stat
 /// Runs a script with bash, whether it is executable or not, and logs each line of its output.
 ///
 /// # Errors
-/// The script ends with a status other than 0, or not within `limit`; the error includes the end of its output.
-pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration) -> Result<()> {
+/// The script ends with a status other than 0, or not within `limit`, or it `is_over` before; the error includes the end of its output.
+pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration, is_over: impl Fn() -> bool) -> Result<()> {
     let name = path.display();
     log::info!(target: "script", "running {name}");
     let started = Instant::now();
@@ -68,7 +68,12 @@ pub fn run(path: &Path, environment: &[(&'static str, String)], limit: Duration)
         }
         drop(keeps);
     })?;
-    let status = child.wait_timeout(limit);
+    let status = reaper::poll(Duration::ZERO, limit, || match child.wait_timeout(POLL) {
+        None if is_over() => Some(None),
+        None => None,
+        ended => Some(ended),
+    });
+    let status = status.flatten();
     if status.is_none() {
         child.handle().kill_group();
     }
@@ -106,6 +111,10 @@ mod tests {
 
     /// Runs a script as the boot thread would, with a second thread that reaps, as the main thread does.
     fn run_text(text: &str, limit: Duration) -> Result<()> {
+        run_text_until(text, limit, || false)
+    }
+
+    fn run_text_until(text: &str, limit: Duration, is_over: impl Fn() -> bool) -> Result<()> {
         let path = std::env::temp_dir().join(format!("kind-script-{}-{}.sh", std::process::id(), text.len()));
         std::fs::write(&path, text).unwrap();
         thread::scope(|scope| {
@@ -115,7 +124,7 @@ mod tests {
                     reaper::drain_ours();
                 }
             });
-            let result = run(&path, &[("KIND_TEST", "passed on".to_string())], limit);
+            let result = run(&path, &[("KIND_TEST", "passed on".to_string())], limit, is_over);
             drop(done);
             std::fs::remove_file(&path).unwrap();
             result
@@ -143,6 +152,13 @@ mod tests {
         let message = run_text("echo before\nsleep 1000 & sleep 1000\n", Duration::from_millis(300)).unwrap_err().to_string();
         assert!(message.contains("was killed") && message.ends_with("before"), "{message}");
         assert!(started.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_script_is_killed_with_what_it_started_when_its_cluster_is_over() {
+        let started = Instant::now();
+        let message = run_text_until("sleep 1001 & sleep 1001\n", LONG, || started.elapsed() > Duration::from_millis(200)).unwrap_err();
+        assert!(started.elapsed() < LONG, "{message}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A thread that follows objects of the API server for as long as the container runs, asleep in a watch.
+//! A thread that follows objects of the API server for as long as its cluster lasts, asleep in a watch.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,12 +2,13 @@
 //! whoever removed them in another way would leave those names reserved.
 //! <https://kubernetes.io/docs/concepts/containers/cri/>
 
+use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{CONTAINERD_SOCKET, NAMESPACE, POLL, REQUEST_LIMIT};
+use crate::config::{CONTAINERD_SOCKET, NAMESPACE, POLL};
 use crate::daemons::grpc::Call;
 use crate::daemons::protobuf::{field, fields, written};
 use crate::error::{Error, Result};
@@ -27,8 +28,7 @@ const ID: u64 = 1;
 
 /// The ids of the pods' sandboxes.
 pub fn pods() -> Result<Vec<String>> {
-    let answer = ask("ListPodSandbox", &[], REQUEST_LIMIT)?.ok_or_else(|| Error::new("containerd does not list its pods"))?;
-    Ok(ids(&answer))
+    ask_until_answered("ListPodSandbox", &[]).map(|answer| ids(&answer))
 }
 
 fn ids(list: &[u8]) -> Vec<String> {
@@ -48,20 +48,29 @@ pub fn remove(pods: &[String]) -> Result<()> {
     })
 }
 
-/// Removes one that may have gone. What still uses it may have been killed only a moment ago, so a failure is tried again.
+/// Removes one that may have gone.
 fn remove_one(id: &str) -> Result<()> {
-    let request = written(ID, id.as_bytes());
-    let removed = reaper::poll(POLL, REMOVAL_LIMIT, || match ask("RemovePodSandbox", &request, REMOVAL_LIMIT) {
-        Ok(answer) => answer.map(|_| Ok(())),
-        Err(error) => Some(Err(error)),
+    ask_until_answered("RemovePodSandbox", &written(ID, id.as_bytes())).map(drop)
+}
+
+/// Asks again after a refusal, since what uses a pod may have been killed only a moment ago, and after an error, since
+/// containerd may be coming back.
+fn ask_until_answered(method: &str, request: &[u8]) -> Result<Vec<u8>> {
+    let mut last = None;
+    let answer = reaper::poll(POLL, REMOVAL_LIMIT, || match ask(method, request, REMOVAL_LIMIT) {
+        Ok(answer) => answer,
+        Err(cause) => {
+            last = Some(cause);
+            None
+        }
     });
-    removed.unwrap_or_else(|| Err(Error::new(format!("containerd does not remove the pod with the sandbox {id}"))))
+    let why = || last.map_or("it refuses, and its log says why".to_string(), |cause| cause.to_string());
+    answer.ok_or_else(|| Error::new(format!("containerd on {CONTAINERD_SOCKET} does not answer {method}: {}", why())))
 }
 
 /// Sends one message and returns the response, or `None` if it is refused.
-fn ask(method: &str, request: &[u8], limit: Duration) -> Result<Option<Vec<u8>>> {
-    let ask = || Call::open(Path::new(CONTAINERD_SOCKET), &format!("{SERVICE}/{method}"), METADATA, request, limit)?.next();
-    ask().map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method}): {cause}")))
+fn ask(method: &str, request: &[u8], limit: Duration) -> io::Result<Option<Vec<u8>>> {
+    Call::open(Path::new(CONTAINERD_SOCKET), &format!("{SERVICE}/{method}"), METADATA, request, limit)?.next()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Directories that are written often. They are on the volume or in memory instead of the image's overlay, and
 //! every start begins with the contents that the bake has saved.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -62,11 +63,21 @@ pub fn renew(target: &str) -> Result<()> {
 
 /// kubelet's links to the logs of containers. It looks in vain for the container of each that is left.
 const POD_LOG_LINKS: &str = "/var/log/containers";
+/// The start's login to a registry, in kubelet's directory.
+const LOGIN: &str = "config.json";
 
 /// As `renew`, for those with what pods have left.
 pub fn renew_pods() -> Result<()> {
+    let login = Path::new(KUBELET_DIR).join(LOGIN);
+    let kept = login.exists().then(|| files::read(&login)).transpose()?;
     [KUBELET_DIR, POD_LOG_DIR, HOSTPATH_DIR].into_iter().try_for_each(renew)?;
-    files::remove_tree(POD_LOG_LINKS)
+    kept.map_or(Ok(()), |kept| files::replace(&login, kept, 0o600))?;
+    for link in fs::read_dir(POD_LOG_LINKS).into_iter().flatten().flatten() {
+        if link.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            files::remove(link.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn unpack(directory: &Directory) -> Result<()> {

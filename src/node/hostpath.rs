@@ -13,6 +13,8 @@ use crate::threads;
 
 /// The mode of /tmp without the sticky bit, since pods of different users share the files of a volume.
 const MODE: u32 = 0o777;
+/// That of the provisioner's directories. What has another one is a baked volume that a reset puts back.
+const PROVISIONERS: u32 = 0o750;
 
 /// Starts a thread that makes each new volume writable. It sleeps until one appears.
 pub fn watch() -> Result<()> {
@@ -34,7 +36,11 @@ pub fn watch() -> Result<()> {
 }
 
 fn make_writable(path: &Path) {
-    if let Err(cause) = fs::set_permissions(path, Permissions::from_mode(MODE)) {
+    let widen = || match fs::metadata(path)?.permissions().mode() & 0o777 {
+        PROVISIONERS => fs::set_permissions(path, Permissions::from_mode(MODE)),
+        _ => Ok(()),
+    };
+    if let Err(cause) = widen() {
         // A volume may be deleted right after it was created.
         if cause.kind() != std::io::ErrorKind::NotFound {
             log::warn!(target: "volumes", "cannot make {} writable: {cause}", path.display());

@@ -275,8 +275,8 @@ impl Readiness {
                     continue;
                 }
                 let failure = late(&readiness.state());
-                // The cluster may have come up during `late`.
-                if readiness.state().is_limited() {
+                // The cluster may have come up during `late`, or another one may have begun.
+                if readiness.known().is_late(limit) {
                     readiness.fail(failure);
                 }
             }
@@ -297,7 +297,7 @@ impl Readiness {
         if !known.unwritten.is_empty() {
             known.write_files(&self.shared.directory);
         }
-        Some(known.limited_since.is_some_and(|since| since.elapsed() >= limit))
+        Some(known.is_late(limit))
     }
 }
 
@@ -305,6 +305,10 @@ impl Known {
     /// Whether `tick` may sleep: no time limit runs, and every file is written.
     fn is_idle(&self) -> bool {
         !self.state.ending && !self.state.is_limited() && self.unwritten.is_empty()
+    }
+
+    fn is_late(&self, limit: Duration) -> bool {
+        self.limited_since.is_some_and(|since| since.elapsed() >= limit)
     }
 
     /// The files that must exist, and their contents.

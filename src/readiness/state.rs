@@ -112,7 +112,7 @@ impl State {
     /// Whether Docker and the baked cluster work. The user's manifests and scripts start then.
     pub fn cluster_up(&self) -> bool {
         let daemons = self.docker_ready() && self.kubelet && self.api_server;
-        daemons && self.pods == Pods::Ready && self.node && self.dns && self.services
+        self.reset == Reset::No && daemons && self.pods == Pods::Ready && self.node && self.dns && self.services
     }
 
     /// Implies `docker_ready`.

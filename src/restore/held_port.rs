@@ -4,8 +4,8 @@
 //! We listen on the port with SO_REUSEPORT, which CRIU sets on the sockets that it restores. When we close our socket,
 //! the kernel moves the connections that it holds to the restored one (`tcp_migrate_req`, Linux 5.14,
 //! Documentation/networking/ip-sysctl.rst). Nobody's connection may get a local port that a saved connection has,
-//! because CRIU could not restore that one: such ports are reserved (`ip_local_reserved_ports`), for as long as the container
-//! runs, in which the same state may be restored again.
+//! because CRIU could not restore that one: such ports are reserved (`ip_local_reserved_ports`), and stay so, since a reset
+//! restores the same state again.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Has kubelet wait for the restored API server before it looks for its node, and in a reset for the removal of the pods
-//! that it is about to start. A program that logs to a pipe stops when the
+//! Has kubelet wait for the restored API server before it looks for its node, and in a reset for the
+//! removal of the earlier cluster's pods. A program that logs to a pipe stops when the
 //! pipe is full; ours holds one line (`O_DIRECT` of pipe(2)), so whoever reads it decides when kubelet goes on, two lines
 //! later at most.
 

@@ -180,8 +180,9 @@ impl Owner {
         let Some(index) = self.owned.iter().position(|owned| owned.program.name == name) else {
             return send(&reader, &Answer::Plain);
         };
+        let is_over = self.init.shutdown.stopping();
         let owned = &mut self.owned[index];
-        if owned.runs && owned.stand_in.is_none() && owned.program.argv == argv {
+        if owned.runs && owned.stand_in.is_none() && owned.program.argv == argv && !is_over {
             send(&reader, &Answer::Restored { log_from: owned.program.logged });
             owned.stand_in = Some(reader);
             return;

@@ -84,7 +84,7 @@ impl Restore {
         // A thread that panics ends the process.
         if let Some(root) = self.thread.join().unwrap_or_default() {
             let _no_remains = held_port::without_time_wait(&self.init.config);
-            root.while_it_runs(tree::kill);
+            tree::kill_if_it_runs(root);
         }
         files::remove_tree(RESTORED_DIR)
     }

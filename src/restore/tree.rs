@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::restore::parent;
 use crate::restore::saved::{Program, Saved};
 use crate::supervisor::descendants::{children, visit};
-use crate::supervisor::reaper;
+use crate::supervisor::reaper::{self, Handle};
 use crate::sys;
 
 /// How long killed processes may take to end.
@@ -70,8 +70,23 @@ pub fn inner_pid(pid: i32) -> Option<i32> {
 
 /// Kills a process and everything below it, and waits until all of them have ended.
 pub fn kill(root: i32) {
+    wait(&signal(root));
+}
+
+/// The same, if the process has not been reaped.
+pub fn kill_if_it_runs(root: Handle) {
+    let mut pids = vec![];
+    root.while_it_runs(|root| pids = signal(root));
+    wait(&pids);
+}
+
+fn signal(root: i32) -> Vec<i32> {
     let pids = visit(root, |_| {});
     reaper::signal_all(&pids, Signal::SIGKILL);
+    pids
+}
+
+fn wait(pids: &[i32]) {
     reaper::poll(POLL, KILL_LIMIT, || pids.iter().all(|pid| has_ended(*pid)).then_some(()));
 }
 

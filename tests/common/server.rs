@@ -80,6 +80,11 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let Some(request) = lines.next() else { return };
     let (path, wait) = without_wait(request.split(' ').nth(1).unwrap());
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    // As tiny_http does.
+    if head.iter().any(|line| !line.contains(':')) {
+        let _ = write!(stream, "HTTP/1.1 400 said\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        return;
+    }
     let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     state.lock().unwrap().requests.push((path.clone(), range));
     if request.starts_with("POST ") {
