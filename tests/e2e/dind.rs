@@ -37,8 +37,7 @@ impl Client {
     fn of(container: &Container) -> Client {
         let directory = session().dir.join(format!("client-{}", &container.id[..12]));
         docker(&["cp", &format!("{}:/certs/client", container.id), &directory.to_string_lossy()]).ok();
-        let address = container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
-        Client { certificates: directory.display().to_string(), address }
+        Client { certificates: directory.display().to_string(), address: address_of(container) }
     }
 
     fn docker(&self, arguments: &[&str]) -> Outcome {
@@ -49,6 +48,10 @@ impl Client {
         }
         run(command.args(["--host", &format!("tcp://{}:{TLS_PORT}", self.address)]).args(arguments), LIMIT)
     }
+}
+
+fn address_of(container: &Container) -> String {
+    container.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
 }
 
 fn plain(address: &str, port: u16) -> Outcome {
@@ -85,7 +88,8 @@ fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
     docker(&["kill", &container.id]).ok();
     container.start();
     wait_until_docker_answers(&container);
-    client.docker(&["version"]).ok();
+    // Another container may have got its address meanwhile.
+    Client { address: address_of(&container), ..client }.docker(&["version"]).ok();
 }
 
 #[test]

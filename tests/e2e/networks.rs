@@ -119,7 +119,9 @@ fn wait_for_addresses(cluster: &Cluster, service: &str, mut expected: Vec<String
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn every_network_of_the_container_counts_those_joined_and_left_later_too() {
-    let (before, later) = (Network::create("before", &[]), Network::create("later", &[]));
+    // The Docker inside could choose the one that it cannot know of yet.
+    let network = |name, subnet| Network::create(name, &["--subnet", subnet]);
+    let (before, later) = (network("before", "10.199.2.0/24"), network("later", "10.199.3.0/24"));
     let (near, far) = (idle_in(&before, "near"), idle_in(&later, "far"));
     let cluster = Cluster::create(&[]);
     connect(&cluster.container, &before);
