@@ -95,7 +95,8 @@ fn what_is_killed_while_the_cluster_boots_does_not_keep_it_from_becoming_ready(s
 fn a_container_that_is_paused_in_its_boot_for_longer_than_its_limit_is_ready_after_all() {
     const TIMEOUT: Duration = Duration::from_secs(10);
     let cluster = Cluster::start(&["--env", &format!("KIND_READY_TIMEOUT={}", TIMEOUT.as_secs())]);
-    docker(&["pause", &cluster.container.id]).ok();
+    // runc does not freeze a cgroup of version 1 in which processes are started faster than it looks.
+    wait_for("the container is paused", TIMEOUT, || docker(&["pause", &cluster.container.id]).succeeded().then_some(()));
     std::thread::sleep(TIMEOUT + Duration::from_secs(5));
     docker(&["unpause", &cluster.container.id]).ok();
     wait_for("ready after all", BOOT_LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
