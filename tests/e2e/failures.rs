@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::Api;
 use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, FAILED, KUBERNETES_READY, LIMIT};
-use crate::engine::{docker, BUSYBOX};
+use crate::engine::{docker, session, BUSYBOX};
 use crate::process::wait_for;
 use crate::restore::restored_with_programs;
 use crate::start::{on_both_starts, Start};
@@ -14,22 +14,23 @@ use crate::watch::Watch;
 /// How soon a state that is no longer true must be withdrawn.
 const TRUTH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Fails the first call with which a network plugin adds a rule for a pod, and notes when the first and the next came.
-const FAILING_IPTABLES: &str = "#!/bin/sh
+/// Fails the first call of the network plugin for a pod, and notes when the first and the next came.
+const FAILING_PLUGIN: &str = "#!/bin/sh
 pod=${CNI_ARGS##*K8S_POD_NAME=}
-if [ \"$CNI_COMMAND\" = ADD ] && [ \"$3\" = -A ]; then
+if [ \"$CNI_COMMAND\" = ADD ]; then
     mkdir \"/run/failed-${pod%%;*}\" && exit 4
     mkdir \"/run/again-${pod%%;*}\"
 fi 2>/dev/null
-exec /usr/sbin/${0##*/} \"$@\"
+exec /opt/cni/bin/real-bridge
 ";
 
 /// kubelet itself would wait 10 to 15 s.
 fn a_pod_whose_network_fails_once_is_tried_again_a_moment_later(start: Start) {
     let cluster = start.create(&[]);
-    for name in ["iptables", "iptables-legacy", "iptables-nft"] {
-        cluster.put_program(&format!("/usr/local/sbin/{name}"), FAILING_IPTABLES);
-    }
+    let real = session().dir.join("real-bridge");
+    docker(&["cp", &format!("{}:/opt/cni/bin/bridge", cluster.container.id), &real.to_string_lossy()]).ok();
+    cluster.container.copy_to(&real, "/opt/cni/bin/real-bridge");
+    cluster.put_program("/opt/cni/bin/bridge", FAILING_PLUGIN);
     cluster.container.start();
     cluster.wait_until_ready();
     let waits = "for failed in /run/failed-*; do
