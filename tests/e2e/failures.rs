@@ -48,21 +48,30 @@ const FOLLOW: &str = "until kubectl get --raw /readyz; do sleep 0.02; done >/dev
 exec kubectl get pods --all-namespaces --watch --output \\
     'jsonpath={.metadata.name}|{.metadata.annotations.kind-init/probe}|{.status.containerStatuses[*].state.running}|{.status.containerStatuses[*].ready}{\"\\n\"}' >/run/followed";
 
-/// It would look again after the probe's own period, of a second or more.
-fn kubelet_is_asked_to_probe_a_pod_that_runs_before_its_time(start: Start) {
-    let cluster = start.create(&[]);
+/// It would look again after the probe's own period, of a second or more. A pod that is ready at its first probe needs nothing,
+/// which is how a start goes now and then, and most cold ones.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn kubelet_is_asked_to_probe_a_pod_that_runs_before_its_time() {
+    let starts: Vec<String> = (0..5).map_while(|_| was_not_asked_to_probe()).collect();
+    assert!(starts.len() < 5, "{}", starts.join("\n"));
+}
+
+/// What was seen of the pods in a start in which kubelet was not asked to probe any of them.
+fn was_not_asked_to_probe() -> Option<String> {
+    let cluster = Start::Restored.create(&[]);
     cluster.container.start();
     docker(&["exec", "--detach", "--env=KUBECONFIG=/kind/credentials/config", &cluster.container.id, "sh", "-c", FOLLOW]).ok();
     cluster.wait_until_ready();
     let followed = cluster.container.exec(&["cat", "/run/followed"]).ok();
     let mut known = BTreeSet::new();
     // What it was asked before the container ran was to start it.
-    let asked_to_probe = followed.lines().any(|line| {
+    let was_asked = followed.lines().any(|line| {
         let fields: Vec<&str> = line.split('|').collect();
         let is_new = known.insert((fields[0], fields[1]));
         is_new && !fields[1].is_empty() && !fields[2].is_empty() && fields[3] == "false"
     });
-    assert!(asked_to_probe, "{followed}");
+    (!was_asked).then(|| followed.clone())
 }
 
 #[test]
@@ -224,6 +233,5 @@ on_both_starts! {
     a_control_plane_or_a_shim_that_is_killed_comes_back_and_readiness_follows
     a_container_that_ends_is_noticed_before_kubelet_tells
     a_pod_whose_network_fails_once_is_tried_again_a_moment_later
-    kubelet_is_asked_to_probe_a_pod_that_runs_before_its_time
     a_daemon_that_is_killed_comes_back_and_readiness_follows
 }
