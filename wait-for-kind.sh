@@ -98,8 +98,8 @@ within() {
   return "$status"
 }
 
-# fetch FILE SECONDS: prints a file, or with $post posts a request. Returns 0 if it is served, 1 if something else was answered, and 2 if there
-# was no answer within so many seconds. The job's proxy cannot reach the job's service.
+# fetch FILE SECONDS: prints a file, or with $post posts a request. Returns 0 if it is served, 1 if something else was
+# answered, and 2 if there was no answer within so many seconds. The job's proxy cannot reach the job's service.
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 if command -v curl >/dev/null; then
   fetch() {

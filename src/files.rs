@@ -72,6 +72,11 @@ mod tests {
             assert_eq!(read(&path).unwrap(), text);
             assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "nothing else is left");
         }
+        fs::create_dir(directory.join("below")).unwrap();
+        std::os::unix::fs::symlink("/etc", directory.join("link")).unwrap();
+        clear(&directory).unwrap();
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+        assert!(Path::new("/etc/passwd").exists() && clear(directory.join("below")).is_err());
         for _ in 0..2 {
             remove(&path).unwrap();
             remove_tree(&directory).unwrap();

@@ -61,7 +61,7 @@ impl Work {
         })
     }
 
-    /// Returns whether all of it is done; if not, the container is stopping.
+    /// Returns whether all of it is done; if not, its cluster is over.
     fn run(&self, init: &Init, api: &Api, cluster: &Cluster, is_reset: bool) -> Result<bool> {
         if !self.images.is_empty() {
             // Not earlier, so that clients who wait only for Docker do not wait longer.

@@ -70,18 +70,18 @@ pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr, cluster: &
     let to = format!("{static_ip}:{API_PORT}");
     let service = cluster.api_service_ip().to_string();
     let rule = |chain| [chain, "-d", &service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", &to];
-    ["PREROUTING", "OUTPUT"].into_iter().try_for_each(|chain| add(iptables, &rule(chain)))
+    ["PREROUTING", "OUTPUT"].into_iter().try_for_each(|chain| add_nat_rule(iptables, &rule(chain)))
 }
 
 /// Masquerades what pods on our bridge send to others. The bridge plugin's own way (`ipMasq`) calls iptables half a dozen
 /// times for each pod that starts, and again when it ends.
 pub fn masquerade_pods(iptables: &Iptables, subnet: &str) -> Result<()> {
     let multicast = "224.0.0.0/4";
-    add(iptables, &["POSTROUTING", "-s", subnet, "!", "-d", multicast, "!", "-o", BRIDGE, "-j", "MASQUERADE"])
+    add_nat_rule(iptables, &["POSTROUTING", "-s", subnet, "!", "-d", multicast, "!", "-o", BRIDGE, "-j", "MASQUERADE"])
 }
 
-/// Adds a rule of the table nat. A pod's network namespace outlives the container, so an earlier start may have added it.
-fn add(iptables: &Iptables, rule: &[&str]) -> Result<()> {
+/// A pod's network namespace outlives the container, so an earlier start may have added the rule.
+fn add_nat_rule(iptables: &Iptables, rule: &[&str]) -> Result<()> {
     let run = |verb: &str| {
         let mut command = Command::new("iptables");
         iptables.put_on_path_of(&mut command);

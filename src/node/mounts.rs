@@ -121,10 +121,12 @@ fn unescape(mut escaped: &[u8]) -> Vec<u8> {
     let mut bytes = vec![];
     while let [first, rest @ ..] = escaped {
         let code = rest.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match code.filter(|_| *first == b'\\') {
-            Some(byte) => (bytes.push(byte), escaped = &rest[3..]).1,
-            None => (bytes.push(*first), escaped = rest).1,
-        }
+        let (byte, left) = match code.filter(|_| *first == b'\\') {
+            Some(byte) => (byte, &rest[3..]),
+            None => (*first, rest),
+        };
+        bytes.push(byte);
+        escaped = left;
     }
     bytes
 }

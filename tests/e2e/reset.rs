@@ -267,17 +267,7 @@ fn scripts_run_again_and_one_that_fails_fails_that_reset_alone() {
 }
 
 /// What a reset could leave behind, counted.
-const COUNTED: &str = "
-echo threads $(ls /proc/1/task | wc -l)
-echo descriptors $(ls /proc/1/fd | wc -l)
-echo mounts $(wc -l </proc/self/mountinfo)
-echo cgroups $(find /sys/fs/cgroup -type d | wc -l)
-echo interfaces $(ls /sys/class/net | wc -l)
-echo rules $(iptables-save | grep -c ^-A)
-echo containers $(ctr --address /run/containerd/containerd.sock --namespace k8s.io containers ls --quiet | wc -l)
-echo snapshots $(ctr --address /run/containerd/containerd.sock --namespace k8s.io snapshots ls | wc -l)
-echo processes $(ls -d /proc/[0-9]* | wc -l)
-";
+const COUNTED: &str = include_str!("../stress/leftovers.sh");
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]

@@ -10,6 +10,7 @@ Ends with 1 when anything has failed.
 """
 
 import http.client
+import pathlib
 import random
 import statistics
 import subprocess
@@ -33,18 +34,11 @@ metadata: {{name: object-$number}}
 kubectl rollout status deployment job --timeout=60s
 """
 BUILD = f"printf 'FROM {BUSYBOX}\\nRUN sleep 2; date >/built\\n' | docker build --no-cache --quiet -"
-COUNT = """
-until [ "$(kubectl get pods -A --no-headers | grep -c Running)" = "$(kubectl get pods -A --no-headers | wc -l)" ]; do sleep 1; done; sleep 5
-echo threads $(ls /proc/1/task | wc -l)
-echo descriptors $(ls /proc/1/fd | wc -l)
-echo mounts $(wc -l </proc/self/mountinfo)
-echo cgroups $(find /sys/fs/cgroup -type d | wc -l)
-echo interfaces $(ls /sys/class/net | wc -l)
-echo rules $(iptables-save | grep -c ^-A)
-echo containers $(ctr -n k8s.io containers ls --quiet | wc -l)
-echo processes $(ls -d /proc/[0-9]* | wc -l)
-echo resident-kB $(sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/1/status)
-"""
+COUNT = (
+    'until [ "$(kubectl get pods -A --no-headers | grep -c Running)" = "$(kubectl get pods -A --no-headers | wc -l)" ]; do sleep 1; done; sleep 5\n'
+    + pathlib.Path(__file__).with_name("leftovers.sh").read_text()
+    + "echo resident-kB $(sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/1/status)\n"
+)
 
 
 def inside(script):
