@@ -11,18 +11,23 @@ FROM ${DEBIAN_IMAGE} AS node
 # Marks what the legacy builder leaves of a failed build, so that build.sh can remove it. Finished images say "image".
 LABEL kind.stage=build
 ARG DEBIAN_MIRROR
+# A word that has the packages installed anew where the engine has them in its cache, such as the day.
+ARG KIND_FRESH
 RUN if [ -n "$DEBIAN_MIRROR" ]; then sed -i "s|http://deb.debian.org|$DEBIAN_MIRROR|" /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null; fi \
  ; apt-get update \
  && apt-get install --yes --no-install-recommends \
-    bash ca-certificates conntrack ethtool iproute2 iptables kmod mount openssl procps socat \
+    bash ca-certificates conntrack ethtool iproute2 iptables kmod mount openssl pigz procps socat xz-utils \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=docker /usr/local/bin/ /usr/local/bin/
 COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
+# Where jobs name dind's entrypoint, they get ours.
+RUN printf '#!/bin/sh\nexec kind run "$@"\n' >/usr/local/bin/dockerd-entrypoint.sh && chmod +x /usr/local/bin/dockerd-entrypoint.sh
 ENV DOCKER_TLS_CERTDIR="" KUBECONFIG=/etc/kubernetes/admin.conf
 VOLUME /var/lib/docker
 # Of the first two one is open, as in docker:dind, which exposes both.
-EXPOSE 2375 2376 8443 10080
+EXPOSE 2375 2376 8443 10080 10081
 STOPSIGNAL SIGTERM
+# scripts/engine.sh adds a start interval, which an older engine refuses.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=120s CMD ["kind", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/kind", "run"]
 CMD []

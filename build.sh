@@ -8,6 +8,7 @@ usage() {
 Usage: ./build.sh [--run] [--env NAME]... [--bundle DIR | --debian] IMAGE [NAME...]
        ./build.sh --bundle-only [--bundle DIR] [--debian] [--env NAME]...
        ./build.sh --print-version [--bundle DIR | --debian]
+       ./build.sh --print-contents [--bundle DIR | --debian]
 
 Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each further NAME.
   --run          start the image once it is baked, and show how long it takes to become ready
@@ -16,6 +17,7 @@ Bakes IMAGE (name or name:tag) with a cluster inside, and tags it with each furt
   --bundle-only  make a bundle (in DIR, or in ./bundle) instead of an image, or complete the one in DIR
   --debian       build from Debian packages, the Docker engine included; otherwise only crates.io is used
   --print-version  print the version of Kubernetes that would be baked, such as v1.36.5, and build nothing
+  --print-contents  print the base images' digests and Debian's packages of an image that would be baked now
 
 Environment variables:
   KUBERNETES_VERSION  such as 1.36 (its newest patch release) or v1.36.5 (default the newest release)
@@ -28,6 +30,7 @@ Environment variables:
   KIND_NETWORK_POLICY 1: NetworkPolicies are enforced, by kube-router's firewall; or an image of it
   KIND_NODE_LABELS    the node's labels, such as tier=ci,disk=ssd
   KIND_NODE_TAINTS    the node's taints, such as dedicated=ci:NoSchedule
+  KIND_KEEP_ARCHIVES  1: docker save and docker push can send Kubernetes' own images, too
   KIND_IMAGES         the script that pulls the images to bake in (default images.sh next to build.sh)
   KIND_HOOKS          the directory of before-cluster.sh and after-cluster.sh (default hooks next to build.sh)
 Sources and mirrors: KUBERNETES_URL, CNI_URL, CNI_VERSION, IMAGE_REGISTRY, DEBIAN_IMAGE, DEBIAN_MIRROR, CRIU_URL,
@@ -52,12 +55,14 @@ TEXT
 . "$here/scripts/criu.sh"
 # shellcheck source=scripts/bundle.sh
 . "$here/scripts/bundle.sh"
+# shellcheck source=scripts/contents.sh
+. "$here/scripts/contents.sh"
 # shellcheck source=scripts/image.sh
 . "$here/scripts/image.sh"
 
-debian='' bundle='' bundle_only='' print_version='' run='' names=()
+debian='' bundle='' bundle_only='' print_version='' print_contents='' run='' names=()
 pass=()
-for name in STATIC_IP KIND_SANS KIND_NODE_LABELS KIND_NODE_TAINTS KIND_CNI KIND_NETWORK_POLICY; do pass+=(--env "$name=${!name:-}"); done
+for name in STATIC_IP KIND_SANS KIND_NODE_LABELS KIND_NODE_TAINTS KIND_CNI KIND_NETWORK_POLICY KIND_KEEP_ARCHIVES; do pass+=(--env "$name=${!name:-}"); done
 while [ $# -gt 0 ]; do
   case $1 in
     --debian) debian=1 ;;
@@ -68,6 +73,7 @@ while [ $# -gt 0 ]; do
       ;;
     --bundle-only) bundle_only=1 ;;
     --print-version) print_version=1 ;;
+    --print-contents) print_contents=1 ;;
     --run) run=1 ;;
     --env)
       [[ ${2:-} =~ ^[A-Za-z_][A-Za-z_0-9]*$ ]] || die "--env needs the name of a variable"
@@ -89,7 +95,7 @@ if [ -n "$print_version" ]; then
   exit
 elif [ -n "$bundle_only" ]; then
   [ -z "$run${names[*]:-}" ] || die "--bundle-only makes no image: leave out --run and ${names[*]:-names}"
-elif [ ${#names[@]} = 0 ]; then
+elif [ ${#names[@]}${print_contents:-0} = 00 ]; then
   usage >&2
   exit 2
 fi
@@ -123,8 +129,12 @@ elif [ -n "$bundle" ]; then
 fi
 if [ -n "$debian" ]; then
   # It takes longest, and waits for the network where the rest needs the processor, and the other way round.
-  [ -f "$inputs/bundle.env" ] || beside "$here/scripts/debian/kubernetes.sh" "$inputs"
+  [ -f "$inputs/bundle.env" ] || [ -n "$print_contents" ] || beside "$here/scripts/debian/kubernetes.sh" "$inputs"
   attend "$here/scripts/debian/images.sh" trixie
+fi
+if [ -n "$print_contents" ]; then
+  print_contents "$inputs"
+  exit
 fi
 # Whatever fails fast comes first.
 if [ ! -f "$inputs/bundle.env" ] && [ -z "$debian" ]; then

@@ -78,8 +78,8 @@ find_rust() {
 lint_scripts() {
   shellcheck -x -a --source-path=SCRIPTDIR build.sh
   shellcheck -x .ci/run
-  shellcheck -x --source-path=SCRIPTDIR test.sh run.sh scripts/release.sh images.sh wait-for-kind.sh src/bake/docker.sh hooks/*.sh scripts/debian/*.sh \
-    scripts/debian/runc-without-sys-resource tests/lab/*.sh tests/lab/*/*.sh tests/stress/*.sh tests/e2e/*.sh tests/e2e/hooks/*.sh tests/bench/*.sh examples/*.sh
+  shellcheck -x --source-path=SCRIPTDIR test.sh run.sh scripts/release.sh scripts/zstd.sh images.sh wait-for-kind.sh src/bake/docker.sh hooks/*.sh scripts/debian/*.sh \
+    scripts/debian/runc-without-sys-resource tests/lab/*.sh tests/lab/*/*.sh tests/stress/*.sh tests/e2e/*.sh tests/e2e/hooks/*.sh tests/bench/*.sh examples/*.sh tests/browser/*.sh scripts/github-action.sh
 }
 
 find_rust

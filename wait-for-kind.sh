@@ -4,14 +4,19 @@ set -eu
 
 usage() {
   cat <<'TEXT'
-Usage: wait-for-kind.sh [docker|kubernetes] [--reset] [--timeout SECONDS] [--kubeconfig FILE]
+Usage: wait-for-kind.sh [docker|kubernetes] [--reset] [--timeout SECONDS]
+                        [--kubeconfig FILE [--name NAME]]
+       wait-for-kind.sh --logs DIR
 
-Waits until Docker or Kubernetes (the default) is ready, and exits with 0. If kind fails or the time runs
-out, exits with 1 and says why.
-  --reset              have the cluster begin again as it was baked, once it is ready, and wait until it is
+Waits until Docker or Kubernetes (the default) is ready, and exits with 0. Otherwise it says why, and exits
+with 1 if kind has failed, 3 if the time is over, 4 if nothing answers where kind should be, and 2 if these
+arguments or this image cannot work.
+  --reset              have the cluster begin again, once it is ready, and wait until it is
                        ready again; Docker is left alone
   --timeout SECONDS    the longest time to wait (default 300, or KIND_TIMEOUT)
   --kubeconfig FILE    write a kubeconfig that works from here
+  --name NAME          the name of cluster, context and user in it (default kind), for jobs with several clusters
+  --logs DIR           do not wait, but write what explains kind to DIR: its logs and its pods', states, events
 
 KIND_HOST is the host that kind runs on (default: the host in DOCKER_HOST, or localhost), KIND_PORT the
 port of its file server (default 10080), KIND_API_PORT the port that 8443 is published as, if it differs.
@@ -19,8 +24,15 @@ TEXT
 }
 
 say() { echo "wait-for-kind: $*" >&2; }
-die() { say "$*"; exit 1; }
-misused() { say "$*; see --help"; exit 2; }
+# quit STATUS WORDS...
+quit() {
+  status=$1
+  shift
+  say "$*"
+  exit "$status"
+}
+failed=1 misuse=2 late=3 unreachable=4
+misused() { quit $misuse "$*; see --help"; }
 
 # A Docker link or a Kubernetes Service named kind or kind-api sets some of these for its own purposes.
 for name in KIND_HOST KIND_PORT KIND_API_PORT KIND_TIMEOUT; do
@@ -34,7 +46,7 @@ for name in KIND_HOST KIND_PORT KIND_API_PORT KIND_TIMEOUT; do
   esac
 done
 
-state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig='' reset=''
+state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig='' name='' reset='' logs=''
 while [ $# -gt 0 ]; do
   case $1 in
     docker | kubernetes) state=$1 ;;
@@ -49,6 +61,17 @@ while [ $# -gt 0 ]; do
       kubeconfig=$2
       shift
       ;;
+    --name)
+      case ${2:-} in '' | *[!A-Za-z0-9._-]*) misused "--name needs a name of letters, digits, dots, dashes and underscores" ;; esac
+      [ ${#2} -le 63 ] || misused "--name needs a name of at most 63 characters"
+      name=$2
+      shift
+      ;;
+    --logs)
+      [ -n "${2:-}" ] || misused "--logs needs a directory"
+      logs=$2
+      shift
+      ;;
     -h | --help)
       usage
       exit
@@ -57,6 +80,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+[ -z "$name" ] || [ -n "$kubeconfig" ] || misused "--name is for --kubeconfig"
+[ -z "$logs" ] || [ -z "$reset$kubeconfig" ] || misused "--logs does nothing else"
 case $limit in '' | *[!0-9]*) misused "the timeout must be a whole number of seconds" ;; esac
 port=${KIND_PORT:-10080}
 case $port in *[!0-9]*) misused "KIND_PORT=$port is not a port" ;; esac
@@ -133,7 +158,7 @@ elif command -v bash >/dev/null; then
     return 1
   }
 else
-  die "this needs curl, wget or bash"
+  quit $misuse "this needs curl, wget or bash"
 fi
 
 # The file server answers a long poll (?wait=SECONDS) when the file appears or the seconds are over. An older one
@@ -168,7 +193,7 @@ await() {
     [ "$result" != 0 ] || return 0
     if [ "$result" = 1 ]; then
       answered=1
-      ! reason=$(fetch failed "$(seconds 5)") || die "kind has failed: $reason"
+      ! reason=$(fetch failed "$(seconds 5)") || quit $failed "kind has failed: $reason"
     fi
     [ "$(left)" -gt 0 ] || give_up "$1" "$result"
     # Not every sleep accepts fractions.
@@ -178,30 +203,55 @@ await() {
 
 # give_up FILE RESULT: says what the time was spent on.
 give_up() {
-  [ "$2" = 1 ] || [ -z "$answered" ] || die "no $1 after $limit s, and $url does not answer any more"
+  [ "$2" = 1 ] || [ -z "$answered" ] || quit $unreachable "no $1 after $limit s, and $url does not answer any more"
   # The timeline is served from the start. If it is missing, kind is not late but unreachable.
-  { [ "$2" = 1 ] && timeline=$(fetch timeline 2); } \
-    || die "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
-  die "no $1 after $limit s. Done so far, in seconds since kind started:
+  [ "$2" != 1 ] || timeline=$(fetch timeline 2) \
+    || quit $unreachable "$url answers, but not as kind does for $host. Under a name that is not its own kind answers on port 10080 alone"
+  [ "$2" = 1 ] || quit $unreachable "nothing answers at $url after $limit s: is KIND_HOST=$host where kind runs?"
+  quit $late "no $1 after $limit s. Done so far, in seconds since kind started:
 $timeline
 Still waiting for:
 $(fetch waiting 2)"
 }
 
+if [ -n "$logs" ]; then
+  mkdir -p "$logs"
+  archive=$logs/logs.tar.gz
+  # Whoever is first has them collected, and others wait for their turn.
+  while :; do
+    result=0
+    fetch logs.tar.gz "$(seconds 300)" >"$archive" || result=$?
+    [ "$result" != 0 ] || break
+    rm -f "$archive"
+    fetch status.json "$(seconds 5)" >/dev/null || break
+    [ "$(left)" -gt 0 ] || quit $late "no logs after $limit s: they are still being collected"
+    sleep 1
+  done
+  [ "$result" != 1 ] || quit $failed "there are no logs at $url: this kind is too old for that, or not kind"
+  [ "$result" = 0 ] || quit $unreachable "nothing answers at $url: is KIND_HOST=$host where kind runs?"
+  if command -v tar >/dev/null; then
+    tar -xzf "$archive" -C "$logs" || quit $failed "the logs ended too early; what came is in $logs"
+    rm "$archive"
+  fi
+  say "the logs are in $logs"
+  exit
+fi
 if [ -n "$reset" ]; then
   # A cluster that has failed can be reset, but not one that is still being started.
   fetch failed "$(seconds 5)" >/dev/null || await kubernetes-ready >/dev/null
   state=kubernetes post=1 result=0
   fetch reset "$(seconds 5)" >/dev/null || result=$?
   post=''
-  [ "$result" = 0 ] || die "kind does not reset its cluster. If it is old enough to know no reset, update it. It is waiting for:
+  [ "$result" = 0 ] || quit $failed "kind does not reset its cluster. If it is old enough to know no reset, update it. It is waiting for:
 $(fetch waiting 2)"
 fi
 await "$state-ready" >/dev/null
 say "$state is ready"
 [ -n "$kubeconfig" ] || exit 0
 # The API server answers some time after Docker.
-config=$(await "config${KIND_API_PORT:+?port=$KIND_API_PORT}")
+query=${KIND_API_PORT:+port=$KIND_API_PORT}
+query=$query${name:+${query:+&}name=$name}
+config=$(await "config${query:+?$query}")
 umask 077
 case $kubeconfig in */*) mkdir -p "${kubeconfig%/*}/" ;; esac
 printf '%s\n' "$config" >"$kubeconfig"

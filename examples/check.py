@@ -1,10 +1,16 @@
-"""check.py JENKINSFILE POD: checks that the one parses as Groovy, and that Kubernetes' API knows every field of the other."""
+"""check.py FILE...: checks that a Jenkinsfile, or a source file of Go, Java, JavaScript or Python, parses, and that Kubernetes'
+API knows every field of a pod.yaml."""
 
+import importlib
+import pathlib
 import sys
 
 import yaml
 from groovy_parser.parser import parse_groovy_content
 from kubernetes.client import ApiClient
+from tree_sitter import Language, Parser
+
+LANGUAGES = {".go": "go", ".java": "java", ".js": "javascript", ".mjs": "javascript"}
 
 
 class Response:
@@ -25,12 +31,34 @@ def unknown(given, known, path=""):
             yield from unknown(value, known[number], f"{path}[{number}]")
 
 
-jenkinsfile, pod = sys.argv[1:]
-with open(jenkinsfile) as file:
-    parse_groovy_content(file.read())
-with open(pod) as file:
-    given = yaml.safe_load(file)
-client = ApiClient()
-known = client.sanitize_for_serialization(client._ApiClient__deserialize(given, "V1Pod"))
-fields = list(unknown(given, known))
-sys.exit(f"{pod}: Kubernetes does not know {', '.join(fields)}" if fields else 0)
+def pod(text):
+    given, client = yaml.safe_load(text), ApiClient()
+    known = client.sanitize_for_serialization(client._ApiClient__deserialize(given, "V1Pod"))
+    fields = list(unknown(given, known))
+    if fields:
+        raise ValueError(f"Kubernetes does not know {', '.join(fields)}")
+
+
+def source(text, language):
+    grammar = importlib.import_module(f"tree_sitter_{language}")
+    if Parser(Language(grammar.language())).parse(text.encode()).root_node.has_error:
+        raise ValueError(f"this is no {language}")
+
+
+def check(path):
+    text = path.read_text()
+    if path.name == "Jenkinsfile":
+        parse_groovy_content(text)
+    elif path.name == "pod.yaml":
+        pod(text)
+    elif path.suffix == ".py":
+        compile(text, path, "exec")
+    else:
+        source(text, LANGUAGES[path.suffix])
+
+
+for argument in sys.argv[1:]:
+    try:
+        check(pathlib.Path(argument))
+    except Exception as cause:
+        sys.exit(f"{argument}: {cause}")

@@ -31,6 +31,15 @@ python clients.py 127.0.0.1 "$files" "$api" "$engine"
 # At the container's own address and ports.
 python clients.py "$(address "$label")" 10080 8443 2375
 
+# Scanners read what is in the image.
+docker cp "$label:/kind/sbom.cdx.json" "${TMPDIR:-/tmp}/$label-sbom.json" >/dev/null
+python sbom.py "${TMPDIR:-/tmp}/$label-sbom.json"
+
+# Node and browsers refuse port 10080.
+fetched='fetch(process.argv[1]).then(answer => answer.text()).then(text => console.log(text.split("\n")[0], "by Node"))'
+! node -e "$fetched" "http://$(address "$label"):10080/kubernetes-ready" 2>/dev/null || { echo "Node connects to 10080"; exit 1; }
+node -e "$fetched" "http://$(address "$label"):10081/kubernetes-ready" | grep -x "ready by Node"
+
 # From another container, by alias.
 start --name "$label-job" --entrypoint sleep "$image" 600
 docker exec --env KIND_HOST=my-kind "$label-job" wait-for-kind.sh --kubeconfig /kubeconfig

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Runs with IMAGE the examples that need no outside service: GitLab CI through gitlab-ci-local, Docker Compose,
-# Testcontainers, and the clients of clients.sh. Removes everything that they create.
-#   examples/run.sh IMAGE [gitlab] [compose] [testcontainers] [clients]
+# Runs with IMAGE the examples that need no outside service: GitLab CI through gitlab-ci-local, GitHub's action through a
+# stand-in for its runner, Docker Compose, Testcontainers, a dev container, and the clients of clients.sh. Removes everything
+# that they create.
+#   examples/run.sh IMAGE [PART...]
 set -euo pipefail
 cd "$(dirname "$0")"
-image=${1:?usage: examples/run.sh IMAGE [gitlab] [compose] [testcontainers] [clients]}
+parts=(gitlab two_clusters action compose testcontainers clients)
+# Run only when they are named: they take long, or need Node.js 20.
+more=(component testcontainers_node devcontainer)
+image=${1:?usage: examples/run.sh IMAGE [PART...], of ${parts[*]} ${more[*]}}
 shift
-[ $# -gt 0 ] || set -- gitlab compose testcontainers clients
+[ $# -gt 0 ] || set -- "${parts[@]}"
 # shellcheck source=examples/tools.sh
 . ./tools.sh
 name=kind-examples-$$
@@ -22,65 +26,8 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# project DIRECTORY: creates what a user's repository holds besides the example: an app and its test.
-project() {
-  mkdir -p "$1"
-  cat >"$1/Dockerfile" <<'DOCKERFILE'
-FROM kind-lab/busybox:1
-RUN mkdir -p /www && echo "it works" >/www/index.html
-CMD ["httpd", "-f", "-p", "8080", "-h", "/www"]
-DOCKERFILE
-  cat >"$1/test.sh" <<'SCRIPT'
-#!/usr/bin/env bash
-# Asks the app until it answers, for up to 20 s; with bash alone.
-set -euo pipefail
-url=${1#http://} answer=''
-for _ in $(seq 100); do
-  answer=$({ exec 3<>"/dev/tcp/${url%:*}/${url#*:}" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && cat <&3; } 2>/dev/null) || true
-  [[ $answer != *"it works"* ]] || { echo "the app works"; exit; }
-  sleep 0.2
-done
-echo "the app does not answer: $answer" >&2
-exit 1
-SCRIPT
-  chmod +x "$1/test.sh"
-}
-
-# Builds a job image that is not kind's, and sets $plain to its name.
-make_plain_image() {
-  local from=$name-tools
-  plain=$name-job
-  mkdir "$work/job"
-  docker create --label "$name" --name "$from" "$image" >/dev/null
-  docker cp "$from:/usr/local/bin/kubectl" "$work/job/" >/dev/null
-  cp ../wait-for-kind.sh "$work/job/"
-  printf '%s\n' 'FROM kind-lab/docker:trixie-dind' 'COPY kubectl wait-for-kind.sh /usr/local/bin/' >"$work/job/Dockerfile"
-  DOCKER_BUILDKIT=0 docker build --quiet --tag "$plain" "$work/job" >/dev/null 2>&1 || die "the plain image cannot be built"
-}
-
-gitlab() {
-  local directory=$work/gitlab
-  gitlab_ci_local
-  project "$directory"
-  cp gitlab-ci.yml "$directory/.gitlab-ci.yml"
-  git -C "$directory" init --quiet --initial-branch main
-  git -C "$directory" remote add origin https://gitlab.example.com/group/project.git
-  git -C "$directory" add .
-  git -C "$directory" -c user.name=kind -c user.email=kind@example.com commit --quiet --message project
-  job() {
-    (cd "$directory" && timeout "$limit" gitlab-ci-local --privileged --pull-policy if-not-present --helper-image "$image" --no-color \
-      --variable "KIND_IMAGE=$image" --variable "JOB_IMAGE=$1" integration-test) >"$work/log" 2>&1
-  }
-  job "$image" || { cat "$work/log"; die "gitlab-ci.yml fails"; }
-  grep "the app works" "$work/log"
-  make_plain_image
-  job "$plain" || { cat "$work/log"; die "gitlab-ci.yml fails in an image other than kind's"; }
-  grep "the app works" "$work/log"
-  # The negative control: an app that does not work fails the job.
-  sed -i 's/it works/it does not/' "$directory/Dockerfile"
-  ! job "$image" || { cat "$work/log"; die "gitlab-ci.yml succeeds with an app that does not work"; }
-  grep "the app does not answer" "$work/log"
-}
+# shellcheck source=examples/jobs.sh
+. ./jobs.sh
 
 compose() {
   local directory=$work/compose command=(docker-compose) status=0
@@ -102,16 +49,38 @@ testcontainers() {
   TESTCONTAINERS_RYUK_DISABLED=true timeout "$limit" pytest -p no:cacheprovider --quiet test_with_testcontainers.py
 }
 
+testcontainers_node() {
+  npm_tools
+  cp testcontainers.test.mjs "$work/"
+  ln -s "$npm/node_modules" "$work/node_modules"
+  TESTCONTAINERS_RYUK_DISABLED=true timeout "$limit" node --test "$work/testcontainers.test.mjs"
+}
+
+devcontainer() {
+  local directory=$work/devcontainer status=0
+  npm_tools
+  project "$directory"
+  mkdir "$directory/.devcontainer"
+  sed "s|\"image\": .*|\"image\": \"$image\", \"runArgs\": [\"--label\", \"$name\"],|" devcontainer.json >"$directory/.devcontainer/devcontainer.json"
+  inside() { timeout "$limit" devcontainer "$@" >>"$work/log" 2>&1; }
+  : >"$work/log"
+  {
+    inside up --workspace-folder "$directory" &&
+      inside exec --workspace-folder "$directory" docker build --tag app:1 . &&
+      inside exec --workspace-folder "$directory" kubectl create deployment app --image=app:1 &&
+      inside exec --workspace-folder "$directory" kubectl rollout status deployment app --timeout=60s
+  } || status=$?
+  [ "$status" = 0 ] || { cat "$work/log"; die "devcontainer.json fails"; }
+  grep "successfully rolled out" "$work/log"
+}
+
 clients() {
   timeout "$limit" ./clients.sh "$image" "$name"
 }
 
 python_tools
 for part; do
-  case $part in
-    gitlab | compose | testcontainers | clients) ;;
-    *) die "unknown part '$part'" ;;
-  esac
+  [[ " ${parts[*]} ${more[*]} " = *" $part "* ]] || die "unknown part '$part'"
   step "$part"
   "$part"
   step "$part: works"

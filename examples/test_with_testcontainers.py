@@ -15,15 +15,17 @@ IMAGE = os.environ.get("KIND_IMAGE", "registry.example.com/kind:1.37")
 
 @pytest.fixture(scope="session")
 def kind():
-    container = DockerContainer(IMAGE, privileged=True).with_exposed_ports(2375, 8443, 10080)
-    container.waiting_for(HttpWaitStrategy(10080, "/kubernetes-ready").for_status_code(200).with_startup_timeout(120))
+    container = DockerContainer(IMAGE, privileged=True).with_exposed_ports(2375, 8443, 10081)
+    container.waiting_for(HttpWaitStrategy(10081, "/docker-ready").for_status_code(200).with_startup_timeout(120))
     with container:
         yield container
 
 
 @pytest.fixture(scope="session")
 def kubernetes(kind):
-    host, files, api = kind.get_container_host_ip(), kind.get_exposed_port(10080), kind.get_exposed_port(8443)
+    host, files, api = kind.get_container_host_ip(), kind.get_exposed_port(10081), kind.get_exposed_port(8443)
+    ready = requests.get(f"http://{host}:{files}/kubernetes-ready?wait=120", timeout=130)
+    assert ready.ok, ready.text
     answer = requests.get(f"http://{host}:{files}/config?port={api}", timeout=10)
     answer.raise_for_status()
     return config.new_client_from_config_dict(yaml.safe_load(answer.text))
@@ -32,7 +34,7 @@ def kubernetes(kind):
 @pytest.fixture
 def clean(kind, kubernetes):
     """The cluster as it was baked, for each test that asks for it."""
-    host, files = kind.get_container_host_ip(), kind.get_exposed_port(10080)
+    host, files = kind.get_container_host_ip(), kind.get_exposed_port(10081)
     requests.post(f"http://{host}:{files}/reset?wait=120", headers={"X-Kind": "reset"}, timeout=130).raise_for_status()
     return kubernetes
 

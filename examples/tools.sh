@@ -26,15 +26,20 @@ python_tools() {
   export PATH=$venv/bin:$PATH
 }
 
-# Puts gitlab-ci-local on PATH: the last version that runs on Node.js 20, which Debian 13 has.
-gitlab_ci_local() {
-  local name directory=$cache/npm recipe=gitlab-ci-local@4.61.1
+# Puts the programs of package.json on PATH, and sets $npm to the directory of their packages. gitlab-ci-local is the last
+# version that runs on Node.js 20, which Debian 13 has.
+npm_tools() {
+  local name recipe
+  npm=$cache/npm
   for name in npm rsync git; do command -v "$name" >/dev/null || die "$name is missing: install it"; done
-  if ! made "$directory" "$recipe"; then
-    step "installing $recipe"
-    rm -rf "$directory"
-    npm install --silent --prefix "$directory" "$recipe" || die "npm failed; the reason is above"
-    echo "$recipe" >"$directory/made"
+  recipe=$(sha256sum <package.json)
+  if ! made "$npm" "$recipe"; then
+    step "installing the packages of package.json"
+    rm -rf "$npm"
+    mkdir -p "$npm"
+    cp package.json "$npm/"
+    npm install --silent --prefix "$npm" || die "npm failed; the reason is above"
+    echo "$recipe" >"$npm/made"
   fi
-  export PATH=$directory/node_modules/.bin:$PATH
+  export PATH=$npm/node_modules/.bin:$PATH NODE_PATH=$npm/node_modules
 }

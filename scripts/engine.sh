@@ -48,6 +48,10 @@ check_engine() {
     case $parts in *Podman*) die "the docker command talks to podman's service: set KIND_ENGINE=podman to use podman itself" ;; esac
     [ "$os" = linux ] || die "the engine runs ${os:-unknown} containers, but a node needs Linux containers: in Docker Desktop, choose Switch to Linux containers"
     refuse_older Docker "$version" "$oldest_docker"
+    # From 25 on the Dockerfile's health check can run once a second until it succeeds. An older engine refuses to write
+    # that into an image, but runs an image that has it.
+    version=$(as_number "$version")
+    [ "${version:-0}" -lt 25000 ] || commit_options=(--change "HEALTHCHECK --start-interval=1s $(sed -n 's/^HEALTHCHECK //p' "$here/Dockerfile")")
     ask_engine "Docker engine" info --format '{{.SecurityOptions}}'
     case $said in
       *name=rootless*) die "this Docker engine is rootless, but a node needs the machine's root: use an engine that runs as root (DOCKER_HOST or docker context chooses one)" ;;
@@ -64,10 +68,15 @@ ask_engine() {
   said=$("$docker" "$@" 2>"$work/engine") || die "no $who answers: $(tail -n 1 "$work/engine")"
 }
 
-# refuse_older WHO VERSION OLDEST: a version that is no number, as of an engine that somebody has compiled, may do.
+# refuse_older WHO VERSION OLDEST: a version that is no number may do.
 refuse_older() {
   local have
-  [[ $2 =~ ^v?([0-9]+)\.([0-9]+) ]] || return 0
-  have=$((10#${BASH_REMATCH[1]} * 1000 + 10#${BASH_REMATCH[2]}))
-  [ "$have" -ge $((${3%.*} * 1000 + ${3#*.})) ] || die "$1 $2 is too old: $3 or newer is needed"
+  have=$(as_number "$2")
+  [ -z "$have" ] || [ "$have" -ge "$(as_number "$3")" ] || die "$1 $2 is too old: $3 or newer is needed"
+}
+
+# as_number VERSION: prints a version as a number to compare with, and nothing for one of an engine that somebody has
+# compiled, which is none.
+as_number() {
+  [[ ! $1 =~ ^v?([0-9]+)\.([0-9]+) ]] || echo $((10#${BASH_REMATCH[1]} * 1000 + 10#${BASH_REMATCH[2]}))
 }

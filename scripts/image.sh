@@ -1,13 +1,14 @@
 # shellcheck shell=bash
 # Builds the Dockerfile's two images, and runs the bake in a container. Sourced by build.sh, never run.
 
-# choose_images: sets $docker_image and $build_args, which say what the Dockerfile is built from.
+# choose_images: sets $docker_image, $debian_image and $build_args, which say what the Dockerfile is built from.
 choose_images() {
   local name
   docker_image=${DOCKER_IMAGE:-29-dind}
   case $docker_image in *[:/]*) ;; *) docker_image=docker.io/library/docker:$docker_image ;; esac
   build_args=(--build-arg "DOCKER_IMAGE=$docker_image")
-  for name in DEBIAN_IMAGE DEBIAN_MIRROR RUST_IMAGE; do
+  debian_image=${DEBIAN_IMAGE:-$(sed -n 's/^ARG DEBIAN_IMAGE=//p' "$here/Dockerfile")}
+  for name in DEBIAN_IMAGE DEBIAN_MIRROR RUST_IMAGE KIND_FRESH; do
     [ -z "${!name:-}" ] || build_args+=(--build-arg "$name=${!name}")
   done
   for name in http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY; do
@@ -24,38 +25,50 @@ choose_images() {
   done
 }
 
-# build_stage STAGE TAG: builds one stage of the Dockerfile, from a context on standard input.
+# build_stage STAGE TAG CONTEXT [OPTION]...: builds one stage of the Dockerfile; the context is that file or an archive.
 build_stage() {
-  local stage=$1 tag=$2 began=$SECONDS
+  local stage=$1 tag=$2 context=$3 began=$SECONDS tries=1
+  shift 3
   temporary_images+=("$tag")
   # Built by this engine, even if the user has chosen another builder, and as an image rather than an index
   # with attestations. The legacy builder would leave the container of a failed step behind.
-  attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
-    "$docker" build ${build_options[@]+"${build_options[@]}"} "${build_args[@]}" --force-rm --target "$stage" --tag "$tag" - >"$work/log" 2>&1 || {
+  until attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
+    "$docker" build ${build_options[@]+"${build_options[@]}"} "${build_args[@]}" "$@" --force-rm --target "$stage" --tag "$tag" - \
+    <"$context" >"$work/log" 2>&1; do
+    # A build that fails removes what the legacy builder has left of it, and what it has made so far of another one.
+    if [ "$tries" -le 3 ] && grep -q 'unknown parent image' "$work/log"; then
+      tries=$((tries + 1))
+      continue
+    fi
     cat "$work/log" >&2
     # A registry that was not reached, in the words of Go's clients; one that answers no says so in other words.
     ! grep -qE '(Get|Head) "?https?://[^ ]+: ' "$work/log" \
       || say "without that registry: DOCKER_IMAGE, DEBIAN_IMAGE and RUST_IMAGE name images elsewhere, and IMAGE_REGISTRY a mirror of Kubernetes'; --bundle builds from a bundle, and --debian from Debian packages alone"
     die "$docker build of the $stage image failed; its output is above"
-  }
+  done
   say "$stage image built in $((SECONDS - began)) s"
 }
 
 # make_node BUNDLE: sets $node to the name of the node's image.
 make_node() {
-  local loaded
+  local loaded digest labels=(--label "org.opencontainers.image.base.name=$debian_image")
+  node=kind-build:$id-node
   if [ -f "$1/node.tar" ]; then
     begin "loading the node's image"
-    attend "$docker" load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; the reason is above"
-    loaded=$(sed -n 's/^Loaded image: //p' "$work/loaded")
-    node=kind-build:$id-node
-    "$docker" tag "$loaded" "$node"
-    temporary_images+=("$loaded" "$node")
-    return
+    for _ in 1 2 3; do
+      attend "$docker" load --quiet --input "$1/node.tar" >"$work/loaded" || die "$1/node.tar cannot be loaded; the reason is above"
+      loaded=$(sed -n 's/^Loaded image: //p' "$work/loaded")
+      temporary_images+=("$loaded" "$node")
+      # Another build from the same bundle may just have removed that name, at its end.
+      ! "$docker" tag "$loaded" "$node" 2>"$work/log" || return 0
+    done
+    die "the node's image is loaded, but has no name: $(tail -n 1 "$work/log")"
   fi
-  node=kind-build:$id-node
   begin "building the node's image (Docker from $docker_image)"
-  build_stage node "$node" <"$here/Dockerfile"
+  # Known of an image that was pulled, not of one that BuildKit reads from a registry by itself.
+  digest=$(digest_of_base "$debian_image")
+  [ "${digest#*@}" = "$digest" ] || labels+=(--label "org.opencontainers.image.base.digest=${digest#*@}")
+  build_stage node "$node" "$here/Dockerfile" "${labels[@]}"
 }
 
 # make_init BUNDLE: sets $init to the path of the init's binary. Binaries are cached by their sources.
@@ -80,7 +93,7 @@ make_init() {
   cat /etc/ssl/certs/ca-certificates.crt >"$context/dependencies/ca.crt" 2>/dev/null || : >"$context/dependencies/ca.crt"
   begin "compiling the init"
   tar -c -C "$context" . >"$work/context.tar"
-  build_stage init "$tag" <"$work/context.tar"
+  build_stage init "$tag" "$work/context.tar"
   outlast "$docker" create --label "kind.build=$id" --name "$id-init" "$tag" >/dev/null
   "$docker" cp "$id-init:/kind" "$work/kind" >/dev/null
   keep "$work/kind" "$init"
@@ -89,7 +102,8 @@ make_init() {
 # Starts the container to bake in. The client adds its configured proxies to every container, and a commit
 # would keep them with their passwords: so they are passed to `docker exec` instead.
 start_container() {
-  local node=$1 setting blank=(--label "kind.build=$id")
+  local node=$1 setting
+  blank=(--label "kind.build=$id")
   container=$id
   run_container() {
     # The container ends by itself even if this script is killed.
@@ -133,19 +147,33 @@ bake() {
     kind bake --bundle /var/lib/docker/bundle "$@" || die "the bake failed; the reason is above"
 }
 
-# commit NAME...: commits the baked container as an image, without this build's labels.
+# commit NAME...: commits the baked container as an image, without this build's labels. Each commit makes a layer: the
+# first has the container's, and the others have what `kind bake` has set apart on its volume (src/bake/layers.rs).
 commit() {
-  local name label labels=() began=$SECONDS temporary=kind-build:$id
+  local name label labels=() layer layers began=$SECONDS temporary=kind-build:$id apart=/var/lib/docker/kind/layers
   begin "committing $1"
   temporary_images+=("$temporary")
-  for label in kind.stage=image kind.build= org.opencontainers.image.title=kind "org.opencontainers.image.version=$version" \
-    'org.opencontainers.image.description=Docker and a single-node Kubernetes cluster in one container, for CI'; do
+  while IFS= read -r label; do
     # Quoted as both engines read it, and one by one, because podman takes the rest of a line for the value.
     labels+=(--change "LABEL \"${label%%=*}\"=\"${label#*=}\"")
+  done < <(image_labels)
+  commit_one() {
+    outlast "$docker" commit ${commit_options[@]+"${commit_options[@]}"} \
+      --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' "${labels[@]}" \
+      "$1" "$temporary" >/dev/null 2>"$work/log"
+  }
+  add_layer() {
+    attend "$docker" run --name "$id-$1" --volumes-from "$container" ${bake_options[@]+"${bake_options[@]}"} "${blank[@]}" \
+      --entrypoint cp "$temporary" -a "$apart/$1/." /kind/store/ >/dev/null 2>"$work/log" && commit_one "$id-$1" \
+      && "$docker" rm --force "$id-$1" >/dev/null
+  }
+  if ! commit_one "$container" || ! layers=$("$docker" exec "$container" ls "$apart" 2>"$work/log"); then
+    cat "$work/log" >&2
+    die "$1 cannot be committed; the reason is above"
+  fi
+  for layer in $layers; do
+    add_layer "$layer" || { cat "$work/log" >&2; die "layer $layer of $1 cannot be committed; the reason is above"; }
   done
-  outlast "$docker" commit ${commit_options[@]+"${commit_options[@]}"} \
-    --change 'ENTRYPOINT ["/usr/local/bin/kind", "run"]' --change 'CMD []' "${labels[@]}" \
-    "$container" "$temporary" >/dev/null 2>"$work/log" || { cat "$work/log" >&2; die "$1 cannot be committed; the reason is above"; }
   for name; do "$docker" tag "$temporary" "$name"; done
   say "$* committed in $((SECONDS - began)) s: $("$docker" image inspect --format '{{.Size}}' "$temporary" | awk '{printf "%.0f MB", $1 / 1e6}')"
 }

@@ -1,24 +1,25 @@
 //! Every path, port, time limit and environment variable, with its default and its source.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
 
 use crate::error::{Error, Result};
-use crate::listen;
+use crate::{files, listen, subnet};
 
 // Paths in the image, written by the bake.
 pub const CLUSTER_FILE: &str = "/kind/cluster.json";
 pub const STORE_DIR: &str = "/kind/store";
-/// The names of the baked images, as containerd lists them.
-pub const BAKED_IMAGES: &str = "/kind/image-names";
-pub const SEED_DIR: &str = "/kind/seed";
+pub const SBOM_FILE: &str = "/kind/sbom.cdx.json";
 pub const CREDENTIALS_DIR: &str = "/kind/credentials";
-/// The saved control plane (`restore`), and the CRIU that restores it.
-pub const RESTORE_DIR: &str = "/kind/restore";
+/// What restores the saved control plane.
 pub const CRIU_DIR: &str = "/kind/criu";
+/// What `kind save` saves, each time in a directory of its own, and the link to the one that counts (`node::state_dir`).
+pub const SAVED_STATES: &str = "/kind/saved";
+pub const CURRENT_STATE: &str = "/kind/saved/current";
 
 // The user's paths, processed before kubernetes-ready is served: images once Docker answers, the rest once the
 // cluster is up.
@@ -31,7 +32,7 @@ pub const READY_SCRIPTS_DIR: &str = "/kubernetes-ready.d";
 pub const STATE_DIR: &str = "/var/kind";
 pub const LOG_DIR: &str = "/var/log/kind";
 pub const RUN_DIR: &str = "/run/kind";
-/// Where containerd, which pulls for pods, looks for what registries need (`node::insecure_registry`).
+/// Where containerd, which pulls for pods, looks for what registries need (`node::pull_hosts`).
 pub const CRI_CERTS_DIR: &str = "/run/kind/certs.d";
 /// Where kubelet reads the pods' name servers.
 pub const RESOLV_CONF: &str = "/run/kind/resolv.conf";
@@ -89,11 +90,16 @@ pub const PARENT: &str = "restored-parent";
 pub const API_PORT: u16 = 8443;
 pub const DOCKER_PORT: u16 = 2375;
 pub const DOCKER_TLS_PORT: u16 = 2376;
-const FILES_PORT: u16 = 10080;
+pub const FILES_PORT: u16 = 10080;
+/// The same files, for browsers and Node, which refuse to connect to 10080 (`node::browser`).
+const BROWSER_PORT: u16 = 10081;
 /// kubelet's own API (its default).
 pub const KUBELET_PORT: u16 = 10250;
 /// kubelet's own health endpoint, on loopback (its default).
 pub const KUBELET_HEALTH_PORT: u16 = 10248;
+
+/// The node's own registry, on loopback: the first of these that is free.
+pub const LOCAL_REGISTRY_PORTS: RangeInclusive<u16> = 10082..=10090;
 
 // Time limits.
 /// How often we look for a socket or file that is about to appear.
@@ -124,6 +130,7 @@ pub const KUBELET_ARGS: &str = "KIND_KUBELET_ARGS";
 pub const DOCKERD_ARGS: &str = "KIND_DOCKERD_ARGS";
 pub const ENFORCE_CAPACITY: &str = "KIND_ENFORCE_CAPACITY";
 pub const SYSCTLS: &str = "KIND_SYSCTLS";
+pub const LOAD_BALANCER: &str = "KIND_LOAD_BALANCER";
 pub const RESTORE: &str = "KIND_RESTORE";
 pub const REGISTRY: &str = "KIND_REGISTRY";
 pub const REGISTRY_USER: &str = "KIND_REGISTRY_USER";
@@ -131,7 +138,7 @@ pub const REGISTRY_PASSWORD: &str = "KIND_REGISTRY_PASSWORD";
 pub const REGISTRY_PASSWORD_FILE: &str = "KIND_REGISTRY_PASSWORD_FILE";
 pub const REGISTRY_CA: &str = "KIND_REGISTRY_CA";
 pub const REGISTRY_MIRROR: &str = "KIND_REGISTRY_MIRROR";
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     LISTEN,
     LOG,
     READY_TIMEOUT,
@@ -140,6 +147,7 @@ const SETTINGS: [&str; 15] = [
     DOCKERD_ARGS,
     ENFORCE_CAPACITY,
     SYSCTLS,
+    LOAD_BALANCER,
     RESTORE,
     REGISTRY,
     REGISTRY_USER,
@@ -181,8 +189,8 @@ pub fn log_level(get: impl Fn(&str) -> Option<String>) -> Result<LevelFilter> {
 pub struct Config {
     /// Prefix of the state directory and Docker's socket, so that tests do not need root's paths.
     root: PathBuf,
-    /// Where the file server listens (`KIND_LISTEN`).
-    pub files_address: SocketAddr,
+    /// Where the file server listens (`KIND_LISTEN`); at least one.
+    pub files_addresses: Vec<FilesAddress>,
     /// How long the cluster may take to become ready before the boot counts as failed (`KIND_READY_TIMEOUT`).
     pub ready_timeout: Duration,
     /// `STATIC_IP`, if set.
@@ -196,13 +204,35 @@ pub struct Config {
     pub enforce_capacity: bool,
     /// Whether kernel settings of the machine may be changed (`KIND_SYSCTLS`).
     pub sysctls: bool,
+    /// Whether LoadBalancer Services get addresses from here (`KIND_LOAD_BALANCER`).
+    pub load_balancer: bool,
     /// Whether a saved control plane is restored (`KIND_RESTORE`), if that was said.
     pub restore: Option<bool>,
     /// For the log: settings that have no effect.
     pub warnings: Vec<String>,
 }
 
+/// Where the file server listens.
+#[derive(Clone, Debug)]
+pub struct FilesAddress {
+    pub address: SocketAddr,
+    /// Whether the start fails if it cannot.
+    pub is_needed: bool,
+}
+
+impl FilesAddress {
+    /// Whether browsers connect to it (`node::browser`).
+    pub fn is_for_browsers(&self) -> bool {
+        self.address.port() != FILES_PORT
+    }
+}
+
 impl Config {
+    /// Where the file server listens first of all.
+    pub fn files_address(&self) -> SocketAddr {
+        self.files_addresses[0].address
+    }
+
     /// Reads the environment.
     ///
     /// # Errors
@@ -223,10 +253,7 @@ impl Config {
         };
         Ok(Config {
             root: get("KIND_ROOT").unwrap_or_else(|| "/".into()).into(),
-            files_address: match get(LISTEN) {
-                None => listen::everywhere(FILES_PORT),
-                Some(text) => parse_listen(&text)?,
-            },
+            files_addresses: get(LISTEN).map_or_else(|| Ok(default_listen()), |text| parse_listen(&text))?,
             ready_timeout: get(READY_TIMEOUT).map_or(Ok(CLUSTER_LIMIT), |text| parse_ready_timeout(&text))?,
             static_ip: get(STATIC_IP).map(|text| parse_static_ip(&text)).transpose()?,
             api_port: get(PUBLISHED_API_PORT).map_or(Ok(API_PORT), |text| parse_api_port(&text))?,
@@ -234,6 +261,7 @@ impl Config {
             dockerd_arguments: words(get(DOCKERD_ARGS)),
             enforce_capacity,
             sysctls: get(SYSCTLS).map_or(Ok(true), |text| parse_switch(SYSCTLS, &text))?,
+            load_balancer: get(LOAD_BALANCER).map_or(Ok(true), |text| parse_switch(LOAD_BALANCER, &text))?,
             restore: get(RESTORE).map(|text| parse_switch(RESTORE, &text)).transpose()?,
             warnings,
         })
@@ -241,14 +269,21 @@ impl Config {
 
     /// A path below the root, which tests set.
     pub fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
+        files::below(&self.root, path)
     }
 }
 
-/// `ADDRESS:PORT`, or an address alone.
-fn parse_listen(text: &str) -> Result<SocketAddr> {
-    let address = text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, FILES_PORT)));
-    address.ok_or_else(|| invalid(LISTEN, text, "use ADDRESS or ADDRESS:PORT, such as 127.0.0.1:10080"))
+fn default_listen() -> Vec<FilesAddress> {
+    let everywhere = |port, is_needed| FilesAddress { address: listen::everywhere(port), is_needed };
+    vec![everywhere(FILES_PORT, true), everywhere(BROWSER_PORT, false)]
+}
+
+/// `ADDRESS:PORT`, or an address alone; or several of them, separated by commas.
+fn parse_listen(text: &str) -> Result<Vec<FilesAddress>> {
+    let parse = |text: &str| text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, FILES_PORT)));
+    let addresses = text.split(',').map(|one| parse(one.trim()).map(|address| FilesAddress { address, is_needed: true }));
+    let addresses = addresses.collect::<Option<Vec<_>>>();
+    addresses.ok_or_else(|| invalid(LISTEN, text, "use ADDRESS or ADDRESS:PORT, such as 127.0.0.1:10080, or several with commas between"))
 }
 
 fn parse_ready_timeout(text: &str) -> Result<Duration> {
@@ -288,32 +323,11 @@ fn parse_static_ip(text: &str) -> Result<Ipv4Addr> {
         return Err(bad("cannot be a node's address"));
     }
     for subnet in [SERVICE_SUBNET, POD_SUBNET] {
-        if subnet_contains(subnet, ip) {
+        if subnet::overlap(subnet, ip, u32::MAX) {
             return Err(bad(&format!("is in {subnet}, which the cluster uses itself")));
         }
     }
     Ok(ip)
-}
-
-fn subnet_contains(subnet: &str, ip: Ipv4Addr) -> bool {
-    subnets_overlap(subnet, ip, u32::MAX)
-}
-
-/// Whether a subnet such as `10.244.0.0/16` overlaps with the subnet of `ip` and a netmask.
-pub fn subnets_overlap(subnet: &str, ip: Ipv4Addr, mask: u32) -> bool {
-    parse_subnet(subnet).is_some_and(|(network, bits)| same_subnet(network, ip, mask & bits))
-}
-
-/// Network and netmask of a subnet such as `10.244.0.0/16`.
-pub fn parse_subnet(subnet: &str) -> Option<(Ipv4Addr, u32)> {
-    let (network, bits) = subnet.split_once('/')?;
-    let bits: u32 = bits.parse().ok().filter(|bits| *bits <= u32::BITS)?;
-    Some((network.parse().ok()?, u32::MAX.checked_shl(u32::BITS - bits).unwrap_or(0)))
-}
-
-/// Whether two addresses agree in the bits of a netmask.
-pub fn same_subnet(a: Ipv4Addr, b: Ipv4Addr, mask: u32) -> bool {
-    u32::from(a) & mask == u32::from(b) & mask
 }
 
 #[cfg(test)]
@@ -328,7 +342,8 @@ mod tests {
     fn the_defaults_apply_when_nothing_is_set_or_a_variable_is_empty() {
         let config = config("STATIC_IP", "").unwrap();
         assert_eq!(config.static_ip, None);
-        assert_eq!(config.files_address.to_string(), "[::]:10080");
+        let listens: Vec<_> = config.files_addresses.iter().map(|files| (files.address.to_string(), files.is_needed)).collect();
+        assert_eq!(listens, [("[::]:10080".to_string(), true), ("[::]:10081".to_string(), false)]);
         assert_eq!(config.path("/var/kind"), PathBuf::from("/var/kind"));
     }
 
@@ -347,10 +362,19 @@ mod tests {
 
     #[test]
     fn the_file_server_listens_on_the_given_address() {
-        for (text, address) in [("127.0.0.1", "127.0.0.1:10080"), ("0.0.0.0:80", "0.0.0.0:80"), ("[::]:10080", "[::]:10080")] {
-            assert_eq!(config("KIND_LISTEN", text).unwrap().files_address.to_string(), address);
+        for (text, addresses) in [
+            ("127.0.0.1", &["127.0.0.1:10080"][..]),
+            ("0.0.0.0:80", &["0.0.0.0:80"]),
+            ("[::]:10080", &["[::]:10080"]),
+            ("127.0.0.1:10080, 10.0.0.1:80,::1", &["127.0.0.1:10080", "10.0.0.1:80", "[::1]:10080"]),
+        ] {
+            let listens = config("KIND_LISTEN", text).unwrap().files_addresses;
+            assert!(listens.iter().all(|files| files.is_needed), "{text}");
+            assert_eq!(listens.iter().map(|files| files.address.to_string()).collect::<Vec<_>>(), addresses);
         }
-        assert!(config("KIND_LISTEN", "eth0").unwrap_err().to_string().contains("KIND_LISTEN=eth0"));
+        for text in ["eth0", ",", "127.0.0.1:10080,", "127.0.0.1:99999"] {
+            assert!(config("KIND_LISTEN", text).unwrap_err().to_string().contains(&format!("KIND_LISTEN={text}")), "{text}");
+        }
     }
 
     #[test]
@@ -386,7 +410,7 @@ mod tests {
         for name in SETTINGS {
             let config = config(name, "tcp://10.0.0.1:2375").unwrap();
             assert!(config.warnings.len() == 1 && config.warnings[0].starts_with(name), "{name}: {:?}", config.warnings);
-            assert_eq!((config.api_port, config.files_address.port()), (8443, 10080));
+            assert_eq!((config.api_port, config.files_address().port()), (8443, 10080));
         }
         // Not our settings, so there is no warning.
         for (name, value) in [("KIND_PORT", "tcp://10.0.0.1:2375"), ("KIND_SERVICE_HOST", "10.0.0.1"), ("KIND_VERSION", "0.31")] {

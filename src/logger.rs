@@ -1,16 +1,23 @@
 //! The log on standard error: `LEVEL [component] +seconds message`, one line each.
 //!
 //! simple_logger writes the lines; this wrapper adds the seconds since the start, and catches the panic of
-//! `eprintln!` when standard error is closed, which would end the container.
+//! `eprintln!` when standard error is closed, which would end the container. A copy is kept for `kind logs`.
 
 use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::Write;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use simple_logger::SimpleLogger;
 
+/// Our log's name in the directory of the daemons' logs.
+const FILE: &str = "kind.log";
+
+static COPY: OnceLock<File> = OnceLock::new();
 static START: OnceLock<Instant> = OnceLock::new();
 
 /// The exit status that Rust's runtime uses after a panic.
@@ -45,6 +52,12 @@ impl Log for Logger {
                 .log(&Record::builder().metadata(record.metadata().clone()).args(format_args!("+{seconds:.2}s {}", record.args())).build());
         }));
         WRITING.set(false);
+        if let Some(mut copy) = COPY.get() {
+            // One write for each line, as other threads write theirs.
+            let line = format!("{:<5} [{}] +{seconds:.2}s {}\n", record.level(), record.target(), record.args());
+            // A full disk must not end the container.
+            let _ = copy.write_all(line.as_bytes());
+        }
     }
 
     fn flush(&self) {}
@@ -63,6 +76,15 @@ pub fn init(level: LevelFilter) {
     end_on_panic();
 }
 
+/// Writes every line to a file in `directory` too, from now on: only the engine has what goes to standard error, and a job
+/// may not ask it.
+pub fn copy_to(directory: &Path) {
+    match fs::create_dir_all(directory).and_then(|()| File::create(directory.join(FILE))) {
+        Ok(file) => drop(COPY.set(file)),
+        Err(cause) => log::warn!(target: "kind", "no {FILE} in {}: {cause}", directory.display()),
+    }
+}
+
 /// Ends the process after a panic in a thread with a name, since nothing else does that thread's work. Threads
 /// that serve a single client (the file server's, the DNS forwarder's and tiny_http's) have no name: a panic
 /// there costs only that client.
@@ -71,7 +93,6 @@ pub fn init(level: LevelFilter) {
 /// refused, and `readiness::client_limits` ends the process.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        use std::io::Write;
         if WRITING.get() {
             return;
         }

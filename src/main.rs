@@ -5,6 +5,7 @@
 //! server, and `readiness` decides what clients are told.
 #![deny(unsafe_code)]
 
+mod ask;
 mod bake;
 mod boot;
 mod cli;
@@ -15,12 +16,15 @@ mod error;
 mod files;
 mod listen;
 mod logger;
+mod logs;
+mod namesake;
 mod node;
 mod openssl;
 mod readiness;
-mod reset;
 mod restore;
+mod save;
 mod status;
+mod subnet;
 mod supervisor;
 mod sys;
 mod threads;
@@ -33,17 +37,21 @@ use log::LevelFilter;
 use signal_hook::iterator::Signals;
 
 use crate::bake::Bake;
-use crate::cli::{Invocation, Run};
+use crate::cli::{Invocation, Output, Run};
 use crate::cluster::certificates::ApiCertificate;
-use crate::cluster::{kubeconfig, Cluster};
-use crate::config::{Config, CLUSTER_FILE, SECRETS, STATE_DIR};
+use crate::cluster::kubeconfig;
+use crate::cluster::Cluster;
+use crate::config::{Config, LOG_DIR, SECRETS, STATE_DIR};
 use crate::daemons::client_variables;
 use crate::daemons::docker_command;
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
 use crate::node::registry::Registries;
+use crate::node::{browser, store};
+use crate::readiness::client_limits::Clients;
 use crate::readiness::files::{WAIT_SCRIPT, WAIT_SCRIPT_TEXT};
-use crate::readiness::server;
+use crate::readiness::server::{self, Answers};
+use crate::readiness::target::Asked;
 use crate::supervisor::{reaper, signals, stop, Init};
 
 fn main() -> ExitCode {
@@ -58,11 +66,14 @@ fn main() -> ExitCode {
         Ok(Invocation::Run(Run::Command(argv))) => signals.and_then(|signals| run_command(argv, signals)),
         Ok(Invocation::Run(Run::Docker(line))) => signals.and_then(|signals| run_node(line, signals)),
         Ok(Invocation::Bake(bake)) => signals.and_then(|signals| bake_image(bake, signals)),
-        Ok(Invocation::Status) => status::text().map(|text| print(&text)),
-        Ok(Invocation::Healthcheck) => {
-            status::is_healthy().map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(Invocation::Status(Output::Text)) => status::text().map(|text| print(&text)),
+        Ok(Invocation::Status(Output::Json)) => status::json().map(|text| print(&text)),
+        Ok(Invocation::Healthcheck(service)) => {
+            status::is_healthy(service).map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Ok(Invocation::Reset) => reset::run().map(|text| print(&text)),
+        Ok(Invocation::Ask(wish)) => ask::run(wish).map(|text| print(&text)),
+        Ok(Invocation::Logs) => Err(logs::run()),
+        Ok(Invocation::Namesake(arguments)) => Err(namesake::run(&arguments)),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),
         Ok(Invocation::StandIn(name, argv)) => signals.and_then(|signals| restore::stand_in::run(&name, &argv, signals)),
         Ok(Invocation::AwaitKubeProxy) => {
@@ -97,16 +108,22 @@ fn run_node(line: CommandLine, signals: Signals) -> Result<ExitCode> {
     // dockerd takes the last of several flags, so the command line's flags go last.
     let line = line.after(init.config.dockerd_arguments.clone());
     let settings = boot::Settings { line, registries, ignored: client_variables::take() };
-    let cluster = Cluster::load(&init.config.path(CLUSTER_FILE))?;
+    let state = store::choose_state(&init.config.path("/"))?;
+    let cluster = Cluster::load(&state.cluster_file())?;
     init.readiness.clear()?;
+    init.readiness.update(|state| state.has_cluster = cluster.is_some());
     init.readiness.publish(WAIT_SCRIPT, WAIT_SCRIPT_TEXT);
     let certificate = cluster.as_ref().map(|cluster| Arc::new(ApiCertificate::new(cluster)));
     let answering = certificate.clone();
     let is_served = move |name: &str| answering.as_ref().is_some_and(|certificate| certificate.is_served_for(name));
-    let rewrite = move |file: &str, host: Option<&str>, port| kubeconfig::as_asked_for(file, host, port, &is_served);
-    server::serve(&init.config, &init.readiness, init.config.path(STATE_DIR), Box::new(rewrite))?;
+    let rewrite = move |file: &str, asked: &Asked| kubeconfig::as_asked_for(file, asked, &is_served);
+    let names = cluster.as_ref().map(|cluster| cluster.certificate_names.clone()).unwrap_or_default();
+    let may_ask = Box::new(move |host: &str| browser::may_ask(host, &names));
+    let clients = Clients { may_ask, send_logs: logs::send, unfit: boot::unfit_to_save };
+    let answers = Answers { config: Box::new(rewrite), clients };
+    server::serve(&init.config, &init.readiness, init.config.path(STATE_DIR), answers)?;
     in_boot_thread(&init, move |init| match (&cluster, certificate) {
-        (Some(cluster), Some(certificate)) => boot::with_cluster(init, cluster, certificate, settings),
+        (Some(cluster), Some(certificate)) => boot::with_cluster(init, &state, cluster, certificate, settings),
         _ => boot::docker_alone(init, settings),
     })?;
     signals::serve(signals, &init, &boot::SIGNALS);
@@ -129,8 +146,9 @@ fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
 /// unshare(2) changes only the calling thread.
 fn node_init() -> Result<Arc<Init>> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
-    config.warnings.iter().for_each(|warning| log::warn!(target: "kind", "{warning}"));
     node::require_privileges()?;
+    logger::copy_to(&config.path(LOG_DIR));
+    config.warnings.iter().for_each(|warning| log::warn!(target: "kind", "{warning}"));
     node::cgroup::enter_own_namespace()?;
     become_subreaper();
     Ok(Arc::new(Init::new(config)))

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
@@ -95,8 +94,7 @@ pub fn sign_again(path: &Path, (certificate, key): (&Path, &Path), days: &str) -
 /// Runs the signing command with a certificate that is valid from yesterday, because the clock of the machine that
 /// uses it may be behind ours. This takes openssl 3.4 or newer; with an older one the certificate is valid from now.
 fn sign(command: impl Fn() -> Command) -> Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let dated = reaper::run(command().args(["-not_before", &utc(now.saturating_sub(DAY))]));
+    let dated = reaper::run(command().args(["-not_before", &utc(sys::now().saturating_sub(DAY))]));
     // If the option was not the problem, this fails with the same error.
     dated.or_else(|_| reaper::run(&mut command())).map(drop)
 }

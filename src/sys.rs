@@ -4,9 +4,12 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 /// The first descriptor that socket activation hands over (sd_listen_fds(3), SD_LISTEN_FDS_START).
 const LISTEN_FDS_START: RawFd = 3;
@@ -77,6 +80,11 @@ pub fn forget_variable(name: &str) {
         }
         libc::unsetenv(name.as_ptr());
     }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// Seconds since 1970 as RFC 3339 has them, in UTC.
@@ -238,6 +246,12 @@ pub fn open_process(pid: i32) -> io::Result<OwnedFd> {
             fd => Ok(OwnedFd::from_raw_fd(fd as RawFd)),
         }
     }
+}
+
+/// Whether the process that a descriptor stands for has ended after this long: it can be read then.
+pub fn ends_within(process: &OwnedFd, limit: Duration) -> bool {
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
+    poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
 }
 
 /// Sends a signal to the process that a descriptor stands for, if it has not ended (pidfd_send_signal(2)).

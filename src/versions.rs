@@ -6,10 +6,10 @@
 //! - `TABLE` below, when kubeadm or kubelet refuses its configuration, or kubelet its containerd;
 //! - `SAVED_GODEBUG` below, when the bake says that CRIU cannot save the control plane: a newer Go;
 //! - `ASKS_FOR_NODE`, a line of kubelet's log, when a restored start has become slower;
-//! - `bake::manifest` and `bake::kubeadm`, when the static pods are not as kubeadm wrote them before.
+//! - `save::manifest` and `bake::kubeadm`, when the static pods are not as kubeadm wrote them before.
 //!
 //! containerd has versions of its own, and forms of its configuration (`daemons::containerd_config`). etcd's tools are
-//! looked for in its image (`bake::etcd`).
+//! looked for in its image (`save::etcd`).
 
 use crate::daemons::containerd;
 use crate::error::{Error, Result};

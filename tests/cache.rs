@@ -47,6 +47,34 @@ fn build(machine: &Machine, bundle: &str) -> String {
     said
 }
 
+/// Builds from a bundle with these files and an init, with an engine that does `commands`, in the form of `case`, each of which
+/// writes a line to the file `done`. Returns how many there are.
+fn attempts(files: &[(&str, &str)], commands: &str) -> usize {
+    let machine = Machine::new("amd64");
+    let bundle = machine.bundle(&[&[("kind", INIT)], files].concat());
+    let (engine, done) = (engine("amd64"), machine.home.join("done").display().to_string());
+    let script = format!("done={done}; case $1 in {engine} {commands} image) exit 1 ;; run) exit 9 ;; esac");
+    machine.home.script("bin/docker", &script);
+    build(&machine, &bundle);
+    machine.home.read("done").lines().count()
+}
+
+/// The image has the same name in every build from a bundle, and each removes it at its end.
+#[test]
+fn a_nodes_image_whose_name_another_build_removes_is_loaded_again() {
+    let load = "load) echo once >>$done; echo 'Loaded image: node' ;;";
+    let tag = "tag) [ $(wc -l <$done) = 2 ] || { echo 'No such image: node' >&2; exit 1; } ;;";
+    assert_eq!(attempts(&[("node.tar", "")], &format!("{load} {tag}")), 2);
+}
+
+/// A build that fails removes every untagged image of the legacy builder's that has our label.
+#[test]
+fn a_nodes_image_of_which_another_build_removes_a_step_is_built_again() {
+    let fail = "echo 'failed to set parent sha256:1: unknown parent image ID sha256:1' >&2; exit 1;";
+    let build = format!("build) grep -q FROM || exit 2; echo once >>$done; [ $(wc -l <$done) = 2 ] || {{ {fail} }} ;;");
+    assert_eq!(attempts(&[], &build), 2);
+}
+
 #[test]
 fn a_build_that_is_interrupted_leaves_no_half_of_an_init() {
     let machine = machine();

@@ -73,16 +73,28 @@ fn version_is_that_of_the_crate() {
 #[test]
 fn wrong_usage_is_one_line_on_stderr_and_status_2() {
     let root = TempDir::new();
-    for line in ["", "start", "--verbose", "bake", "bake --bundle", "status now", "healthcheck now"] {
+    for line in ["", "start", "--verbose", "bake", "bake --bundle", "status now", "healthcheck now", "healthcheck docker kubernetes"] {
         let said = kind(&root, &line.split_whitespace().collect::<Vec<_>>());
         assert_eq!((said.code, said.out.as_str()), (2, ""), "{line:?}: {}", said.err);
         assert!(said.err.lines().count() == 1 && said.err.contains("kind --help"), "{line:?}: {}", said.err);
     }
 }
 
+/// What the init has written about its state; in `failed` the reason.
+fn state(root: &TempDir, has_cluster: bool, docker: bool, kubernetes: bool, failed: Option<&str>) {
+    let failed = failed.map_or("null".to_string(), |why| format!("{why:?}"));
+    let timeline = r#"[{"milestone": "store", "seconds": 0.01}, {"milestone": "docker-ready", "seconds": 1.25}]"#;
+    let text = format!(
+        r#"{{"hasCluster": {has_cluster}, "dockerReady": {docker}, "kubernetesReady": {kubernetes}, "controlPlane": null,
+            "failed": {failed}, "waiting": ["the DNS: no answer yet"], "timeline": {timeline}}}"#
+    );
+    root.write("var/kind/status.json", &text);
+}
+
 #[test]
 fn a_closed_pipe_is_not_an_error() {
     let root = TempDir::new();
+    state(&root, false, true, false, None);
     for word in ["--help", "--version", "status"] {
         let said = said(Command::new(KIND).arg(word).env("KIND_ROOT", root.path()).stdout(closed_pipe()).output().unwrap());
         assert_eq!((said.code, said.err.as_str()), (0, ""), "{word}");
@@ -92,16 +104,31 @@ fn a_closed_pipe_is_not_an_error() {
 #[test]
 fn status_shows_states_failure_and_timeline() {
     let root = TempDir::new();
-    let fresh = kind(&root, &["status"]);
-    assert_eq!((fresh.code, fresh.out.as_str()), (0, "docker-ready      no\nkubernetes-ready  no\n"));
-    root.write("var/kind/docker-ready", "ready\n");
-    root.write("var/kind/timeline", "0.010 store\n1.250 docker-ready\n");
-    root.write("var/kind/failed", "etcd has lost its data\n");
+    for arguments in [&["status"][..], &["status", "--output", "json"], &["logs"]] {
+        let said = kind(&root, arguments);
+        assert_eq!((said.code, said.out.as_str()), (1, ""), "{arguments:?}");
+        assert!(said.err.contains("kind does not run in this container"), "{arguments:?}: {}", said.err);
+    }
+    std::fs::create_dir_all(root.join("var/kind")).unwrap();
+    let said = kind(&root, &["status"]);
+    assert!(said.code == 1 && said.err.contains("kind could not write") && said.err.contains("docker logs"), "{}", said.err);
+    state(&root, true, true, false, Some("etcd has lost its data"));
     let said = kind(&root, &["status"]);
     assert_eq!(said.code, 0);
-    for line in ["docker-ready      yes", "kubernetes-ready  no", "failed            etcd has lost its data", "  1.250  docker-ready"] {
+    let lines = [
+        "docker-ready      yes",
+        "kubernetes-ready  no",
+        "failed            etcd has lost its data",
+        "  the DNS: no answer yet",
+        "  1.250  docker-ready",
+    ];
+    for line in lines {
         assert!(said.out.lines().any(|said| said == line), "{line:?} is not in\n{}", said.out);
     }
+    assert_eq!(kind(&root, &["status", "--output", "json"]).out, root.read("var/kind/status.json"));
+    root.write("var/kind/status.json", "{}");
+    let said = kind(&root, &["status"]);
+    assert!(said.code == 1 && said.err.contains("status.json is not what this version"), "{}", said.err);
 }
 
 #[test]
@@ -124,6 +151,34 @@ fn healthcheck_with_a_cluster_depends_on_kubernetes() {
     assert_eq!(health(), 1, "Docker alone is not enough");
     root.write("var/kind/kubernetes-ready", "ready\n");
     assert_eq!(health(), 0);
+}
+
+#[test]
+fn healthcheck_looks_at_what_is_named() {
+    let root = TempDir::new();
+    let health = |service| kind(&root, &["healthcheck", service]);
+    let codes = || ["docker", "kubernetes"].map(|service| health(service).code);
+    root.write("kind/cluster.json", "{}");
+    assert_eq!(codes(), [1, 1], "nothing is ready yet");
+    root.write("var/kind/docker-ready", "ready\n");
+    assert_eq!(codes(), [0, 1]);
+    root.write("var/kind/failed", "kubelet has died\n");
+    assert_eq!(codes(), [0, 1], "Docker goes on without the cluster");
+    std::fs::remove_file(root.join("var/kind/failed")).unwrap();
+    root.write("var/kind/kubernetes-ready", "ready\n");
+    assert_eq!(codes(), [0, 0]);
+    let said = health("docker");
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""), "an engine keeps what a health check says");
+}
+
+#[test]
+fn a_health_of_kubernetes_without_a_cluster_is_an_error_that_says_so() {
+    let root = TempDir::new();
+    root.write("var/kind/docker-ready", "ready\n");
+    let said = kind(&root, &["healthcheck", "kubernetes"]);
+    assert_eq!((said.code, said.out.as_str(), said.err.lines().count()), (1, "", 1), "{}", said.err);
+    assert!(said.err.contains("no cluster is baked into this image") && said.err.contains("kind healthcheck docker"), "{}", said.err);
+    assert_eq!(kind(&root, &["healthcheck", "docker"]).code, 0);
 }
 
 #[test]

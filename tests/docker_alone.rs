@@ -7,7 +7,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::dockerd::{Dockerd, Fault};
 use common::node::{Container, Running, FILES_PORT};
@@ -261,6 +261,12 @@ fn an_image_without_dockerd_is_one_clear_error() {
     assert!(errors.len() == 1 && errors[0].contains("neither a cluster nor dockerd"), "{errors:?}");
 }
 
+/// It ends with status 0, and nothing had to be killed for it, whatever that takes on a busy machine.
+fn ends_by_itself(kind: &mut Running) {
+    assert_eq!(kind.wait(LIMIT), 0);
+    assert!(!kind.stderr().contains("killing"), "{}", kind.stderr());
+}
+
 #[test]
 fn sigterm_and_sigint_end_it_soon_with_status_0() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -269,7 +275,7 @@ fn sigterm_and_sigint_end_it_soon_with_status_0() {
         let mut kind = container.start(&["run"]);
         container.wait_for_status("docker-ready", 200);
         kind.signal(signal);
-        assert_eq!(kind.wait(Duration::from_secs(3)), 0);
+        ends_by_itself(&mut kind);
         assert_eq!(dockerd.notes("signal"), ["SIGTERM"], "after {signal}");
         assert!(!container.root.join("var/kind/docker-ready").exists());
         assert_eq!(container.get_now("docker-ready"), None, "the file server is gone");
@@ -284,7 +290,7 @@ fn sigterm_while_the_daemon_is_still_starting_ends_it_too() {
     let mut kind = container.start(&["run"]);
     dockerd.wait_for_note("ping");
     kind.signal(Signal::SIGTERM);
-    assert_eq!(kind.wait(Duration::from_secs(3)), 0);
+    ends_by_itself(&mut kind);
     assert_eq!(dockerd.notes("signal"), ["SIGTERM"]);
 }
 
@@ -295,7 +301,7 @@ fn sigterm_in_the_pause_between_two_starts_ends_it_too() {
     let mut kind = container.start(&["run"]);
     kind.wait_for_line("starting it again in 0.8 s");
     kind.signal(Signal::SIGTERM);
-    assert_eq!(kind.wait(Duration::from_secs(3)), 0);
+    ends_by_itself(&mut kind);
 }
 
 #[test]
@@ -319,10 +325,11 @@ fn a_second_sigterm_makes_it_hurry() {
     container.wait_for_status("docker-ready", 200);
     kind.signal(Signal::SIGTERM);
     dockerd.wait_for_note("signal");
-    let asked = Instant::now();
     kind.signal(Signal::SIGTERM);
     assert_eq!(kind.wait(LIMIT), 0);
-    assert!(asked.elapsed() < Duration::from_secs(2), "it took {:.1} s after it was asked again", asked.elapsed().as_secs_f32());
+    // Without the second one it would have waited for 2 s.
+    let said = kind.stderr();
+    assert!(said.contains("second request: killing everything now") && !said.contains("still running after 2.0 s"), "{said}");
 }
 
 #[test]

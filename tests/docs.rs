@@ -8,7 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 /// Names that the documentation uses as examples, or that belong to wait-for-kind.sh or to kubernetes-sigs/kind.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 12] = [
+    "KIND_BENCH_BEFORE",
+    "KIND_BENCH_ENGINE",
+    "KIND_BENCH_PULLS",
     "KIND_CI_BUNDLE",
     "KIND_IMAGE",
     "KIND_BUNDLE",

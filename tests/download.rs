@@ -55,7 +55,8 @@ fn build(machine: &Machine, server: &Server, settings: &[(&str, &str)]) -> Build
         ("KUBERNETES_VERSION", VERSION),
         ("CNI_URL", &cni),
         ("CNI_VERSION", "v9.9.9"),
-        ("KIND_STALL", "1"),
+        // Seconds without a byte, which a busy machine must not reach by itself.
+        ("KIND_STALL", "3"),
     ];
     machine.build(&["an-image"], &[&ours, settings].concat())
 }

@@ -90,6 +90,27 @@ fn a_docker_that_will_not_do_is_refused_with_the_reason() {
 }
 
 #[test]
+fn an_engine_that_can_write_a_start_interval_into_the_image_is_asked_to() {
+    let added = |version: &str| {
+        let machine = TempDir::new();
+        let answers = format!("version) echo 'amd64 linux {version} Engine,' ;; info) echo '[]' ;;");
+        machine.script("docker", &format!("case $1 in --version) ;; {answers} esac"));
+        let script = "here=. work=$1; . scripts/engine.sh; PATH=$1:$PATH; find_engine; check_engine; echo \"${commit_options[*]}\"";
+        let output = Command::new("bash").args(["-euc", script, "bash"]).arg(machine.path()).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{version}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_string()
+    };
+    let dockerfile = std::fs::read_to_string("Dockerfile").unwrap();
+    let written = dockerfile.lines().find_map(|line| line.strip_prefix("HEALTHCHECK ")).unwrap();
+    for version in ["25.0.0", "28.5.2+dfsg4", "29.0.0-rc.1"] {
+        assert_eq!(added(version), format!("--change HEALTHCHECK --start-interval=1s {written}"));
+    }
+    for version in ["20.10.24+dfsg1", "24.0.9", "library-import"] {
+        assert_eq!(added(version), "", "{version}");
+    }
+}
+
+#[test]
 fn a_podman_that_will_not_do_is_refused_with_the_reason() {
     let answers = |version: &str, info: &str| format!("--version) echo podman version {version} ;; info) echo '{info}' ;;");
     for version in ["4.3.1", "5.4.2", "6.0.0-dev"] {

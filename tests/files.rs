@@ -15,6 +15,7 @@ use common::node::{Container, Running, FILES_PORT};
 use common::{parse_answer, raw, request, TempDir, LIMIT};
 use nix::sys::stat::Mode;
 
+const BROWSER_PORT: u16 = 10081;
 const SECRET: &str = "not for everybody";
 
 /// A file server with a `docker-ready`, and a secret beside, below and above what it may serve.
@@ -39,8 +40,7 @@ fn lay_secrets(root: &TempDir) {
 }
 
 /// Targets that must not give anything away; each is sent as it is, not tidied by a client.
-const TARGETS: [&str; 24] = [
-    "/",
+const TARGETS: [&str; 23] = [
     "/secret",
     "/failed",
     "/ca.crt",
@@ -273,6 +273,115 @@ fn the_kubeconfig_names_the_host_that_was_asked_for() {
         let (status, text) = config(host);
         assert!(status == 400 && !text.contains("server:"), "{host}: {status} {text}");
     }
+}
+
+#[test]
+fn the_kubeconfig_has_the_name_that_was_asked_for() {
+    let Some((container, _kind)) = serving() else { return };
+    container.root.write("var/kind/config", "contexts:\n- name: kind\n");
+    assert_eq!(container.get("config?name=staging"), (200, "contexts:\n- name: \"staging\"\n".into()));
+    let (status, text) = container.get("config?name=a%20b");
+    assert!(status == 400 && text.contains("name is 1 to 63"), "{status} {text}");
+}
+
+/// DNS rebinding: a page of evil.example, whose name resolves to this container once the page is there, asks under that name.
+#[test]
+fn a_strangers_page_learns_nothing_where_browsers_connect() {
+    let Some((container, mut kind)) = serving() else { return };
+    container.root.write("var/kind/client.key", SECRET);
+    let ask = |port, target: &str, host: &str| {
+        parse_answer(&raw(port, &format!("GET {target} HTTP/1.1\r\n{host}Connection: close\r\n\r\n")).unwrap())
+    };
+    for target in ["/client.key", "/config", "/docker-ready?wait=1", "/logs.tar.gz", "/", "/nothing"] {
+        for host in ["Host: evil.example:10081\r\n", "host:evil.example\r\n", "Host: localhost\r\nHost: evil.example\r\n"] {
+            let (status, text) = ask(BROWSER_PORT, target, host);
+            assert!(status == 403 && text.contains("evil.example") && !text.contains(SECRET), "{target} {host}: {status} {text}");
+        }
+    }
+    // A reset, as the page would have it after it has read that it needs a header.
+    let reset = "POST /reset HTTP/1.1\r\nHost: evil.example\r\nX-Kind: reset\r\nConnection: close\r\n\r\n";
+    assert_eq!(parse_answer(&raw(BROWSER_PORT, reset).unwrap()).0, 403);
+    // Who asks for this container gets an answer, and so does everybody where no browser connects.
+    for host in ["Host: localhost:10081\r\n", "Host: 127.0.0.1\r\n", "Host: my-kind:10081\r\n", ""] {
+        assert_eq!(ask(BROWSER_PORT, "/client.key", host), (200, SECRET.into()), "{host}");
+    }
+    assert_eq!(ask(FILES_PORT, "/client.key", "Host: evil.example\r\n"), (200, SECRET.into()));
+    assert!(kind.still_runs());
+}
+
+#[test]
+fn a_browser_gets_a_page_and_everybody_else_text() {
+    let Some((_container, _kind)) = serving() else { return };
+    for port in [FILES_PORT, BROWSER_PORT] {
+        let ask = |method: &str, accept: &str| {
+            let answer = raw(port, &format!("{method} / HTTP/1.1\r\nHost: localhost\r\n{accept}Connection: close\r\n\r\n")).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\r\nVary: Accept\r\n"), "{answer}");
+            answer.split_once("\r\n\r\n").map(|(head, body)| (head.to_string(), body.to_string())).unwrap()
+        };
+        for accept in ["", "Accept: */*\r\n", "Accept: application/json\r\n"] {
+            let (head, body) = ask("GET", accept);
+            assert!(head.contains("Content-Type: text/plain"), "{accept}: {head}");
+            assert!(body.starts_with("docker-ready ") && body.contains(" /config ") && !body.contains('<'), "{accept}: {body}");
+        }
+        let browser = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n";
+        let (head, body) = ask("GET", browser);
+        assert!(head.contains("Content-Type: text/html; charset=utf-8") && body.starts_with("<!doctype html>"), "{head}\n{body}");
+        let policy = head.lines().find_map(|line| line.strip_prefix("Content-Security-Policy: ")).unwrap();
+        for directive in [
+            "default-src 'none'".to_string(),
+            "connect-src 'self'".into(),
+            "frame-ancestors 'none'".into(),
+            format!("style-src '{}'", hash_of(&body, "style")),
+            format!("script-src '{}'", hash_of(&body, "script")),
+        ] {
+            assert!(policy.split("; ").any(|have| have == directive), "{directive} is not in {policy}");
+        }
+        assert_eq!(ask("HEAD", browser).1, "");
+    }
+}
+
+/// What a policy names the text of an element by, from another program than kind.
+fn hash_of(page: &str, element: &str) -> String {
+    let text = page.split(&format!("<{element}>")).nth(1).and_then(|rest| rest.split(&format!("</{element}>")).next()).unwrap();
+    let root = TempDir::new();
+    let hash = format!("openssl dgst -sha256 -binary {} | openssl base64", root.write("text", text).display());
+    let output = std::process::Command::new("sh").args(["-c", &hash]).output().unwrap();
+    format!("sha256-{}", String::from_utf8(output.stdout).unwrap().trim())
+}
+
+#[test]
+fn no_page_but_kinds_own_may_ask_for_a_reset() {
+    let Some((_container, _kind)) = serving() else { return };
+    // 409: it may, but here is no cluster.
+    for (port, host, origin, status) in [
+        (BROWSER_PORT, "localhost:10081", "Origin: http://localhost:10081\r\n", 409),
+        (BROWSER_PORT, "localhost:10081", "", 409),
+        (BROWSER_PORT, "localhost:10081", "Origin: http://evil.example\r\n", 403),
+        (BROWSER_PORT, "localhost:10081", "Origin: http://localhost:8080\r\n", 403),
+        (BROWSER_PORT, "evil.example:10081", "Origin: http://evil.example:10081\r\n", 403),
+        // Where no browser connects, unless it is published as another port.
+        (FILES_PORT, "evil.example:18080", "Origin: http://evil.example:18080\r\n", 403),
+        (FILES_PORT, "localhost:18080", "Origin: http://localhost:18080\r\n", 409),
+        (FILES_PORT, "evil.example", "", 409),
+    ] {
+        let request = format!("POST /reset HTTP/1.1\r\nHost: {host}\r\nX-Kind: reset\r\n{origin}Connection: close\r\n\r\n");
+        let (answered, text) = parse_answer(&raw(port, &request).unwrap());
+        assert_eq!(answered, status, "{port} {host} {origin}: {text}");
+    }
+}
+
+/// It is an addition that a job may not even know of; what a job asked for is not.
+#[test]
+fn a_taken_browsers_port_is_a_warning_unless_it_was_asked_for() {
+    let Some(mut container) = Container::new() else { return };
+    let _taken = TcpListener::bind(("127.0.0.1", BROWSER_PORT)).unwrap();
+    let kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 404);
+    kind.wait_for_line("the file server cannot listen on [::]:10081");
+    drop(kind);
+    container.set("KIND_LISTEN", "127.0.0.1:10080,127.0.0.1:10081");
+    let mut kind = container.start(&["run"]);
+    assert_eq!(kind.wait(LIMIT), 1, "{}", kind.stderr());
 }
 
 /// Whoever shares the network namespace, such as a pod with `hostNetwork`, would get past the limits for clients.

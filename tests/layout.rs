@@ -6,12 +6,13 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 24] = [
     "error",
     "threads",
     "files",
     "sys",
     "listen",
+    "subnet",
     "logger",
     "config",
     "readiness",
@@ -22,10 +23,13 @@ const ORDER: [&str; 20] = [
     "versions",
     "cluster",
     "restore",
+    "save",
     "boot",
     "bake",
     "status",
-    "reset",
+    "logs",
+    "namesake",
+    "ask",
     "cli",
 ];
 

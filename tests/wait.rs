@@ -159,7 +159,7 @@ fn it_ends_in_time_beside_a_server_that_holds_requests() {
         server.hold();
         let began = Instant::now();
         let (code, said) = Job::new(tools, client).run(&["--timeout", "4"], &settings(&address));
-        assert!(code == 1 && said.contains("no kubernetes-ready after 4 s. Done so far"), "{tools} {client}: {said}");
+        assert!(code == 3 && said.contains("no kubernetes-ready after 4 s. Done so far"), "{tools} {client}: {said}");
         assert!(began.elapsed() < Duration::from_secs(4) + LIMIT / 2, "{tools} {client}: {:?}", began.elapsed());
     }
 }
@@ -180,7 +180,7 @@ fn it_ends_in_time_where_packets_are_dropped() {
     for (tools, client) in KINDS {
         let began = Instant::now();
         let (code, said) = Job::new(tools, client).run(&["--timeout", "6"], &[("KIND_HOST", "10.9.0.2")]);
-        assert_eq!(code, 1, "{tools} {client}: {said}");
+        assert_eq!(code, 4, "{tools} {client}: {said}");
         assert!(said.contains("nothing answers at http://10.9.0.2:10080 after 6 s"), "{tools} {client}: {said}");
         assert!(began.elapsed() < Duration::from_secs(6) + LIMIT / 2, "{tools} {client}: {:?}", began.elapsed());
     }
@@ -199,7 +199,7 @@ fn what_a_link_or_a_service_has_set_is_ignored() {
         // The host of a Service named kind, and one that listens where kind does.
         let linked = [("KIND_PORT", "tcp://10.0.0.1:2375"), ("KIND_API_PORT", "tcp://10.0.0.1:8443"), ("KIND_HOST", &address[0])];
         let (code, said) = job.run(&["docker", "--timeout", "0"], &linked);
-        assert_eq!(code, 1, "{said}");
+        assert_eq!(code, 4, "{said}");
         for text in ["KIND_PORT=tcp://10.0.0.1:2375 comes from", "KIND_API_PORT=tcp://10.0.0.1:8443 comes from", "http://127.0.0.1:10080"] {
             assert!(said.contains(text), "{tools} {client}: {said}");
         }
@@ -216,7 +216,7 @@ fn an_ipv6_address_is_written_as_urls_have_it() {
         (("DOCKER_HOST", "tcp://[::2]"), "http://[::2]:10080"),
     ] {
         let (code, said) = job.run(&["--timeout", "0"], &[setting]);
-        assert!(code == 1 && said.contains(url), "{setting:?}: {said}");
+        assert!(code == 4 && said.contains(url), "{setting:?}: {said}");
     }
 }
 
@@ -238,7 +238,7 @@ fn when_the_time_is_over_it_says_what_was_reached() {
     server.publish("/waiting", b"kube-system/etcd-kind: not there\n");
     let job = Job::new("busybox", "wget");
     let (code, said) = job.run(&["--timeout", "0"], &settings(&address));
-    assert_eq!(code, 1, "{said}");
+    assert_eq!(code, 3, "{said}");
     assert!(
         said.contains("no kubernetes-ready after 0 s") && said.contains("0.105 containerd") && said.contains("etcd-kind: not there"),
         "{said}"
@@ -247,12 +247,22 @@ fn when_the_time_is_over_it_says_what_was_reached() {
     assert_eq!(code, 0, "what is there needs no time: {said}");
 }
 
+/// As where kind is asked on port 10081 under a name that is not its own.
+#[test]
+fn where_something_else_answers_it_does_not_say_that_nobody_does() {
+    for (tools, client) in KINDS {
+        let (_server, address) = kind(&[]);
+        let (code, said) = Job::new(tools, client).run(&["--timeout", "1"], &settings(&address));
+        assert!(code == 4 && said.contains("answers, but not as kind does for 127.0.0.1"), "{tools} {client}: {code} {said}");
+    }
+}
+
 #[test]
 fn where_nobody_answers_it_says_where_it_looked() {
     for (tools, client) in KINDS {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         let (code, said) = Job::new(tools, client).run(&[], &[("KIND_PORT", &port), ("KIND_TIMEOUT", "1")]);
-        assert_eq!(code, 1, "{tools} {client}: {said}");
+        assert_eq!(code, 4, "{tools} {client}: {said}");
         assert!(said.contains(&format!("nothing answers at http://localhost:{port} after 1 s")), "{tools} {client}: {said}");
     }
 }
@@ -264,7 +274,7 @@ fn the_host_of_docker_is_the_default() {
     let (code, said) = job.run(&["docker", "--timeout", "0"], &[("DOCKER_HOST", "tcp://127.0.0.1:2375"), ("KIND_PORT", &address[1])]);
     assert_eq!(code, 0, "{said}");
     let (code, said) = job.run(&["docker", "--timeout", "0"], &[("DOCKER_HOST", "tcp://127.0.0.2"), ("KIND_PORT", "9")]);
-    assert_eq!(code, 1);
+    assert_eq!(code, 4);
     assert!(said.contains("http://127.0.0.2:9"), "{said}");
 }
 
@@ -293,6 +303,8 @@ fn the_kubeconfig_is_asked_for_with_the_published_port_and_may_lie_at_the_root()
     for (tools, client) in KINDS {
         let (server, address) = kind(&["kubernetes-ready"]);
         server.publish("/config?port=18443", b"apiVersion: v1\n\nkind: Config\n");
+        server.publish("/config?port=18443&name=staging", b"staging\n");
+        server.publish("/config?name=staging", b"staging on 8443\n");
         let job = Job::new(tools, client);
         let [host, port] = settings(&address);
         // A path without a folder, and one whose folder is the root.
@@ -306,6 +318,46 @@ fn the_kubeconfig_is_asked_for_with_the_published_port_and_may_lie_at_the_root()
             }
             assert_eq!((code, written.ok().as_deref()), (0, Some("apiVersion: v1\n\nkind: Config\n")), "{tools} {client}: {said}");
         }
+        for (more, written) in [(&[("KIND_API_PORT", "18443")][..], "staging\n"), (&[], "staging on 8443\n")] {
+            let (code, said) = job.run(&["--kubeconfig", "config", "--name", "staging"], &[&[host, port], more].concat());
+            assert_eq!((code, job.home.read("config").as_str()), (0, written), "{tools} {client}: {said}");
+        }
+    }
+}
+
+/// With every client, since what comes is no text.
+#[test]
+fn it_writes_the_logs_into_a_directory() {
+    let source = TempDir::new();
+    source.write("kind.log", "it works\n");
+    let archive = Command::new("tar").args(["-C", &source.path().to_string_lossy(), "-czf", "-", "."]).output().unwrap().stdout;
+    for (tools, client) in KINDS {
+        let (server, address) = kind(&["status.json"]);
+        let job = Job::new(tools, client);
+        symlink(if tools == "busybox" { find("busybox") } else { find("rm") }, job.home.join("bin").join("rm")).unwrap();
+        let logs = |settings: &[(&str, &str)]| job.run(&["--logs", "new/logs"], settings);
+        let (code, said) = logs(&[("KIND_PORT", "9"), ("KIND_TIMEOUT", "1")]);
+        assert!(code == 4 && said.contains("nothing answers at http://localhost:9"), "{tools} {client}: {code} {said}");
+        // As while another client has them collected.
+        let (code, said) = logs(&[&settings(&address)[..], &[("KIND_TIMEOUT", "1")]].concat());
+        assert!(code == 3 && said.contains("no logs after 1 s"), "{tools} {client}: {code} {said}");
+        let (_older, older) = kind(&["timeline"]);
+        let (code, said) = logs(&settings(&older));
+        assert!(code == 1 && said.contains("there are no logs at"), "{tools} {client}: {code} {said}");
+
+        server.publish("/logs.tar.gz", &archive);
+        let (code, said) = logs(&settings(&address));
+        assert_eq!((code, said.as_str()), (0, "wait-for-kind: the logs are in new/logs\n"), "{tools} {client}");
+        assert_eq!(std::fs::read(job.home.join("new/logs/logs.tar.gz")).unwrap(), archive, "where there is no tar: {tools} {client}");
+        for tool in ["tar", "gzip"] {
+            symlink(if tools == "busybox" { find("busybox") } else { find(tool) }, job.home.join("bin").join(tool)).unwrap();
+        }
+        let (code, said) = logs(&settings(&address));
+        assert_eq!((code, job.home.read("new/logs/kind.log").as_str()), (0, "it works\n"), "{tools} {client}: {said}");
+        assert!(!job.home.join("new/logs/logs.tar.gz").exists());
+        server.publish("/logs.tar.gz", &archive[..archive.len() - 20]);
+        let (code, said) = logs(&settings(&address));
+        assert!(code == 1 && said.contains("ended too early"), "{tools} {client}: {code} {said}");
     }
 }
 
@@ -329,6 +381,11 @@ fn a_line_that_makes_no_sense_is_refused() {
         (&["--timeout"], "whole number of seconds"),
         (&["--kubeconfig"], "--kubeconfig needs a file"),
         (&["--kubeconfig", ""], "--kubeconfig needs a file"),
+        (&["--kubeconfig", "a", "--name", "a b"], "--name needs a name"),
+        (&["--kubeconfig", "a", "--name", &"a".repeat(64)], "at most 63 characters"),
+        (&["--name", "a"], "--name is for --kubeconfig"),
+        (&["--logs", "a", "--reset"], "--logs does nothing else"),
+        (&["--logs"], "--logs needs a directory"),
     ] {
         let (code, said) = job.run(arguments, &[]);
         assert_eq!(code, 2, "{arguments:?}: {said}");
@@ -340,6 +397,6 @@ fn a_line_that_makes_no_sense_is_refused() {
     assert_eq!(code, 0);
     assert!(said.starts_with("Usage: wait-for-kind.sh"), "{said}");
     let (code, said) = Job::new("busybox", "").run(&[], &[]);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(said.contains("needs curl, wget or bash"), "{said}");
 }

@@ -3,13 +3,13 @@
 //! `bundle.env` (version, architecture), `bin/`, `cni/`, `images/*.tar`, `manifests/*.yaml`, and `criu/*.deb`. build.sh
 //! creates it, and checks it before anything is copied.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::config::CNI_BIN_DIR;
 use crate::daemons::containerd;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
 use crate::supervisor::reaper;
 use crate::versions;
@@ -30,8 +30,7 @@ impl Bundle {
     /// Opens a bundle. build.sh has checked that it is whole and for this machine.
     pub fn open(directory: &Path) -> Result<Bundle> {
         let settings = directory.join("bundle.env");
-        let text =
-            fs::read_to_string(&settings).map_err(|cause| Error::io("read", &settings, cause).advise("Is this directory a bundle?"))?;
+        let text = files::read(&settings).map_err(|error| error.advise("Is this directory a bundle?"))?;
         let bundle = Bundle {
             directory: directory.to_path_buf(),
             version: setting(&text, "KUBERNETES_VERSION", &settings)?,
@@ -74,17 +73,8 @@ impl Bundle {
         self.files("criu", "deb")
     }
 
-    /// The files in a subdirectory, which may be missing, sorted by name.
     fn files(&self, part: &str, extension: &str) -> Result<Vec<PathBuf>> {
-        let directory = self.directory.join(part);
-        if !directory.exists() {
-            return Ok(vec![]);
-        }
-        let entries = fs::read_dir(&directory).map_err(|cause| Error::io("list", &directory, cause))?;
-        let mut files: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|have| have == extension)).collect();
-        files.sort();
-        Ok(files)
+        files::with_extensions(self.directory.join(part), &[extension])
     }
 }
 
@@ -113,6 +103,8 @@ fn setting(text: &str, name: &str, path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ use base64::prelude::{Engine, BASE64_STANDARD};
 use crate::cluster::kubeconfig;
 use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME, PKI_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
 use crate::openssl::{self, Keys, HUNDRED_YEARS};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
@@ -59,7 +60,7 @@ pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
     fs::copy(&ca, file(CA_CERT)).map_err(|cause| Error::io("copy", &ca, cause))?;
     let base64 = |path: &str| fs::read(path).map(|pem| BASE64_STANDARD.encode(pem)).map_err(|cause| Error::io("read", path, cause));
     let config = kubeconfig::render(&base64(&ca)?, &base64(&file(CLIENT_CERT))?, &base64(&file(CLIENT_KEY))?);
-    write_secret(&file(CONFIG), &config)
+    files::replace(file(CONFIG), config, 0o600)
 }
 
 /// Creates a key, unless there is one, and a certificate for it, signed by the cluster's CA.
@@ -87,11 +88,7 @@ pub fn extend_all() -> Result<()> {
             extend(&path, ca)?;
         }
     }
-    let entries = fs::read_dir(KUBERNETES_DIR).map_err(|cause| Error::io("list", KUBERNETES_DIR, cause))?;
-    for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "conf")) {
-        extend_kubeconfig(&path)?;
-    }
-    Ok(())
+    files::with_extensions(KUBERNETES_DIR, &["conf"])?.iter().try_for_each(|path| extend_kubeconfig(path))
 }
 
 /// Every name and address in the API server's certificate: those that we requested, and kubeadm's own.
@@ -108,20 +105,14 @@ fn extend(path: &str, ca: &str) -> Result<()> {
 /// The kubeconfigs of kubelet, scheduler and controller-manager contain their certificates.
 fn extend_kubeconfig(path: &Path) -> Result<()> {
     const FIELD: &str = "client-certificate-data: ";
-    let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
+    let text = files::read(path)?;
     let Some(old) = text.lines().find_map(|line| line.trim_start().strip_prefix(FIELD)) else { return Ok(()) };
     let certificate = format!("{}.crt", path.display());
-    let pem = BASE64_STANDARD.decode(old.trim()).map_err(|cause| Error::new(format!("{} is broken: {cause}", path.display())))?;
-    fs::write(&certificate, pem).map_err(|cause| Error::io("write", &certificate, cause))?;
+    let pem =
+        BASE64_STANDARD.decode(old.trim()).map_err(|cause| Error::new(format!("{} has an invalid {FIELD}{cause}", path.display())))?;
+    files::write(&certificate, pem)?;
     extend(&certificate, "ca")?;
     let new = fs::read(&certificate).map_err(|cause| Error::io("read", &certificate, cause))?;
-    write_secret(&path.to_string_lossy(), &text.replace(old, &BASE64_STANDARD.encode(new)))?;
-    fs::remove_file(&certificate).map_err(|cause| Error::io("remove", &certificate, cause))
-}
-
-fn write_secret(path: &str, text: &str) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|cause| Error::io("write", path, cause))
+    files::replace(path, text.replace(old, &BASE64_STANDARD.encode(new)), 0o600)?;
+    files::remove(certificate)
 }

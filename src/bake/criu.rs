@@ -7,8 +7,8 @@ use std::process::Command;
 use crate::bake::bundle::Bundle;
 use crate::config::{CRIU_DIR, RUN_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::mounts;
-use crate::node::store;
 use crate::restore::criu::{LIBRARIES, LOADER, PROGRAM};
 use crate::restore::machine::Machine;
 use crate::supervisor::reaper;
@@ -49,13 +49,13 @@ fn unpack(packages: &[PathBuf]) -> Result<()> {
         put(path, &target.join(LIBRARIES).join(path.file_name().unwrap_or_default()))?;
     }
     mounts::make_dir(target.join(LICENSES))?;
-    for package in store::read_dir(&root.join("usr/share/doc"))? {
+    for package in files::list(root.join("usr/share/doc"))? {
         let license = package.join("copyright");
         if license.is_file() {
             put(&license, &target.join(LICENSES).join(package.file_name().unwrap_or_default()))?;
         }
     }
-    fs::remove_dir_all(&root).map_err(|cause| Error::io("remove", &root, cause))
+    files::remove_tree(root)
 }
 
 /// Copies a file, or what a symbolic link leads to.
@@ -65,13 +65,13 @@ fn put(from: &Path, to: &Path) -> Result<()> {
 
 /// Debian's directory for an architecture's libraries, such as usr/lib/x86_64-linux-gnu.
 fn library_directory(root: &Path) -> Result<PathBuf> {
-    let found = store::read_dir(&root.join("usr/lib"))?.into_iter().find(|path| path.to_string_lossy().ends_with("-linux-gnu"));
+    let found = files::list(root.join("usr/lib"))?.into_iter().find(|path| path.to_string_lossy().ends_with("-linux-gnu"));
     found.ok_or_else(|| Error::new("the bundle's CRIU packages contain no libraries"))
 }
 
 fn loader_in(libraries: &Path) -> Result<PathBuf> {
     let is_loader = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"));
-    let found = store::read_dir(libraries)?.into_iter().find(is_loader);
+    let found = files::list(libraries)?.into_iter().find(is_loader);
     found.ok_or_else(|| Error::new("the bundle's CRIU packages contain no loader"))
 }
 

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use crate::config::VOLUME_DIR;
 use crate::error::Result;
-use crate::node::{mounts, store};
+use crate::files;
+use crate::node::mounts;
 use crate::supervisor::reaper;
 
 const HOME: &str = "/root";
@@ -24,7 +25,7 @@ pub struct Home(Vec<PathBuf>);
 /// before anything else is mounted below them.
 pub fn set_apart() -> Result<Home> {
     for target in APART {
-        let source = Path::new(VOLUME_DIR).join(DIRECTORY).join(target.trim_start_matches('/'));
+        let source = files::below(&Path::new(VOLUME_DIR).join(DIRECTORY), target);
         mounts::make_dir(&source)?;
         mounts::make_dir(target)?;
         reaper::run(Command::new("cp").arg("-a").arg(format!("{target}/.")).arg(&source))?;
@@ -60,5 +61,5 @@ impl Home {
 }
 
 fn entries() -> Vec<PathBuf> {
-    APART.iter().flat_map(|target| store::read_dir(Path::new(target)).unwrap_or_default()).collect()
+    APART.iter().flat_map(|target| files::list(target).unwrap_or_default()).collect()
 }

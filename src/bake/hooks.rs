@@ -1,8 +1,6 @@
 //! The user's scripts, run in the node while it is baked. build.sh puts them into the container.
 
-use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -10,7 +8,8 @@ use std::time::Instant;
 use crate::bake::home;
 use crate::boot::scripts;
 use crate::config::RUN_DIR;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::mounts;
 use crate::supervisor::reaper;
@@ -32,9 +31,7 @@ impl Hooks {
     pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork, complete: bool) -> Result<Hooks> {
         let directory = Path::new(RUN_DIR).join("bin");
         mounts::make_dir(&directory)?;
-        let docker = directory.join("docker");
-        let made = fs::write(&docker, DOCKER).and_then(|()| fs::set_permissions(&docker, PermissionsExt::from_mode(0o755)));
-        made.map_err(|cause| Error::io("write", &docker, cause))?;
+        files::replace(directory.join("docker"), DOCKER, 0o755)?;
 
         let mut environment = scripts::environment(static_ip, cluster);
         environment.extend(home::environment());
@@ -61,6 +58,7 @@ impl Hooks {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;

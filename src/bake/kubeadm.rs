@@ -1,6 +1,5 @@
 //! Runs kubeadm phase by phase: the result is an ordinary kubeadm cluster, but we start kubelet ourselves.
 
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -8,17 +7,20 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::bake::kubeadm_settings::KubeadmSettings;
-use crate::bake::manifest;
 use crate::cluster::kubectl;
 use crate::config::{ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, RESOLV_CONF, RUN_DIR};
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
+use crate::restore::{API_SERVER, CONTROLLER_MANAGER, ETCD, SCHEDULER};
+use crate::save::manifest;
 use crate::supervisor::reaper;
 use crate::versions::{dialect, Dialect};
 
 const IMAGE_REPOSITORY: &str = "registry.k8s.io";
 const COREDNS: &str = "/coredns";
+const NOT_FOR_LOAD_BALANCERS: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 pub struct Kubeadm {
     version: String,
@@ -48,7 +50,7 @@ impl Kubeadm {
     ) -> Result<Kubeadm> {
         let dialect = dialect(version)?;
         let configuration = Path::new(RUN_DIR).join("kubeadm.yaml");
-        write(&configuration, &settings.merge_into(&render(dialect, version, static_ip, network, names))?)?;
+        files::write(&configuration, settings.merge_into(&render(dialect, version, static_ip, network, names))?)?;
         let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
         let images = reaper::run(Command::new("kubeadm").args(arguments))?;
         Ok(Kubeadm {
@@ -57,6 +59,11 @@ impl Kubeadm {
             images: images.lines().map(|line| line.trim().to_string()).collect(),
             has_bridge: network.has_bridge,
         })
+    }
+
+    /// The full names of the images that the cluster runs from.
+    pub fn images(&self) -> &[String] {
+        &self.images
     }
 
     pub fn pause_image(&self) -> Result<String> {
@@ -93,6 +100,8 @@ impl Kubeadm {
     pub fn set_up_cluster(&self, addons: &Addons) -> Result<()> {
         self.phase(&["upload-config", "all"])?;
         self.phase(&["mark-control-plane"])?;
+        // A load balancer of the user's would not announce the only node that there is.
+        kubectl::run(&["label", "node", NODE_NAME, &format!("{NOT_FOR_LOAD_BALANCERS}-")], kubectl::APPLY_LIMIT)?;
         if addons.proxy {
             self.phase(&["addon", "kube-proxy"])?;
         }
@@ -120,19 +129,19 @@ impl Kubeadm {
 /// Inside the node, kubectl and other clients connect over loopback, for which Go ignores the environment's proxy
 /// (net/http, ProxyFromEnvironment).
 fn use_loopback(path: &Path) -> Result<()> {
-    let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
+    let text = files::read(path)?;
     let server = |line: &str| match line.split_once("server: ") {
         Some((indentation, _)) => format!("{indentation}server: https://127.0.0.1:{API_PORT}\n"),
         None => format!("{line}\n"),
     };
-    write(path, &text.lines().map(server).collect::<String>())
+    files::write(path, text.lines().map(server).collect::<String>())
 }
 
 /// kubeadm enables certificate rotation for kubelet, whatever its configuration says. kubelet would then keep a copy
 /// of the certificate that is valid for a year, and request new ones that nobody approves.
 fn disable_certificate_rotation(path: &Path) -> Result<()> {
-    let text = fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))?;
-    write(path, &text.replace("rotateCertificates: true", "rotateCertificates: false"))
+    let text = files::read(path)?;
+    files::write(path, text.replace("rotateCertificates: true", "rotateCertificates: false"))
 }
 
 /// kubeadm's configuration. Everything but the dialect's few lines is the same in every supported version.
@@ -196,8 +205,9 @@ conntrack:
 
 /// Makes the static pods Ready sooner: they do not wait for leases that the bake left behind, nor for slow probes.
 fn change_static_pods(has_bridge: bool) -> Result<()> {
-    for (name, flags) in STATIC_PODS {
+    for (name, cpu, flags) in STATIC_PODS {
         manifest::edit(name, |pod| {
+            pod.request_cpu(cpu);
             flags.iter().for_each(|(flag, value)| pod.set_flag(flag, value));
             if name == CONTROLLER_MANAGER {
                 pod.mount("hostpath", HOSTPATH_DIR);
@@ -215,19 +225,17 @@ fn change_static_pods(has_bridge: bool) -> Result<()> {
     Ok(())
 }
 
-const CONTROLLER_MANAGER: &str = "kube-controller-manager";
-/// The static pods, and the flags to set in their commands.
-const STATIC_PODS: [(&str, &[(&str, &str)]); 4] = [
+/// Names and values.
+type Flags = &'static [(&'static str, &'static str)];
+/// The static pods, what they request of the CPU, and the flags to set in their commands. kubeadm requests 650m in all, on a node
+/// that is there for the job.
+const STATIC_PODS: [(&str, &str, Flags); 4] = [
     // Every start discards the data, so waiting for the disk has no use.
-    ("etcd", &[("unsafe-no-fsync", "true")]),
-    ("kube-apiserver", &[]),
-    (CONTROLLER_MANAGER, &[("leader-elect", "false"), ("enable-hostpath-provisioner", "true")]),
-    ("kube-scheduler", &[("leader-elect", "false")]),
+    (ETCD, "25m", &[("unsafe-no-fsync", "true")]),
+    (API_SERVER, "50m", &[]),
+    (CONTROLLER_MANAGER, "15m", &[("leader-elect", "false"), ("enable-hostpath-provisioner", "true")]),
+    (SCHEDULER, "10m", &[("leader-elect", "false")]),
 ];
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|cause| Error::io("write", path, cause))
-}
 
 #[cfg(test)]
 mod tests {

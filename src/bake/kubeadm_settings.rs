@@ -1,13 +1,13 @@
 //! The user's own kubeadm configuration (`KIND_KUBEADM`): documents in kubeadm's language, merged into ours. What a start
 //! of the image depends on stays ours, and a warning names it.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Where build.sh puts the file.
 pub const PATH: &str = "/hooks/kubeadm.yaml";
@@ -86,11 +86,7 @@ impl KubeadmSettings {
     /// # Errors
     /// It is not what kubeadm reads, or names files that will not be in the image.
     pub fn read(path: &Path) -> Result<KubeadmSettings> {
-        let settings = match fs::read_to_string(path) {
-            Ok(text) => KubeadmSettings::parse(&text)?,
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => KubeadmSettings::default(),
-            Err(cause) => return Err(Error::io("read", path, cause)),
-        };
+        let settings = KubeadmSettings::parse(&files::read_if_there(path)?.unwrap_or_default())?;
         if !settings.overruled.is_empty() {
             log::warn!(target: "bake", "{VARIABLE}: ignored, because a start of the image depends on it: {}", settings.overruled.join(", "));
         }

@@ -2,27 +2,22 @@
 //!
 //! It reads from top to bottom, like the boot, and shares everything up to the daemons with it.
 
-mod bolt;
 mod bundle;
 mod certificates;
-mod control_plane;
 mod criu;
-mod etcd;
 mod finish;
 mod home;
 mod hooks;
-mod images;
 mod kubeadm;
 mod kubeadm_settings;
-mod manifest;
+mod layers;
 mod network_policy;
 mod node_settings;
-mod pack;
-mod save;
+mod programs;
+mod sbom;
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,21 +26,25 @@ use crate::bake::hooks::Hooks;
 use crate::bake::kubeadm::{Addons, Kubeadm};
 use crate::bake::kubeadm_settings::KubeadmSettings;
 use crate::bake::node_settings::NodeSettings;
+use crate::bake::programs::Running;
 use crate::boot::{self, STOP_ORDER};
 use crate::cluster::api::Api;
-use crate::cluster::{kubectl, load_balancer, postmortem, wait};
+use crate::cluster::{kubectl, load_balancer, postmortem, wait, Cluster};
 use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, KUBERNETES_DIR, LOG_DIR, POD_LOG_DIR};
 use crate::daemons::containerd_config::Form;
 use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::kubelet::KUBELET;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
-use crate::daemons::{containerd, dockerd, image_names, kubelet};
+use crate::daemons::{containerd, dockerd, image_names, kubelet, local_registry};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::cluster_network::{ClusterNetwork, CNI};
-use crate::node::mounts;
+use crate::node::state_dir::StateDir;
+use crate::node::{directories, mounts};
+use crate::save::{self, dump, finish as end, pack};
+use crate::supervisor::stop;
 use crate::supervisor::Init;
-use crate::supervisor::{reaper, stop};
 use crate::versions;
 
 /// Names under which CI systems reach the container, in addition to its static address and `KIND_SANS`.
@@ -68,6 +67,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let settings = KubeadmSettings::read(Path::new(kubeadm_settings::PATH))?;
     let (pods, services) = (settings.cluster_text("/networking/podSubnet"), settings.cluster_text("/networking/serviceSubnet"));
     let cluster_network = ClusterNetwork::new(pods, services, static_ip, get(CNI))?;
+    let keeps_archives = save::keeps_all(get(save::KEEP_ARCHIVES).as_deref())?;
     let network_policy = network_policy::manifest(get(network_policy::VARIABLE).as_deref(), &cluster_network)?;
     let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
@@ -81,6 +81,9 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let pause = kubeadm.pause_image()?;
 
     let containerd = boot::start_containerd(init, form, &pause, &network.iptables)?;
+    // Hooks may build images, and run them as pods.
+    let given = local_registry::start();
+    image_names::keep(init, vec![], given.clone())?;
     let dockerd = init.supervise(dockerd::spec_for_cluster(CommandLine::default(), &init.config, network.clone(), Port::plain()?)?)?;
     if !containerd || !dockerd.wait_until_answers(2 * DAEMON_LIMIT) {
         // The daemon's failure has already been logged, with the end of its log.
@@ -101,7 +104,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
         certificates::create_cas()?;
         kubeadm.write_node()?;
         if saves {
-            save::put_stand_ins()?;
+            programs::put_stand_ins()?;
         }
         certificates::make_ours(static_ip)
     })?;
@@ -130,38 +133,54 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     hooks.run(&[hooks::IMAGES])?;
     hooks.run(hooks::AFTER_CLUSTER)?;
     home.log_what_is_left_out();
-    // Images that lost their name to a newer build would only make the baked image larger.
-    reaper::run(Command::new("docker").args(["image", "prune", "--force"]))?;
+    end::prune_images()?;
     step("every pod Ready after the hooks", || wait::for_everything(init, &api))?;
     if let Some(file) = &wanted.save_images {
         return step("images of the scripts saved", || bundle::save_images_but(&images, file));
     }
     certificates::extend_all()?;
 
-    let names = certificates::names_of_api_server()?;
-    let cluster = finish::describe(&api, &bundle.version, static_ip, &cluster_network, &pause, form, names)?;
-    let running = save::look();
+    let cluster = end::describe(
+        &api,
+        Cluster {
+            bake: String::new(),
+            kubernetes_version: bundle.version.clone(),
+            static_ip,
+            pause_image: pause,
+            containerd_form: form,
+            network: cluster_network,
+            certificate_names: certificates::names_of_api_server()?,
+            dns: None,
+            pods: vec![],
+            containers: BTreeSet::new(),
+        },
+    )?;
+    let (state, running) = (StateDir::baked(), programs::look());
     init.end_cluster();
     step("cluster stopped", || {
         stop_daemon(init, KUBELET);
-        finish::stop_workloads(&api, &cluster)?;
-        finish::stop_control_plane()?;
-        finish::remove_containers()
+        end::stop_workloads(&api, &cluster)?;
+        end::stop_control_plane()?;
+        end::remove_containers()
     })?;
     step("images settled", || {
         // CRI's names are the only ones left on images that hooks have since rebuilt.
-        image_names::tidy()?;
+        image_names::tidy(&given)?;
         stop_daemon(init, DOCKERD);
-        finish::settle_images()
+        end::settle_images(&state)
     })?;
     stop::everything(init, &STOP_ORDER);
-    finish::require_no_processes()?;
-    step("store packed", pack::pack)?;
+    end::require_no_processes()?;
+    step("store packed", || pack::pack(&state, if keeps_archives { &[] } else { kubeadm.images() }))?;
     if saves {
-        save::control_plane(running, static_ip);
+        let starts = running.and_then(|running| running.iter().map(Running::start).collect());
+        dump::control_plane(&state, starts, static_ip);
     }
+    directories::save_seeds(&state)?;
+    layers::set_apart()?;
+    sbom::write(&bundle)?;
     finish::clean_up(init)?;
-    finish::write(&cluster)
+    end::write(&state, &cluster)
 }
 
 fn stop_daemon(init: &Init, name: &str) {
@@ -230,7 +249,7 @@ subjects:
 
 fn apply_text(manifest: &str) -> Result<()> {
     let path = Path::new(crate::config::RUN_DIR).join("manifest.yaml");
-    fs::write(&path, manifest).map_err(|cause| Error::io("write", &path, cause))?;
+    files::write(&path, manifest)?;
     apply(&path)
 }
 

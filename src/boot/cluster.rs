@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::boot::extensions;
+use crate::boot::{extensions, save};
 use crate::cluster::api::Api;
 use crate::cluster::certificates::{self, ApiCertificate};
 use crate::cluster::{monitor, Cluster};
@@ -16,10 +16,12 @@ use crate::config::{CREDENTIALS_DIR, ETCD_DIR, STOP_KUBELET};
 use crate::daemons::cri;
 use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::kubelet::{self, KUBELET};
+use crate::daemons::local_registry::Given;
 use crate::error::{Error, Result};
 use crate::node::iptables::{self, Iptables};
+use crate::node::state_dir::StateDir;
 use crate::node::{capacity, cgroup, cni, directories, network};
-use crate::readiness::Reset;
+use crate::readiness::{Reset, Wish};
 use crate::restore;
 use crate::restore::start::Restore;
 use crate::supervisor::daemon::Daemon;
@@ -36,6 +38,8 @@ pub struct Node {
     pub cluster: Cluster,
     pub iptables: Iptables,
     pub certificate: Arc<ApiCertificate>,
+    /// What pods were given by the node's registry.
+    pub given: Arc<Given>,
 }
 
 impl Node {
@@ -62,27 +66,54 @@ impl Node {
         monitor::start(ours, api, cluster)
     }
 
-    /// Resets the cluster whenever a client asks for it, until the container stops. What goes wrong fails that cluster alone:
-    /// the next reset tries again.
-    pub fn serve_resets(&self, restore: Restore) {
+    /// Resets the cluster, or saves it, whenever a client asks for it, until the container stops. What goes wrong fails that
+    /// cluster alone: the next reset tries again.
+    pub fn serve_wishes(mut self, restore: Restore) -> Result<()> {
         let mut restore = Some(restore);
-        while self.init.readiness.wait_until(|state| state.reset == Reset::Requested) {
+        while let Some(wish) = self.init.readiness.wait_for_wish() {
             let began = Instant::now();
-            let ended = self.end_programs(restore.take());
+            let ended = match wish {
+                Wish::Reset => self.end_programs(restore.take()),
+                Wish::ResetToBaked => self.end_programs(restore.take()).and_then(|()| self.go_back_to_baked()),
+                Wish::Save => self.save(restore.take(), wish),
+                Wish::SaveAndStop => match self.save(restore.take(), wish) {
+                    Ok(()) => save::end(&self.init),
+                    // What an image needs is not there: the container ends, and starts with what it had before.
+                    Err(error) => return Err(error),
+                },
+            };
             let ours = self.init.begin_cluster();
             let begun = ended.and_then(|()| self.begin_again(&ours, &mut restore));
             match begun {
                 Ok(()) => {
                     ours.readiness.wait_until(|state| state.kubernetes_ready() || state.failure.is_some());
                     if ours.readiness.state().kubernetes_ready() {
-                        log::info!(target: "reset", "done after {:.1} s", began.elapsed().as_secs_f64());
+                        log::info!(target: wish.name(), "done after {:.1} s", began.elapsed().as_secs_f64());
                     }
                 }
                 // Only a consequence of the stop.
-                Err(error) if self.init.shutdown.stopping() => log::debug!(target: "reset", "{error}"),
+                Err(error) if self.init.shutdown.stopping() => log::debug!(target: wish.name(), "{error}"),
                 Err(error) => ours.fail(&error),
             }
         }
+        Ok(())
+    }
+
+    /// Saves the cluster, which ends it.
+    fn save(&mut self, restore: Option<Restore>, wish: Wish) -> Result<()> {
+        let described = save::stop_cluster(&self.init, &self.cluster);
+        self.end_programs(restore)?;
+        let cluster = described?;
+        save::save(&self.init, &cluster, &self.given, wish)?;
+        self.cluster = cluster;
+        Ok(())
+    }
+
+    fn go_back_to_baked(&mut self) -> Result<()> {
+        let state = StateDir::current().of_image();
+        let cluster = Cluster::load(&state.cluster_file())?;
+        self.cluster = cluster.ok_or_else(|| Error::new("the image has no cluster of its own"))?;
+        state.make_current()
     }
 
     /// Ends everything that could write to the cluster: kubelet, the control plane, and all pods, without grace.
@@ -96,12 +127,12 @@ impl Node {
         if !kubelet.is_none_or(|kubelet| kubelet.ends_within(STOP_KUBELET)) {
             return Err(Error::new("kubelet does not end, though it was killed"));
         }
-        kill_pods()?;
-        directories::renew(ETCD_DIR)
+        kill_pods()
     }
 
     /// Restores the control plane and brings the cluster up, beside the removal of what pods have left.
     fn begin_again(&self, ours: &Arc<Init>, restore: &mut Option<Restore>) -> Result<()> {
+        directories::renew(ETCD_DIR)?;
         let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
         directories::renew_pods()?;
         let (of_removal, cluster) = (ours.clone(), self.cluster.clone());

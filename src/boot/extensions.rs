@@ -1,7 +1,6 @@
 //! What the user adds to the cluster before `kubernetes-ready`: images in `/kind/images`, manifests in
 //! `/kind/manifests`, then `/kubernetes-ready.sh`, then the scripts in `/kubernetes-ready.d`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::cluster::{kubectl, wait};
 use crate::config::{EXTENSIONS_LIMIT, IMAGES_DIR, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
 use crate::error::{Error, Result};
+use crate::files::{below, with_extensions};
 use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
@@ -51,12 +51,11 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, is_reset: bool)
 
 impl Work {
     fn find(root: &Path) -> Result<Work> {
-        let below = |path: &str| root.join(path.trim_start_matches('/'));
-        let mut scripts: Vec<PathBuf> = Some(below(READY_SCRIPT)).into_iter().filter(|path| path.is_file()).collect();
-        scripts.extend(files(&below(READY_SCRIPTS_DIR), &["sh"])?);
+        let mut scripts: Vec<PathBuf> = Some(below(root, READY_SCRIPT)).into_iter().filter(|path| path.is_file()).collect();
+        scripts.extend(with_extensions(below(root, READY_SCRIPTS_DIR), &["sh"])?);
         Ok(Work {
-            images: files(&below(IMAGES_DIR), &image_archives::EXTENSIONS)?,
-            manifests: files(&below(MANIFESTS_DIR), &["yaml", "yml", "json"])?,
+            images: with_extensions(below(root, IMAGES_DIR), &image_archives::EXTENSIONS)?,
+            manifests: with_extensions(below(root, MANIFESTS_DIR), &["yaml", "yml", "json"])?,
             scripts,
         })
     }
@@ -119,22 +118,6 @@ fn with_plural(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The files with these extensions in a directory that may be missing, sorted by name. Includes symbolic links, as
-/// in a mounted ConfigMap.
-fn files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(cause) => return Err(Error::io("list", directory, cause)),
-    };
-    let wanted = |path: &PathBuf| {
-        path.is_file() && path.extension().and_then(|extension| extension.to_str()).is_some_and(|have| extensions.contains(&have))
-    };
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(wanted).collect();
-    files.sort();
-    Ok(files)
-}
-
 fn apply(path: &Path, limit: Duration) -> Result<()> {
     let said = kubectl::apply(path, limit).map_err(|error| Error::new(format!("{} cannot be applied: {error}", path.display())))?;
     said.lines().for_each(|line| log::info!(target: "manifests", "{line}"));
@@ -168,6 +151,8 @@ fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duratio
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

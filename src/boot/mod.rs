@@ -5,60 +5,44 @@
 mod cluster;
 pub mod extensions;
 mod image_archives;
+mod order;
+mod save;
 pub mod scripts;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::signal::Signal;
-
 use crate::boot::cluster::Node;
+pub use crate::boot::order::STOP_ORDER;
+pub use crate::boot::save::unfit as unfit_to_save;
 use crate::cluster::certificates::ApiCertificate;
 use crate::cluster::{postmortem, Cluster};
-use crate::config::{
-    Config, API_PORT, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR, STOP_CONTAINERD, STOP_CONTAINERS, STOP_DOCKERD, STOP_KUBELET,
-};
-use crate::daemons::containerd::{self, CONTAINERD};
+use crate::config::{Config, API_PORT, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR};
+use crate::daemons::containerd;
 use crate::daemons::containerd_config::Form;
 use crate::daemons::docker_socket;
 use crate::daemons::dockerd::{self, DOCKERD};
 use crate::daemons::earlier_start;
-use crate::daemons::image_names;
-use crate::daemons::kubelet::KUBELET;
 use crate::daemons::port::Port;
 use crate::daemons::settings::CommandLine;
+use crate::daemons::{image_names, local_registry};
 use crate::error::{Error, Result};
 use crate::listen;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::iptables::Iptables;
 use crate::node::network::Network;
 use crate::node::registry::Registries;
+use crate::node::state_dir::StateDir;
 use crate::node::store::{self, Volume};
-use crate::node::{cgroup, cni, directories, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans};
+use crate::node::{cgroup, cni, directories, dns_forwarder, hostpath, iptables, limits, mounts, network, orphans, pull_hosts};
 use crate::readiness::{Failure, State};
 use crate::restore;
 use crate::supervisor::signals::Plan;
-use crate::supervisor::stop::Step;
-use crate::supervisor::{reaper, Init};
-
-/// The stop, in order: kubelet and its pods, dockerd and its containers, containerd.
-pub const STOP_ORDER: [Step; 3] = [
-    Step { daemon: KUBELET, before: None, nudge: None, limit: STOP_KUBELET },
-    Step {
-        daemon: DOCKERD,
-        // Pods have until dockerd and containerd have ended.
-        before: Some(|| reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGTERM)),
-        // dockerd gives each container that ignores SIGTERM 10 s, whatever its settings say. We kill those
-        // containers, so that dockerd itself has time for an orderly exit.
-        nudge: Some((STOP_CONTAINERS, || reaper::signal_all(&cgroup::processes_of_docker(), Signal::SIGKILL))),
-        limit: STOP_DOCKERD,
-    },
-    Step { daemon: CONTAINERD, before: None, nudge: None, limit: STOP_CONTAINERD },
-];
+use crate::supervisor::Init;
 
 /// SIGHUP would kill kubelet; dockerd reloads its configuration on it, and dumps its stacks on SIGUSR1.
-pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, reload: DOCKERD, user_signal: DOCKERD, orphan_ended: orphans::kill };
+pub const SIGNALS: Plan = Plan { stop: &STOP_ORDER, forwards_to: DOCKERD, orphan_ended: orphans::kill };
 
 /// The user's settings for this start besides `Config`. They are read before anything is started, because this
 /// removes passwords and variables for clients from the environment.
@@ -92,9 +76,14 @@ pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
 }
 
 /// Starts Docker and the baked cluster, and resets the cluster when asked to, until the container stops.
-pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, certificate: Arc<ApiCertificate>, settings: Settings) -> Result<()> {
+pub fn with_cluster(
+    init: &Arc<Init>,
+    state: &StateDir,
+    cluster: &Cluster,
+    certificate: Arc<ApiCertificate>,
+    settings: Settings,
+) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
-    init.readiness.update(|state| state.has_cluster = true);
     follow_readiness(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
@@ -102,7 +91,7 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, certificate: Arc<ApiCer
     let Settings { line, registries, ignored } = settings;
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
-    let volume = store::inspect(&cluster.bake)?;
+    let volume = store::inspect(state, &cluster.bake)?;
     let network = prepare_node(&init.config, cluster.static_ip, &cluster.network)?;
     registries.prepare(Path::new("/"), true)?;
     if !ignored.is_empty() {
@@ -117,7 +106,11 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, certificate: Arc<ApiCer
     let certificates = port.make_certificates()?;
     let dockerd = dockerd::spec_for_cluster(line, &init.config, network, port)?;
     match volume {
-        Volume::Fresh => store::make(&cluster.bake)?,
+        Volume::Fresh => {
+            // That of the image can be gone back to.
+            let of_image = Cluster::load(&state.of_image().cluster_file())?.map(|cluster| cluster.bake);
+            store::make(state, &of_image.into_iter().chain([cluster.bake.clone()]).collect::<Vec<_>>())?;
+        }
         Volume::Returned => {
             let removed = earlier_start::remove_pods(cluster.containerd_form, &iptables)?;
             log::info!(target: "store", "{removed} containers of the earlier start's cluster removed");
@@ -128,7 +121,8 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, certificate: Arc<ApiCer
         return Ok(());
     }
     // Before Docker answers, because from then on names can be lost.
-    image_names::keep(init)?;
+    let given = local_registry::start();
+    image_names::keep(init, image_names::baked(), given.clone())?;
     let start_docker = || {
         if let Some(certificates) = certificates {
             certificates.finish()?;
@@ -136,10 +130,9 @@ pub fn with_cluster(init: &Arc<Init>, cluster: &Cluster, certificate: Arc<ApiCer
         }
         init.supervise(dockerd)
     };
-    let node = Node { init: init.clone(), cluster: cluster.clone(), iptables, certificate };
+    let node = Node { init: init.clone(), cluster: cluster.clone(), iptables, certificate, given };
     node.bring_up(&ours, &restore, false, start_docker)?;
-    node.serve_resets(restore);
-    Ok(())
+    node.serve_wishes(restore)
 }
 
 /// The steps before any daemon starts, shared by bake and run.
@@ -157,15 +150,18 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr, cluster: &ClusterNetwo
     cgroup::prepare()?;
     directories::mount_all()?;
     hostpath::watch()?;
+    if let Err(error) = pull_hosts::watch() {
+        log::warn!(target: "registry", "registry certificates that a job adds apply to Docker alone, not to pods: {error}");
+    }
     let mtu = network::mtu(&interface);
     if cluster.has_bridge {
         let subnet = network::pod_subnet(cluster)?;
         cni::write(mtu, subnet)?;
-        iptables::masquerade_pods(&iptables, subnet)?;
+        iptables::prepare_for_pods(&iptables, subnet)?;
     } else {
         cni::forget_addresses()?;
     }
-    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip, cluster)?, iptables })
+    Ok(Network { mtu, dns: dns_forwarder::prepare(static_ip, cluster, &iptables)?, iptables })
 }
 
 /// Returns whether containerd answers. If it does not, the boot fails.

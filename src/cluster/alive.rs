@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::cluster::api::Change;
@@ -161,9 +161,8 @@ impl Alive {
     }
 }
 
-/// A process's descriptor can be read when it has ended.
 fn has_ended(process: &OwnedFd) -> bool {
-    poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    sys::ends_within(process, Duration::ZERO)
 }
 
 impl Watched {

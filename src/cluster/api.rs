@@ -42,7 +42,7 @@ impl Api {
             .client_cert(Some(ClientCert::new_with_certs(&[certificate(CLIENT_CERT)?], key)))
             .build();
         // The proxy in the environment is for pulling images; this server is on our own address.
-        let config = Agent::config_builder().tls_config(tls).proxy(None).http_status_as_error(false);
+        let config = Agent::config_builder().tls_config(tls).proxy(None).http_status_as_error(false).timeout_global(Some(REQUEST_LIMIT));
         let config = config.input_buffer_size(INPUT_BUFFER).output_buffer_size(OUTPUT_BUFFER).build();
         Ok(Api {
             agent: config.into(),
@@ -79,32 +79,34 @@ impl Api {
 
     fn get_from<T: DeserializeOwned>(&self, server: &str, path: &str) -> Result<T> {
         let url = format!("{server}{path}");
-        let request = self.agent.get(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
-        let body = check("GET", &url, request.call(), &[200])?;
+        let body = check("GET", &url, self.agent.get(&url).call(), &[200])?;
         let invalid = |cause| Error::new(format!("the response to GET {url} is not valid: {cause}"));
         serde_json::from_reader(BufReader::new(body.into_reader())).map_err(invalid)
+    }
+
+    /// Asks for something, to the answer's end, of which only the status counts.
+    pub fn ask(&self, path: &str) -> Result<()> {
+        let url = format!("{}{path}", self.base);
+        check("GET", &url, self.agent.get(&url).call(), &[200]).map(drain)
     }
 
     /// Deletes an object. Succeeds if it does not exist.
     pub fn delete(&self, path: &str) -> Result<()> {
         let url = format!("{}{path}", self.base);
-        let answer = self.agent.delete(&url).config().timeout_global(Some(REQUEST_LIMIT)).build().call();
-        check("DELETE", &url, answer, &[200, 202, 404]).map(drain)
+        check("DELETE", &url, self.agent.delete(&url).call(), &[200, 202, 404]).map(drain)
     }
 
     /// Creates an object; one that is there already counts as created.
     pub fn create(&self, path: &str, object: &Value) -> Result<()> {
         let url = format!("{}{path}", self.base);
-        let request = self.agent.post(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
-        let answer = request.content_type("application/json").send(object.to_string());
+        let answer = self.agent.post(&url).content_type("application/json").send(object.to_string());
         check("POST", &url, answer, &[200, 201, 409]).map(drain)
     }
 
     /// Applies a JSON merge patch (RFC 7386) to an object.
     pub fn patch(&self, path: &str, patch: &Value) -> Result<()> {
         let url = format!("{}{path}", self.base);
-        let request = self.agent.patch(&url).config().timeout_global(Some(REQUEST_LIMIT)).build();
-        let answer = request.content_type("application/merge-patch+json").send(patch.to_string());
+        let answer = self.agent.patch(&url).content_type("application/merge-patch+json").send(patch.to_string());
         check("PATCH", &url, answer, &[200, 201]).map(drain)
     }
 
@@ -119,7 +121,8 @@ impl Api {
         report(Change::All(list.items))?;
         // Without bookmarks, which would wake us every minute.
         let url = format!("{}{path}?watch=1&resourceVersion={version}", self.base);
-        let body = check("GET", &url, self.agent.get(&url).call(), &[200])?;
+        let watch = self.agent.get(&url).config().timeout_global(None).build();
+        let body = check("GET", &url, watch.call(), &[200])?;
         for line in BufReader::new(body.into_reader()).lines() {
             let line = line.map_err(|cause| Error::new(format!("the watch {url} broke: {cause}")))?;
             report(parse_event(&line).ok_or_else(|| Error::new(format!("the API server ended the watch {url}: {line}")))?)?;
@@ -217,6 +220,32 @@ mod tests {
         assert_eq!(paths, ["/pods", "/pods?watch=1&resourceVersion=7"]);
         assert_eq!(reported, ["all: a b", "put: c", "put: a", "deleted: b"]);
         ended.unwrap();
+    }
+
+    #[test]
+    fn a_watch_has_no_time_limit() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", server.local_addr().unwrap());
+        let agent = Agent::config_builder().timeout_global(Some(LIMIT)).build().into();
+        let api = Api { agent, kubelet: base.clone(), base };
+        let serve = std::thread::spawn(move || {
+            for (pause, text) in [(Duration::ZERO, LIST), (LIMIT + Duration::from_millis(500), EVENTS)] {
+                let mut client = BufReader::new(server.accept().unwrap().0);
+                client.by_ref().lines().find(|line| line.as_ref().is_ok_and(String::is_empty)).unwrap().unwrap();
+                write!(client.get_mut(), "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", text.len()).unwrap();
+                std::thread::sleep(pause);
+                write!(client.get_mut(), "{text}").unwrap();
+            }
+        });
+        let mut changes = 0;
+        let followed = api.follow("/pods", |_: Change<Pod>| {
+            changes += 1;
+            Ok(())
+        });
+        serve.join().unwrap();
+        followed.unwrap();
+        assert_eq!(changes, 4);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::{handshake, Cluster};
 use crate::config::{CREDENTIALS_DIR, PKI_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::names;
 use crate::openssl::{self, Certificate, HUNDRED_YEARS};
 use crate::readiness::files::CA_CERT;
@@ -209,7 +210,7 @@ impl Known {
     fn add_served(&mut self, names: &Names) {
         let new: Vec<&str> = names.difference(&self.served).map(String::as_str).collect();
         let more = if new.len() > LOGGED_NAMES { ", ..." } else { "" };
-        log::info!(target: "cluster", "the API server's certificate holds {}{more}", new[..new.len().min(LOGGED_NAMES)].join(", "));
+        log::info!(target: "cluster", "the API server's certificate is now valid for {}{more}", new[..new.len().min(LOGGED_NAMES)].join(", "));
         self.served.extend(names.iter().cloned());
     }
 }
@@ -243,7 +244,7 @@ impl Files {
 
     fn keep_asked(&self, names: &Names) -> Result<()> {
         let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
-        fs::write(self.path(ASKED), lines).map_err(|cause| Error::io("write", self.path(ASKED), cause))
+        files::write(self.path(ASKED), lines)
     }
 
     /// Replaces the certificate with one for these names.

@@ -2,7 +2,6 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{json, Value};
 
@@ -27,8 +26,7 @@ pub struct Report<'a> {
 
 /// Creates the Event, unless it was already created, possibly by an earlier start.
 pub fn create(api: &Api, report: &Report) -> Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    api.create(&format!("/api/v1/namespaces/{}/events", report.metadata.namespace), &report.event(now))
+    api.create(&format!("/api/v1/namespaces/{}/events", report.metadata.namespace), &report.event(sys::now()))
 }
 
 impl Report<'_> {

@@ -1,8 +1,7 @@
 //! The kubeconfig for a client: its server is the address that the client itself used.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use crate::node::names;
+use crate::readiness::target::Asked;
 
 /// The server in the file on disk.
 const LOCAL_SERVER: &str = "    server: https://localhost:8443\n";
@@ -33,35 +32,16 @@ users:
     )
 }
 
-/// The file with the server from `host`, a Host header, and the port on which it is published.
+/// The file with the server from the Host header and the port, and with the name.
 ///
-/// If the API server shows no certificate for that name (`is_served`), the file has clients check it for `localhost`.
+/// If the API server shows no certificate for that host (`is_served`), the file has clients check it for `localhost`.
 /// `None` if the header is not a host name or address.
-pub fn as_asked_for(file: &str, host: Option<&str>, port: u16, is_served: impl FnOnce(&str) -> bool) -> Option<String> {
-    let host = host.unwrap_or("localhost");
-    let name = host_name(host)?;
-    let check = if is_served(name.trim_matches(['[', ']'])) { "" } else { "    tls-server-name: localhost\n" };
-    Some(file.replace(LOCAL_SERVER, &format!("    server: https://{name}:{port}\n{check}")))
-}
-
-/// The host in a Host header, without the port; IPv6 addresses keep their brackets.
-fn host_name(header: &str) -> Option<&str> {
-    if header.starts_with('[') {
-        let end = header.find(']')?;
-        let (name, port) = header.split_at(end + 1);
-        name[1..end].parse::<Ipv6Addr>().ok()?;
-        return (port.is_empty() || is_port(port.strip_prefix(':')?)).then_some(name);
-    }
-    let (name, port) = match header.split_once(':') {
-        Some((name, port)) => (name, Some(port)),
-        None => (header, None),
-    };
-    let valid = name.parse::<IpAddr>().is_ok() || names::is_host_name(name);
-    (valid && port.is_none_or(is_port)).then_some(name)
-}
-
-fn is_port(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+pub fn as_asked_for(file: &str, asked: &Asked, is_served: impl FnOnce(&str) -> bool) -> Option<String> {
+    let host = names::in_host_header(asked.host.unwrap_or("localhost"))?;
+    let check = if is_served(host.trim_matches(['[', ']'])) { "" } else { "    tls-server-name: localhost\n" };
+    let file = file.replace(LOCAL_SERVER, &format!("    server: https://{host}:{}\n{check}", asked.port));
+    // In quotes: YAML takes 1 for a number and no for a boolean.
+    Some(asked.name.map_or(file.clone(), |name| file.replace(": kind\n", &format!(": \"{name}\"\n"))))
 }
 
 #[cfg(test)]
@@ -69,36 +49,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_header_gives_its_name_or_nothing() {
-        for (header, name) in [
-            ("localhost:10080", Some("localhost")),
-            ("docker", Some("docker")),
-            ("my-kind.ci.example:80", Some("my-kind.ci.example")),
-            ("group__project", Some("group__project")),
-            ("172.17.0.2:10080", Some("172.17.0.2")),
-            ("[::1]:10080", Some("[::1]")),
-            ("[fd00::2]", Some("[fd00::2]")),
-            ("", None),
-            (":10080", None),
-            ("a b", None),
-            ("a\nserver: https://evil", None),
-            ("host:port", None),
-            ("host:99999", None),
-            ("user@host", None),
-            ("-x", None),
-            ("[::1", None),
-            ("[x]:1", None),
-            ("[::1]x", None),
-        ] {
-            assert_eq!(host_name(header), name, "{header:?}");
-        }
-    }
-
-    #[test]
     fn a_name_outside_the_certificate_is_checked_as_localhost() {
         let file = render("Q0E=", "Q0VSVA==", "S0VZ");
         let is_served = |name: &str| ["localhost", "KIND", "::1"].contains(&name);
-        let as_asked_for = |file: &str, host| super::as_asked_for(file, host, 8443, is_served);
+        let as_asked_for = |file: &str, host| super::as_asked_for(file, &Asked { host, port: 8443, name: None }, is_served);
         assert_eq!(as_asked_for(&file, None).unwrap(), file);
         assert_eq!(as_asked_for(&file, Some("localhost:10080")).unwrap(), file);
         let known = as_asked_for(&file, Some("KIND:10080")).unwrap();
@@ -113,7 +67,31 @@ mod tests {
     fn the_port_is_the_published_one() {
         let file = render("Q0E=", "Q0VSVA==", "S0VZ");
         for host in [None, Some("localhost:20080")] {
-            assert!(as_asked_for(&file, host, 18443, |_| true).unwrap().contains("server: https://localhost:18443\n    cert"));
+            let asked = Asked { host, port: 18443, name: None };
+            assert!(as_asked_for(&file, &asked, |_| true).unwrap().contains("server: https://localhost:18443\n    cert"));
+        }
+    }
+
+    #[test]
+    fn cluster_user_and_context_have_the_name_that_was_asked_for() {
+        let asked = |name| as_asked_for(&render("Q0E=", "Q0VSVA==", "S0VZ"), &Asked { host: None, port: 8443, name }, |_| true).unwrap();
+        let parse = |text: &str| yaml_serde::from_str::<serde_json::Value>(text).unwrap();
+        for (name, expected) in [(None, "kind"), (Some("staging"), "staging"), (Some("1"), "1"), (Some("no"), "no")] {
+            let config = parse(&asked(name));
+            let context = &config["contexts"][0];
+            let names = [
+                &config["current-context"],
+                &config["clusters"][0]["name"],
+                &config["users"][0]["name"],
+                &context["name"],
+                &context["context"]["cluster"],
+                &context["context"]["user"],
+            ];
+            assert!(names.iter().all(|name| **name == expected), "{config}");
+            assert_eq!(
+                (&config["kind"], &config["clusters"][0]["cluster"]["server"]),
+                (&"Config".into(), &"https://localhost:8443".into())
+            );
         }
     }
 }

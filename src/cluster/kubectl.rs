@@ -74,11 +74,8 @@ fn retry(limit: Duration, command: impl Fn(u64) -> Command) -> Result<String> {
     let end = Instant::now() + limit;
     loop {
         let left = (end.saturating_duration_since(Instant::now()).as_secs_f64().ceil() as u64).max(1);
-        // Whatever else it may wait for, timeout(1) ends.
-        let inner = command(left);
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=1", &(left + 1).to_string()]).arg(inner.get_program()).args(inner.get_args());
-        let error = match reaper::run(without_proxy(&mut command)) {
+        // A second more than its requests: it may wait for something else.
+        let error = match reaper::run(without_proxy(&mut reaper::within(left + 1, &command(left)))) {
             Ok(output) => return Ok(output),
             Err(error) => error,
         };

@@ -4,7 +4,7 @@
 //! One thread sleeps in a watch on Services, and has nothing to do if there are none of this type.
 //! Another sleeps until the container joins or leaves a network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -25,11 +25,15 @@ const SERVICES: &str = "/api/v1/services";
 /// A protocol and a port of the container's addresses, such as `("TCP", 80)`.
 type Port = (String, u16);
 
-/// Assigns addresses from now on, in threads of its own.
+/// Assigns addresses from now on, in threads of its own, unless that is another controller's task.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr, network: &ClusterNetwork) -> Result<()> {
+    if !init.config.load_balancer {
+        init.readiness.update(|state| state.services = true);
+        return Ok(());
+    }
     let balancer = Arc::new(Balancer {
         api,
-        taken: taken_ports(init.config.files_address.port()),
+        taken: taken_ports(init.config.files_addresses.iter().map(|files| files.address.port())),
         own: OwnAddresses::new(static_ip, network)?,
         services: Mutex::default(),
     });
@@ -52,8 +56,8 @@ fn api_server(state: &State) -> bool {
 }
 
 /// The container's own ports (including Docker's with TLS): a Service on one of them would cut us off from it.
-fn taken_ports(files: u16) -> Vec<Port> {
-    [API_PORT, DOCKER_PORT, DOCKER_TLS_PORT, files].map(|port| ("TCP".to_string(), port)).to_vec()
+fn taken_ports(files: impl Iterator<Item = u16>) -> Vec<Port> {
+    [API_PORT, DOCKER_PORT, DOCKER_TLS_PORT].into_iter().chain(files).map(|port| ("TCP".to_string(), port)).collect()
 }
 
 struct Balancer {
@@ -70,8 +74,18 @@ struct Services(BTreeMap<String, Balanced>);
 #[derive(Default)]
 struct Balanced {
     service: Service,
+    /// The addresses that it was given here.
+    given: BTreeSet<String>,
     /// Why it gets no address, as was reported last.
     reported: String,
+}
+
+impl Balanced {
+    /// Whether another controller has given it its addresses since. A late report of what it had before ours looks the same,
+    /// and is followed by that of ours.
+    fn has_others(&self) -> bool {
+        !self.given.is_empty() && ingress_of(&self.service).iter().any(|address| !self.given.contains(address))
+    }
 }
 
 impl Services {
@@ -116,8 +130,9 @@ impl Balancer {
     /// Assigns or removes the addresses of every Service.
     fn assign(&self, services: &mut Services) -> Result<()> {
         let addresses: Vec<String> = self.own.now()?.iter().map(Ipv4Addr::to_string).collect();
-        let due = decide(&services.0.values().map(|balanced| &balanced.service).collect::<Vec<_>>(), &self.taken);
-        for (Balanced { service, reported }, due) in services.0.values_mut().zip(due) {
+        let due = decide(&services.0.values().collect::<Vec<_>>(), &self.taken);
+        for (balanced, due) in services.0.values_mut().zip(due) {
+            let Balanced { service, given, reported } = balanced;
             let wanted = match due {
                 Due::Addresses => {
                     reported.clear();
@@ -127,7 +142,7 @@ impl Balancer {
                 Due::Nothing(reason, why) => {
                     self.report(service, reported, reason, why);
                     // Its address, if it has one, comes from the other controller.
-                    if reason == OTHER_CLASS {
+                    if reason == OTHER_CONTROLLER {
                         continue;
                     }
                     &[]
@@ -135,6 +150,7 @@ impl Balancer {
                 Due::Leaving => continue,
             };
             self.set(service, wanted)?;
+            given.extend(wanted.iter().cloned());
         }
         Ok(())
     }
@@ -161,10 +177,10 @@ impl Balancer {
             return;
         }
         *reported = why;
-        let is_warning = reason != OTHER_CLASS;
+        let is_warning = reason != OTHER_CONTROLLER;
         let level = if is_warning { log::Level::Warn } else { log::Level::Info };
-        log::log!(target: "services", level, "{} gets no address: {reported}", service.metadata.full_name());
-        let message = format!("no address: {reported}");
+        log::log!(target: "services", level, "{} gets no address from kind: {reported}", service.metadata.full_name());
+        let message = format!("no address from kind: {reported}");
         let event =
             events::Report { api_version: "v1", kind: "Service", metadata: &service.metadata, is_warning, reason, message: &message };
         if let Err(error) = events::create(&self.api, &event) {
@@ -174,7 +190,7 @@ impl Balancer {
 }
 
 const PORT_CONFLICT: &str = "PortConflict";
-const OTHER_CLASS: &str = "OtherClass";
+const OTHER_CONTROLLER: &str = "OtherController";
 
 #[derive(Clone, Debug, PartialEq)]
 enum Due {
@@ -189,19 +205,27 @@ enum Due {
 
 /// What is due for each Service. Each port can be used once: the oldest Service gets it, and no Service gets the
 /// container's own ports.
-fn decide(services: &[&Service], taken: &[Port]) -> Vec<Due> {
-    let mut due = vec![Due::Past; services.len()];
-    let mut oldest_first: Vec<(usize, &Service)> = services.iter().copied().enumerate().filter(|(_, service)| is_typed(service)).collect();
-    oldest_first.sort_by_key(|(_, service)| {
+fn decide(services: &[&Balanced], taken: &[Port]) -> Vec<Due> {
+    let of_others = |balanced: &Balanced| {
+        let addresses = ingress_of(&balanced.service).join(" and ");
+        Due::Nothing(OTHER_CONTROLLER, format!("another controller has given it {addresses}"))
+    };
+    let past = |balanced: &&Balanced| if balanced.has_others() { of_others(balanced) } else { Due::Past };
+    let mut due: Vec<Due> = services.iter().map(past).collect();
+    let typed = services.iter().copied().enumerate().filter(|(_, balanced)| is_typed(&balanced.service));
+    let mut oldest_first: Vec<(usize, &Balanced)> = typed.collect();
+    oldest_first.sort_by_key(|(_, Balanced { service, .. })| {
         (service.metadata.creation_timestamp.clone(), ingress_of(service).is_empty(), service.metadata.full_name())
     });
     let mut owners: Vec<(Port, String)> = taken.iter().map(|port| (port.clone(), "the container itself".to_string())).collect();
-    for (index, service) in oldest_first {
+    for (index, balanced) in oldest_first {
+        let service = &balanced.service;
         let ports: Vec<Port> = service.spec.ports.iter().map(|port| (port.protocol.clone(), port.port)).collect();
         let conflict = owners.iter().find(|(port, _)| ports.contains(port));
         due[index] = match (&service.spec.load_balancer_class, conflict) {
             _ if service.metadata.deletion_timestamp.is_some() => Due::Leaving,
-            (Some(class), _) => Due::Nothing(OTHER_CLASS, format!("it is left to whoever serves loadBalancerClass {class}")),
+            (Some(class), _) => Due::Nothing(OTHER_CONTROLLER, format!("it is left to whoever serves loadBalancerClass {class}")),
+            (None, _) if balanced.has_others() => of_others(balanced),
             (None, Some(((protocol, port), owner))) => Due::Nothing(PORT_CONFLICT, format!("port {port}/{protocol} is in use by {owner}")),
             (None, None) => Due::Addresses,
         };
@@ -242,9 +266,13 @@ mod tests {
         serde_json::from_value(service.clone()).unwrap()
     }
 
+    fn balanced(service: &Value) -> Balanced {
+        Balanced { service: parsed(service), ..Balanced::default() }
+    }
+
     fn dues(services: &[Value]) -> Vec<Due> {
-        let services: Vec<Service> = services.iter().map(parsed).collect();
-        decide(&services.iter().collect::<Vec<_>>(), &taken_ports(10080))
+        let services: Vec<Balanced> = services.iter().map(balanced).collect();
+        decide(&services.iter().collect::<Vec<_>>(), &taken_ports([10080, 10081].into_iter()))
     }
 
     #[test]
@@ -289,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_containers_own_ports_stay_its_own() {
-        for port in [8443, 2375, 2376, 10080] {
+        for port in [8443, 2375, 2376, 10080, 10081] {
             let taken = Due::Nothing(PORT_CONFLICT, format!("port {port}/TCP is in use by the container itself"));
             assert_eq!(dues(&[service("a", "", &[("TCP", port)]), service("b", "", &[("UDP", port)])]), [taken, Due::Addresses]);
         }
@@ -302,12 +330,38 @@ mod tests {
         services[1]["spec"]["loadBalancerClass"] = json!("example.com/other");
         services[2]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         let why = "it is left to whoever serves loadBalancerClass example.com/other".to_string();
-        assert_eq!(dues(&services[1..]), [Due::Nothing(OTHER_CLASS, why), Due::Leaving]);
+        assert_eq!(dues(&services[1..]), [Due::Nothing(OTHER_CONTROLLER, why), Due::Leaving]);
         assert!(!is_balanced(&parsed(&services[0])));
         // One that used to be a LoadBalancer has to give its address back.
         services[0]["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.17.0.2"}]}});
         assert!(is_balanced(&parsed(&services[0])));
         assert_eq!(dues(&services[..1]), [Due::Past]);
+    }
+
+    /// MetalLB, for example, which takes no loadBalancerClass unless it is told to.
+    #[test]
+    fn a_service_that_another_controller_has_given_an_address_is_left_to_it() {
+        let mut one = service("a", "", &[("TCP", 80)]);
+        let due = |service: &Value, given: &[&str]| {
+            let given = given.iter().map(|address| address.to_string()).collect();
+            let other = balanced(&self::service("b", "2026-01-01T00:00:00Z", &[("TCP", 80)]));
+            decide(&[&Balanced { given, ..balanced(service) }, &other], &[])
+        };
+        for (address, given, is_ours) in [
+            ("10.9.9.9", &[][..], true),
+            ("172.17.0.2", &["172.17.0.2"], true),
+            // The container has left a network.
+            ("172.17.0.2", &["172.17.0.2", "172.18.0.2"], true),
+            ("10.9.9.9", &["172.17.0.2"], false),
+        ] {
+            one["status"] = json!({"loadBalancer": {"ingress": [{"ip": address}]}});
+            let why = Due::Nothing(OTHER_CONTROLLER, format!("another controller has given it {address}"));
+            let conflict = Due::Nothing(PORT_CONFLICT, "port 80/TCP is in use by default/a".into());
+            let expected = if is_ours { [Due::Addresses, conflict] } else { [why, Due::Addresses] };
+            assert_eq!(due(&one, given), expected, "{address} {given:?}");
+        }
+        one["spec"]["type"] = json!("ClusterIP");
+        assert!(matches!(due(&one, &["172.17.0.2"])[0], Due::Nothing(OTHER_CONTROLLER, _)), "it is not ours to take away");
     }
 
     #[test]

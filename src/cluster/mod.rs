@@ -20,7 +20,6 @@ mod resync;
 pub mod wait;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -28,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemons::containerd_config::Form;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 
 /// The cluster in the image, as the bake describes it in `/kind/cluster.json`.
@@ -69,11 +69,7 @@ pub struct BakedPod {
 impl Cluster {
     /// Reads the description. `None` in an image without a cluster.
     pub fn load(path: &Path) -> Result<Option<Cluster>> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(cause) => return Err(Error::io("read", path, cause)),
-        };
+        let Some(text) = files::read_if_there(path)? else { return Ok(None) };
         serde_json::from_str(&text).map(Some).map_err(|cause| {
             Error::new(format!("{} is not valid: {cause}", path.display())).advise("Bake the image again with this version of kind")
         })
@@ -87,6 +83,8 @@ impl Cluster {
 
 #[cfg(test)]
 pub mod tests {
+    use std::fs;
+
     use super::*;
 
     pub fn cluster() -> Cluster {

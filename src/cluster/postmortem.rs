@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::files;
 use crate::supervisor::reaper;
 
 /// Lines of each log.
@@ -49,7 +50,7 @@ fn show(name: &str, text: &str) {
 
 /// Each system pod's containers, with the log of their last start.
 fn newest_logs(pod_logs: &Path) -> Vec<(String, PathBuf)> {
-    let list = |path: &Path| -> Vec<PathBuf> { fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect() };
+    let list = |path: &Path| files::list(path).unwrap_or_default();
     let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u32>().ok());
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut newest = vec![];

@@ -1,5 +1,6 @@
-//! Variables for clients, which a CI job sets for all of its containers, services included. In this container they
-//! must not point a client that we or the user's scripts start at another node: we remove them from our own environment.
+//! Variables for a job's own programs, which it sets for all of its containers, services included. In this container they
+//! must neither point a client that we or the user's scripts start at another node, nor change how our helpers and daemons
+//! work: we remove them from our own environment.
 
 use std::process::Command;
 
@@ -13,10 +14,46 @@ const DRIVER: &str = "DOCKER_DRIVER";
 const OF_DOCKER: [&str; 5] = [HOST, "DOCKER_CONTEXT", "DOCKER_TLS", TLS_VERIFY, CERT_PATH];
 const KUBECONFIG: &str = "KUBECONFIG";
 const SOCKET: &str = "unix://";
+/// What changes how shells, runtimes, the C library, OpenSSL and archivers work, by name and by the names' beginnings. Proxies
+/// and `SSL_CERT_FILE` are for pulls, as in docker:dind.
+const OF_LIBRARIES: [&str; 24] = [
+    "BASHOPTS",
+    "BASH_ENV",
+    "CDPATH",
+    "ENV",
+    "GCONV_PATH",
+    "GLIBC_TUNABLES",
+    "GLOBIGNORE",
+    "GODEBUG",
+    "GOGC",
+    "GOMAXPROCS",
+    "GOMEMLIMIT",
+    "GOTRACEBACK",
+    "GZIP",
+    "HOSTALIASES",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "MODPROBE_OPTIONS",
+    "NLSPATH",
+    "POSIXLY_CORRECT",
+    "RES_OPTIONS",
+    "SHELLOPTS",
+    "TAR_OPTIONS",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+];
+const OF_LIBRARIES_BEGIN: [&str; 10] =
+    ["BASH_FUNC_", "CONTAINERD_", "ETCD", "LD_", "MALLOC_", "OPENSSL_", "PERL5", "PYTHON", "XTABLES_", "XZ_"];
 
 /// Removes them from our environment, and so from that of everything we start. Must be called before any thread is
 /// started. Returns what has no effect with a cluster, for the log.
 pub fn take() -> Vec<String> {
+    let of_libraries: Vec<String> =
+        std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).filter(|name| is_of_a_library(name)).collect();
+    of_libraries.iter().for_each(|name| std::env::remove_var(name));
+    if !of_libraries.is_empty() {
+        log::info!(target: "kind", "for the job's own programs, and not passed on to the daemons here: {}", of_libraries.join(", "));
+    }
     let get = |name: &str| std::env::var(name).ok();
     let found = for_clients(get);
     let ignored = without_effect(&found, get(DRIVER));
@@ -25,6 +62,10 @@ pub fn take() -> Vec<String> {
         std::env::remove_var(KUBECONFIG);
     }
     ignored
+}
+
+fn is_of_a_library(name: &str) -> bool {
+    OF_LIBRARIES.contains(&name) || OF_LIBRARIES_BEGIN.iter().any(|begin| name.starts_with(begin))
 }
 
 /// Docker's variables that are set, except a `DOCKER_HOST` that names a socket for the daemon.
@@ -52,6 +93,16 @@ pub fn remove_driver(command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_changes_how_programs_work_is_of_a_library() {
+        for name in ["LD_PRELOAD", "OPENSSL_CONF", "PYTHONPATH", "GODEBUG", "TMPDIR", "BASH_FUNC_docker%%", "CONTAINERD_ADDRESS"] {
+            assert!(is_of_a_library(name), "{name}");
+        }
+        for name in ["PATH", "HOME", "HTTPS_PROXY", "SSL_CERT_FILE", "KIND_LOG", "DOCKER_HOST", "ENVIRONMENT", "LANG", "GOPATH"] {
+            assert!(!is_of_a_library(name), "{name}");
+        }
+    }
 
     #[test]
     fn what_has_no_effect_is_named() {

@@ -137,7 +137,7 @@ pub fn remove_pod_containers() -> Result<usize> {
     match (pod_containers(None)?, self::sandboxes()) {
         (containers, sandboxes) if containers.is_empty() && sandboxes.is_empty() => Ok(ids.len()),
         (containers, sandboxes) => {
-            Err(Error::new(format!("containerd keeps removed containers {containers:?} and sandboxes {sandboxes:?}")))
+            Err(Error::new(format!("containerd still lists the removed containers {containers:?} and sandboxes {sandboxes:?}")))
         }
     }
 }
@@ -177,7 +177,7 @@ pub fn collect_garbage() -> Result<()> {
     ctr(&["leases", "delete", "--sync", lease.trim()])?;
     let snapshots = ctr(&["snapshots", "ls"])?;
     match snapshots.lines().find(|line| line.split_whitespace().last() == Some("Active")) {
-        Some(left) => Err(Error::new(format!("containerd keeps the layer of a removed container: {left}"))),
+        Some(left) => Err(Error::new(format!("containerd still has the layer of a removed container: {left}"))),
         None => Ok(()),
     }
 }

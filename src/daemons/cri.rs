@@ -2,21 +2,17 @@
 //! whoever removed them in another way would leave those names reserved.
 //! <https://kubernetes.io/docs/concepts/containers/cri/>
 
-use std::io;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::config::{CONTAINERD_SOCKET, NAMESPACE, POLL};
-use crate::daemons::grpc::Call;
+use crate::config::{CONTAINERD_SOCKET, POLL};
+use crate::daemons::grpc;
 use crate::daemons::protobuf::{field, fields, written};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 
 const SERVICE: &str = "/runtime.v1.RuntimeService";
-/// The CRI plugin has one namespace, whatever it is asked for.
-const METADATA: (&str, &str) = ("containerd-namespace", NAMESPACE);
 /// For one pod: its network is taken down by programs, and its layers are unmounted.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -57,7 +53,7 @@ fn remove_one(id: &str) -> Result<()> {
 /// containerd may be coming back.
 fn ask_until_answered(method: &str, request: &[u8]) -> Result<Vec<u8>> {
     let mut last = None;
-    let answer = reaper::poll(POLL, REMOVAL_LIMIT, || match ask(method, request, REMOVAL_LIMIT) {
+    let answer = reaper::poll(POLL, REMOVAL_LIMIT, || match grpc::ask(&format!("{SERVICE}/{method}"), request, REMOVAL_LIMIT) {
         Ok(answer) => answer,
         Err(cause) => {
             last = Some(cause);
@@ -66,11 +62,6 @@ fn ask_until_answered(method: &str, request: &[u8]) -> Result<Vec<u8>> {
     });
     let why = || last.map_or("it refuses, and its log says why".to_string(), |cause| cause.to_string());
     answer.ok_or_else(|| Error::new(format!("containerd on {CONTAINERD_SOCKET} does not answer {method}: {}", why())))
-}
-
-/// Sends one message and returns the response, or `None` if it is refused.
-fn ask(method: &str, request: &[u8], limit: Duration) -> io::Result<Option<Vec<u8>>> {
-    Call::open(Path::new(CONTAINERD_SOCKET), &format!("{SERVICE}/{method}"), METADATA, request, limit)?.next()
 }
 
 #[cfg(test)]

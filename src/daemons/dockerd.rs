@@ -11,12 +11,12 @@ use serde_json::{json, Map, Value};
 
 use crate::config::{Config, CONTAINERD_SOCKET, DOCKER_DIR, DOCKER_SOCKET, LOG_DIR, NAMESPACE, REGISTRY_MIRROR, RUN_DIR};
 use crate::daemons::port::Port;
-use crate::daemons::settings::{self, CommandLine, NETWORK_OPTIONS};
+use crate::daemons::settings::{self, CommandLine, IMAGE_STORE, NETWORK_OPTIONS};
 use crate::daemons::{client_variables, is_on_path, prepare, socket_answers_ok, stale, tls};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::network::{Network, ETHERNET_MTU};
-use crate::node::{insecure_registry, iptables, mounts};
+use crate::node::{iptables, mounts, pull_hosts};
 use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
@@ -38,8 +38,7 @@ pub fn require_version() -> Result<()> {
     let said = reaper::run(Command::new("dockerd").arg("--version")).map_err(|error| error.advise(advice))?;
     match major_version(&said) {
         Some(major) if major >= OLDEST_DOCKER => Ok(()),
-        _ => Err(Error::new(format!("this is {}; it takes Docker {OLDEST_DOCKER} or newer, whose images pods can run", said.trim()))
-            .advise(advice)),
+        _ => Err(Error::new(format!("this is {}; Docker {OLDEST_DOCKER} or newer is required", said.trim())).advise(advice)),
     }
 }
 
@@ -78,7 +77,7 @@ fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Fil
     let file = file.as_deref().unwrap_or(USER_CONFIGURATION);
     let (mut configuration, users_hosts) = merge(file, &read_user_configuration(file)?, network)?;
     add_tls(&mut configuration, files);
-    insecure_registry::trust(Path::new("/"), &settings::insecure_registries(&configuration, &flags))?;
+    pull_hosts::trust(&settings::insecure_registries(&configuration, &flags))?;
     settings::without_duplicates(&mut configuration, &mut flags);
     mounts::make_dir(RUN_DIR)?;
     let path = Path::new(RUN_DIR).join("daemon.json");
@@ -185,11 +184,10 @@ fn user_setting(line: &CommandLine, key: &str) -> Option<Value> {
 }
 
 fn read_user_configuration(file: &str) -> Result<String> {
-    match fs::read_to_string(file) {
-        Ok(text) => Ok(text),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound && file == USER_CONFIGURATION => Ok("{}".into()),
-        Err(cause) => Err(Error::io("read", file, cause)),
+    if file == USER_CONFIGURATION {
+        return Ok(files::read_if_there(file)?.unwrap_or_else(|| "{}".into()));
     }
+    files::read(file)
 }
 
 /// Merges the user's daemon.json with what the cluster needs. Returns its hosts separately, because dockerd refuses to
@@ -208,7 +206,7 @@ fn merge(file: &str, user: &str, network: &Network) -> Result<(Map<String, Value
     if !features.is_object() {
         *features = json!({});
     }
-    features["containerd-snapshotter"] = json!(true);
+    features[IMAGE_STORE] = json!(true);
     settings.entry("mtu").or_insert(json!(network.mtu));
     add_mtu_of_networks(&mut settings, network.mtu);
     if let Some(server) = network.dns {

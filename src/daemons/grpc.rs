@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::config::{CONTAINERD_SOCKET, NAMESPACE};
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first stream that a client may open, and our only one.
 const STREAM: u32 = 1;
@@ -32,6 +34,15 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// The namespace that pods and Docker share. The CRI plugin has no other, whatever it is asked for.
+const METADATA: (&str, &str) = ("containerd-namespace", NAMESPACE);
+
+/// Sends containerd one message to a method such as `/package.Service/Method` and returns the response, or `None` if it
+/// refuses.
+pub fn ask(method: &str, request: &[u8], limit: Duration) -> io::Result<Option<Vec<u8>>> {
+    Call::open(method, request, limit)?.next()
+}
+
 /// A request that was sent, and what has been received so far.
 pub struct Call {
     stream: UnixStream,
@@ -43,14 +54,18 @@ pub struct Call {
 }
 
 impl Call {
-    /// Sends a request to a method such as `/package.Service/Method`; `metadata` goes with it.
-    pub fn open(socket: &Path, method: &str, metadata: (&str, &str), request: &[u8], limit: Duration) -> io::Result<Call> {
+    /// Sends containerd a request whose response may have several messages.
+    pub fn open(method: &str, request: &[u8], limit: Duration) -> io::Result<Call> {
+        Call::open_on(Path::new(CONTAINERD_SOCKET), method, request, limit)
+    }
+
+    fn open_on(socket: &Path, method: &str, request: &[u8], limit: Duration) -> io::Result<Call> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_write_timeout(Some(limit))?;
         stream.set_read_timeout(Some(limit))?;
         let mut headers = vec![];
         let fixed = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "localhost")];
-        for (name, value) in fixed.into_iter().chain([("content-type", "application/grpc"), ("te", "trailers"), metadata]) {
+        for (name, value) in fixed.into_iter().chain([("content-type", "application/grpc"), ("te", "trailers"), METADATA]) {
             add_header(&mut headers, name, value);
         }
         let mut body = vec![0];
@@ -197,7 +212,7 @@ mod tests {
             let _ = stream.read_to_end(&mut sent);
             sent
         });
-        let mut call = Call::open(&socket, "/s/M", ("namespace", "n"), b"question", LIMIT).unwrap();
+        let mut call = Call::open_on(&socket, "/s/M", b"question", LIMIT).unwrap();
         let mut seen = vec![];
         while !matches!(seen.last(), Some(Ok(None) | Err(_))) {
             seen.push(call.next());

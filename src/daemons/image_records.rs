@@ -8,14 +8,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{CONTAINERD_SOCKET, NAMESPACE, REQUEST_LIMIT};
-use crate::daemons::grpc::Call;
+use crate::daemons::grpc::{self, Call};
 use crate::daemons::protobuf::{field, fields, written};
 use crate::error::{Error, Result};
 use crate::files;
 
 const IMAGES: &str = "/containerd.services.images.v1.Images";
 const SUBSCRIBE: &str = "/containerd.services.events.v1.Events/Subscribe";
-const METADATA: (&str, &str) = ("containerd-namespace", NAMESPACE);
 /// For a deletion that waits until the content without a name is gone from the disk.
 const COLLECTION_LIMIT: Duration = Duration::from_secs(60);
 
@@ -28,6 +27,7 @@ const IMAGE: u64 = 1;
 const NAME: u64 = 1;
 const TARGET: u64 = 3;
 /// In a target, which is a descriptor (OCI image specification).
+const MEDIA_TYPE: u64 = 1;
 const DIGEST: u64 = 2;
 const FILTER: u64 = 1;
 /// In a request to Delete: field 2, which is a number, is 1.
@@ -38,6 +38,7 @@ pub struct Record {
     pub name: String,
     /// The digest of the manifest, or of the manifest list.
     pub target: String,
+    pub media_type: String,
     /// containerd's complete `Image` message, including labels.
     image: Vec<u8>,
 }
@@ -45,20 +46,25 @@ pub struct Record {
 impl Record {
     fn read(image: &[u8]) -> Option<Record> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
-        let target = field(field(image, TARGET)?, DIGEST)?;
-        Some(Record { name: text(field(image, NAME)?)?, target: text(target)?, image: image.to_vec() })
+        let target = field(image, TARGET)?;
+        Some(Record {
+            name: text(field(image, NAME)?)?,
+            target: text(field(target, DIGEST)?)?,
+            media_type: text(field(target, MEDIA_TYPE)?)?,
+            image: image.to_vec(),
+        })
     }
 }
 
 pub fn list() -> Result<Vec<Record>> {
-    let answer = ask("List", &[], REQUEST_LIMIT)?;
+    let answer = ask(IMAGES, "List", &[])?;
     let answer = answer.ok_or_else(|| Error::new("containerd does not list its images"))?;
     Ok(records(&answer))
 }
 
 /// Creates a record, unless the name has one already, which stays as it is. Returns whether it was created.
 pub fn create(record: &Record) -> Result<bool> {
-    ask("Create", &written(IMAGE, &record.image), REQUEST_LIMIT).map(|answer| answer.is_some())
+    ask(IMAGES, "Create", &written(IMAGE, &record.image)).map(|answer| answer.is_some())
 }
 
 /// Deletes a record, unless it is already gone. containerd then also deletes content that no longer has a name, some
@@ -68,13 +74,18 @@ pub fn delete(name: &str, wait: bool) -> Result<()> {
     if wait {
         request.extend(SYNC);
     }
-    ask("Delete", &request, COLLECTION_LIMIT).map(drop)
+    ask_within(COLLECTION_LIMIT, IMAGES, "Delete", &request).map(drop)
 }
 
 /// Sends containerd one message and returns the response, or `None` if it refuses.
-fn ask(method: &str, request: &[u8], limit: Duration) -> Result<Option<Vec<u8>>> {
-    let ask = || Call::open(Path::new(CONTAINERD_SOCKET), &format!("{IMAGES}/{method}"), METADATA, request, limit)?.next();
-    ask().map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method} of its images): {cause}")))
+pub fn ask(service: &str, method: &str, request: &[u8]) -> Result<Option<Vec<u8>>> {
+    ask_within(REQUEST_LIMIT, service, method, request)
+}
+
+fn ask_within(limit: Duration, service: &str, method: &str, request: &[u8]) -> Result<Option<Vec<u8>>> {
+    let method = format!("{service}/{method}");
+    grpc::ask(&method, request, limit)
+        .map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method}): {cause}")))
 }
 
 /// Follows changes of image records.
@@ -86,7 +97,7 @@ impl Changes {
             .iter()
             .flat_map(|what| written(FILTER, format!("namespace=={NAMESPACE},topic==\"/images/{what}\"").as_bytes()))
             .collect();
-        Call::open(Path::new(CONTAINERD_SOCKET), SUBSCRIBE, METADATA, &filters, REQUEST_LIMIT).map(Changes).map_err(Changes::failed)
+        Call::open(SUBSCRIBE, &filters, REQUEST_LIMIT).map(Changes).map_err(Changes::failed)
     }
 
     /// Waits for a change, forever if there is no limit. Returns whether there was one, or `None` if

@@ -4,10 +4,10 @@
 //! are lost, and after its first rules were, it tries again 30 s later. So kube-router begins when kube-proxy has made them.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::config::POLL;
+use crate::daemons::connect;
 use crate::supervisor::reaper;
 
 /// Its `metricsBindAddress`.
@@ -24,8 +24,7 @@ pub fn wait() {
 }
 
 fn metrics() -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), REQUEST_LIMIT).ok()?;
-    stream.set_read_timeout(Some(REQUEST_LIMIT)).ok()?;
+    let mut stream = connect(PORT, REQUEST_LIMIT).ok()?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

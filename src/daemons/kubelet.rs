@@ -1,14 +1,14 @@
 //! kubelet, as kubeadm configured it in the bake.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
-use crate::daemons::{answers_ok, prepare, without_proxy};
+use crate::daemons::{answers_ok, connect, prepare, without_proxy};
 use crate::files;
 use crate::node::can_lower_oom_score;
 use crate::node::iptables::Iptables;
@@ -58,13 +58,7 @@ fn kubeadm_flags(text: &str) -> Vec<String> {
 
 /// kubelet's own endpoint on loopback, which needs no certificate.
 fn is_healthy() -> bool {
-    let connect = || {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, KUBELET_HEALTH_PORT));
-        let stream = TcpStream::connect_timeout(&address, HEALTH_LIMIT)?;
-        stream.set_read_timeout(Some(HEALTH_LIMIT))?;
-        std::io::Result::Ok(stream)
-    };
-    connect().is_ok_and(|stream| answers_ok(stream, "/healthz"))
+    connect(KUBELET_HEALTH_PORT, HEALTH_LIMIT).is_ok_and(|stream| answers_ok(stream, "/healthz"))
 }
 
 #[cfg(test)]

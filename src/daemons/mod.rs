@@ -4,6 +4,7 @@
 pub mod client_variables;
 pub mod containerd;
 pub mod containerd_config;
+mod content;
 pub mod cri;
 pub mod docker_command;
 pub mod docker_socket;
@@ -14,13 +15,16 @@ pub mod image_names;
 pub mod image_records;
 pub mod kube_proxy;
 pub mod kubelet;
+pub mod local_registry;
+mod made_here;
 pub mod port;
 mod protobuf;
 pub mod settings;
 mod stale;
 pub mod tls;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -46,6 +50,13 @@ pub fn without_proxy(command: &mut Command) -> &mut Command {
 pub fn is_on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// Connects to a port on loopback.
+fn connect(port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    Ok(stream)
 }
 
 /// Whether `GET path` on a Unix socket is answered with 200.

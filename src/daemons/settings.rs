@@ -10,6 +10,9 @@ const JOINED: [(&str, &str); 2] = [("registry-mirrors", "--registry-mirror"), ("
 pub const NETWORK_OPTIONS: &str = "default-network-opts";
 const NETWORK_OPTION: &str = "--default-network-opt";
 
+/// The feature that has Docker keep its images in our containerd.
+pub const IMAGE_STORE: &str = "containerd-snapshotter";
+
 /// The arguments of `kind run`, read as docker:dind's entrypoint reads them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CommandLine {
@@ -52,8 +55,9 @@ impl CommandLine {
 pub fn without_duplicates(settings: &mut Map<String, Value>, flags: &mut Vec<String>) {
     for feature in take(flags, &["--feature"]) {
         let (name, value) = feature.split_once('=').unwrap_or((&feature, "true"));
-        if let Some(Value::Object(features)) = settings.get_mut("features") {
-            features.entry(name).or_insert(value.parse().unwrap_or(true).into());
+        if let Some(Value::Object(features)) = settings.get_mut("features").filter(|_| name != IMAGE_STORE) {
+            // As dockerd reads it (Go's ParseBool).
+            features.insert(name.into(), ["1", "t", "true"].contains(&value.to_lowercase().as_str()).into());
         }
     }
     let given = |key: &str| flags.iter().any(|flag| names_key(flag, key));
@@ -194,8 +198,8 @@ mod tests {
 
     #[test]
     fn features_of_both_are_joined_and_ours_stay() {
-        let mut settings = json!({"features": {"containerd-snapshotter": true}}).as_object().unwrap().clone();
-        let mut flags = words("--feature containerd-snapshotter=false --feature=cdi --feature buildkit=false --debug");
+        let mut settings = json!({"features": {"containerd-snapshotter": true, "cdi": false}}).as_object().unwrap().clone();
+        let mut flags = words("--feature containerd-snapshotter=false --feature=cdi --feature buildkit=0 --debug");
         without_duplicates(&mut settings, &mut flags);
         assert_eq!(flags, words("--debug"));
         assert_eq!(Value::Object(settings), json!({"features": {"containerd-snapshotter": true, "cdi": true, "buildkit": false}}));

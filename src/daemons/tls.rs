@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use crate::error::{Error, Result};
 use crate::node::mounts::make_dir;
 use crate::node::names;
 use crate::openssl::{self, Certificate, Keys};
+use crate::threads;
 
 /// Empty or not set: no TLS.
 pub const DIRECTORY: &str = "DOCKER_TLS_CERTDIR";
@@ -46,16 +47,18 @@ impl Files {
     pub fn make(&self) -> Result<Making> {
         let directory = self.directory.clone();
         let body = move || provide(&directory, &server_names()?);
-        let started = thread::Builder::new().name("tls".into()).spawn(body);
-        started.map(Making).map_err(|cause| Error::new(format!("cannot start the thread for certificates: {cause}")))
+        threads::start_for("tls", body).map(Making)
     }
 }
 
 impl Making {
     /// Waits until the certificates have been created.
     pub fn finish(self) -> Result<()> {
-        let made = self.0.join().unwrap_or_else(|_| Err(Error::new("the thread for certificates panicked")));
-        made.map_err(|error| Error::new(format!("no certificates for Docker's port with TLS: {error}")))
+        self.join().map_err(|error| Error::new(format!("no certificates for Docker's port with TLS: {error}")))
+    }
+
+    fn join(self) -> Result<()> {
+        self.0.join().unwrap_or_else(|_| Err(Error::new("the thread has panicked")))
     }
 }
 
@@ -119,9 +122,8 @@ fn provide(directory: &Path, names: &str) -> Result<()> {
 
 /// Runs each in a thread of its own, because openssl uses one core.
 fn at_once<const N: usize>(bodies: [impl FnOnce() -> Result<()> + Send + 'static; N]) -> Result<()> {
-    let threads = bodies.map(thread::spawn);
-    let results = threads.map(|thread| thread.join().unwrap_or_else(|_| Err(Error::new("a thread for certificates panicked"))));
-    results.into_iter().collect()
+    let threads = bodies.map(|body| threads::start_for("tls", body).map(Making));
+    threads.into_iter().try_for_each(|thread| thread?.join())
 }
 
 /// Every name and address under which a client may reach this container.

@@ -13,6 +13,7 @@ use nix::sched::{unshare, CloneFlags};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::node::mounts::{self, Mount};
 use crate::supervisor::reaper;
 
 pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
@@ -178,24 +179,20 @@ fn copy_setting(from: &Path, to: &Path, file: &str) -> Result<()> {
 }
 
 fn layout() -> Result<Layout> {
-    parse_layout(&files::read("/proc/self/mountinfo")?).ok_or_else(|| {
+    layout_of(&mounts::mounts()).ok_or_else(|| {
         Error::new(format!("no cgroups are mounted on {CGROUP_DIR}")).advise("Start the container with `docker run --privileged`")
     })
 }
 
-/// Parses `/proc/self/mountinfo`, proc_pid_mountinfo(5).
-fn parse_layout(mounts: &str) -> Option<Layout> {
+fn layout_of(mounts: &[Mount]) -> Option<Layout> {
     let mut v1 = Vec::new();
-    for line in mounts.lines() {
-        let (left, right) = line.split_once(" - ")?;
-        let target = left.split(' ').nth(4)?;
-        let mut filesystem = right.split(' ');
-        match (filesystem.next()?, filesystem.nth(1).unwrap_or("")) {
-            ("cgroup2", _) if target == CGROUP_DIR => return Some(Layout::V2),
-            ("cgroup", options) if target.starts_with(CGROUP_DIR) => {
+    for Mount { point, kind, options, .. } in mounts {
+        match kind.as_str() {
+            "cgroup2" if point == Path::new(CGROUP_DIR) => return Some(Layout::V2),
+            "cgroup" if point.starts_with(CGROUP_DIR) => {
                 let controllers: Vec<&str> =
                     options.split(',').filter(|option| !["rw", "ro", "xattr", "clone_children"].contains(option)).collect();
-                v1.push((PathBuf::from(target), controllers.join(",")));
+                v1.push((point.clone(), controllers.join(",")));
             }
             _ => {}
         }
@@ -251,6 +248,7 @@ mod tests {
 
     #[test]
     fn the_layout_is_read_from_mountinfo() {
+        let parse_layout = |text: &str| layout_of(&mounts::parse_mounts(text.as_bytes()));
         let v2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw,nsdelegate\n";
         assert_eq!(parse_layout(v2), Some(Layout::V2));
         let hybrid = "31 30 0:27 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755

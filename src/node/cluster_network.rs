@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{parse_subnet, subnets_overlap, POD_SUBNET, SERVICE_SUBNET};
+use crate::config::{POD_SUBNET, SERVICE_SUBNET};
 use crate::error::{Error, Result};
+use crate::subnet;
 
 /// A bake's variable for who provides the pods' network: `bridge` (ours) or `none`.
 pub const CNI: &str = "KIND_CNI";
@@ -54,7 +55,7 @@ impl ClusterNetwork {
         };
         let pods = check("podSubnet", &network.pod_subnet, static_ip)?;
         check("serviceSubnet", &network.service_subnet, static_ip)?;
-        if subnets_overlap(&network.service_subnet, pods.0, pods.1) {
+        if subnet::overlap(&network.service_subnet, pods.0, pods.1) {
             let (pods, services) = (&network.pod_subnet, &network.service_subnet);
             return Err(Error::new(format!("networking.podSubnet {pods} and networking.serviceSubnet {services} overlap")));
         }
@@ -63,7 +64,7 @@ impl ClusterNetwork {
 
     /// The address of the API server's Service: the first of the subnet.
     pub fn api_service_ip(&self) -> Ipv4Addr {
-        let (network, mask) = parse_subnet(&self.service_subnet).expect("it was checked when the cluster was baked");
+        let (network, mask) = subnet::parse(&self.service_subnet).expect("it was checked when the cluster was baked");
         Ipv4Addr::from((u32::from(network) & mask) + 1)
     }
 }
@@ -72,14 +73,14 @@ fn check(name: &str, subnet: &str, static_ip: Ipv4Addr) -> Result<(Ipv4Addr, u32
     let bad = |why: &str| {
         Error::new(format!("networking.{name} {subnet} {why}")).advise(format!("Give a subnet such as {POD_SUBNET} or {SERVICE_SUBNET}"))
     };
-    let (network, mask) = parse_subnet(subnet).ok_or_else(|| bad("is not a subnet of IPv4, which the node has alone"))?;
+    let (network, mask) = subnet::parse(subnet).ok_or_else(|| bad("is not an IPv4 subnet, and only IPv4 is supported"))?;
     if !(SHORTEST_PREFIX..=LONGEST_PREFIX).contains(&mask.count_ones()) {
-        return Err(bad(&format!("has a prefix that is not from /{SHORTEST_PREFIX} to /{LONGEST_PREFIX}")));
+        return Err(bad(&format!("is too large or too small: its prefix must be /{SHORTEST_PREFIX} to /{LONGEST_PREFIX}")));
     }
     if u32::from(network) & !mask != 0 {
-        return Err(bad("has bits of a host in it"));
+        return Err(bad("has host bits set"));
     }
-    if subnets_overlap(subnet, static_ip, u32::MAX) {
+    if subnet::overlap(subnet, static_ip, u32::MAX) {
         return Err(bad(&format!("contains the node's own address {static_ip}")));
     }
     if network.is_loopback() || network.is_multicast() || network.is_link_local() {
@@ -111,13 +112,13 @@ mod tests {
     #[test]
     fn what_cannot_be_a_network_is_refused_by_name() {
         for (pods, services, cni, why) in [
-            ("fd00::/64", "", "", "networking.podSubnet fd00::/64 is not a subnet of IPv4"),
-            ("10.244.0.0/16,fd00::/64", "", "", "is not a subnet of IPv4"),
-            ("10.244.0.0", "", "", "is not a subnet"),
-            ("10.244.0.0/33", "", "", "is not a subnet"),
+            ("fd00::/64", "", "", "networking.podSubnet fd00::/64 is not an IPv4 subnet"),
+            ("10.244.0.0/16,fd00::/64", "", "", "is not an IPv4 subnet"),
+            ("10.244.0.0", "", "", "is not an IPv4 subnet"),
+            ("10.244.0.0/33", "", "", "is not an IPv4 subnet"),
             ("10.244.0.0/28", "", "", "prefix"),
             ("0.0.0.0/0", "", "", "prefix"),
-            ("", "10.96.0.1/12", "", "networking.serviceSubnet 10.96.0.1/12 has bits of a host"),
+            ("", "10.96.0.1/12", "", "networking.serviceSubnet 10.96.0.1/12 has host bits set"),
             ("172.99.0.0/16", "", "", "contains the node's own address 172.99.99.1"),
             ("127.0.0.0/16", "", "", "cannot be used"),
             ("10.100.0.0/16", "", "", "overlap"),

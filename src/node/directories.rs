@@ -1,14 +1,15 @@
 //! Directories that are written often. They are on the volume or in memory instead of the image's overlay, and
-//! every start begins with the contents that the bake has saved.
+//! every start begins with the contents that the bake, or a save, has saved.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::config::{ETCD_DIR, HOSTPATH_DIR, KUBELET_DIR, POD_LOG_DIR, SEED_DIR, VOLUME_DIR};
+use crate::config::{ETCD_DIR, HOSTPATH_DIR, KUBELET_DIR, POD_LOG_DIR, VOLUME_DIR};
 use crate::error::Result;
 use crate::files;
 use crate::node::mounts;
+use crate::node::registry::KUBELET_LOGIN;
+use crate::node::state_dir::StateDir;
 use crate::supervisor::reaper;
 
 struct Directory {
@@ -63,35 +64,29 @@ pub fn renew(target: &str) -> Result<()> {
 
 /// kubelet's links to the logs of containers. It looks in vain for the container of each that is left.
 const POD_LOG_LINKS: &str = "/var/log/containers";
-/// The start's login to a registry, in kubelet's directory.
-const LOGIN: &str = "config.json";
 
-/// As `renew`, for those with what pods have left.
+/// As `renew`, for those with what pods have left. The start's login to a registry stays.
 pub fn renew_pods() -> Result<()> {
-    let login = Path::new(KUBELET_DIR).join(LOGIN);
-    let kept = login.exists().then(|| files::read(&login)).transpose()?;
+    let login = Path::new(KUBELET_DIR).join(KUBELET_LOGIN);
+    let kept = files::read_if_there(&login)?;
     [KUBELET_DIR, POD_LOG_DIR, HOSTPATH_DIR].into_iter().try_for_each(renew)?;
     kept.map_or(Ok(()), |kept| files::replace(&login, kept, 0o600))?;
-    for link in fs::read_dir(POD_LOG_LINKS).into_iter().flatten().flatten() {
-        if link.file_type().is_ok_and(|kind| kind.is_symlink()) {
-            files::remove(link.path())?;
-        }
-    }
-    Ok(())
+    let links = files::list(POD_LOG_LINKS).unwrap_or_default();
+    links.iter().filter(|link| link.is_symlink()).try_for_each(files::remove)
 }
 
 fn unpack(directory: &Directory) -> Result<()> {
-    let archive = seed_archive(directory);
+    let archive = seed_archive(&StateDir::current(), directory);
     if archive.exists() {
         reaper::run(Command::new("tar").args(["--xattrs", "-x", "-f"]).arg(archive).args(["-C", directory.target]))?;
     }
     Ok(())
 }
 
-/// Saves in the image what the next start begins with. The daemons must have stopped.
-pub fn save_seeds() -> Result<()> {
+/// Saves what a start begins with that brings up `state`. Whoever writes there must have stopped.
+pub fn save_seeds(state: &StateDir) -> Result<()> {
     for directory in &ALL {
-        let copied = Path::new(SEED_DIR).join(directory.name);
+        let copied = state.seed().join(directory.name);
         for part in directory.seed {
             let from = Path::new(directory.target).join(part);
             if from.exists() {
@@ -102,7 +97,7 @@ pub fn save_seeds() -> Result<()> {
         }
         if copied.exists() {
             let mut tar = Command::new("tar");
-            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed_archive(directory)).arg("-C").arg(&copied).arg(".");
+            tar.args(["--xattrs", "--sparse", "-c", "-f"]).arg(seed_archive(state, directory)).arg("-C").arg(&copied).arg(".");
             reaper::run(&mut tar)?;
             files::remove_tree(&copied)?;
         }
@@ -111,6 +106,6 @@ pub fn save_seeds() -> Result<()> {
 }
 
 /// An archive, because an image's layers cannot have sparse files: etcd's log is 64 MB, of which 1 MB is used.
-fn seed_archive(directory: &Directory) -> PathBuf {
-    Path::new(SEED_DIR).join(format!("{}.tar", directory.name))
+fn seed_archive(state: &StateDir, directory: &Directory) -> PathBuf {
+    state.seed().join(format!("{}.tar", directory.name))
 }

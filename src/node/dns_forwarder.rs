@@ -1,5 +1,6 @@
 //! The name server for pods and Docker's containers, on the static address, over UDP and TCP. It resolves
-//! what the container itself can resolve, from /etc/hosts and with the servers in /etc/resolv.conf.
+//! what the container itself can resolve, from /etc/hosts and with the servers in /etc/resolv.conf, and the names that
+//! Docker has for the machine of a container: here that is the node, unless those know another.
 //!
 //! Pods and containers could not ask those servers themselves. Docker's server listens on 127.0.0.11, a loopback
 //! address of the node: CoreDNS would detect a loop and stop. A server may have an IPv6 address, which
@@ -14,7 +15,6 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -23,17 +23,21 @@ use std::time::Duration;
 use nix::sys::socket::{connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, SockaddrIn};
 use nix::sys::time::TimeVal;
 
-use crate::config::{subnets_overlap, RESOLV_CONF, RUN_DIR};
+use crate::config::{RESOLV_CONF, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::hosts::{self, Question};
+use crate::node::iptables::Iptables;
 use crate::node::mounts;
+use crate::readiness::client_limits::Place;
 use crate::supervisor::reaper;
+use crate::{subnet, threads};
 
 const PORT: u16 = 53;
 const SYSTEM_RESOLV_CONF: &str = "/etc/resolv.conf";
 const SYSTEM_HOSTS: &str = "/etc/hosts";
+const NAMES_OF_NODE: &str = "host.docker.internal gateway.docker.internal";
 /// A resolver gives up after 5 s by default (resolv.conf(5)).
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After this long we try the next server: CoreDNS asks again after 2 s.
@@ -54,12 +58,14 @@ const STACK: usize = 64 * 1024;
 
 /// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder. Returns its address, or `None` if it
 /// cannot be started and pods have to use the servers that they can reach themselves.
-pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<Option<Ipv4Addr>> {
+pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork, iptables: &Iptables) -> Result<Option<Ipv4Addr>> {
     let system = fs::read_to_string(SYSTEM_RESOLV_CONF).unwrap_or_default();
     let services = &cluster.service_subnet;
     let servers = servers(&system);
-    let forwarder = Forwarder::new(SYSTEM_RESOLV_CONF, SYSTEM_HOSTS, PORT, services);
-    let own = match start(forwarder, (static_ip, PORT).into(), servers.iter().any(|server| is_shadowed(server, services))) {
+    let forwarder = Forwarder::new(SYSTEM_RESOLV_CONF, SYSTEM_HOSTS, PORT, services, static_ip);
+    let has_shadowed = servers.iter().any(|server| is_shadowed(server, services));
+    let past_services = if has_shadowed { do_not_track_marked(iptables) } else { Ok(()) };
+    let own = match past_services.and_then(|()| start(forwarder, (static_ip, PORT).into())) {
         Ok(()) => Some(static_ip),
         Err(error) if servers.iter().any(|server| is_reachable(server, services)) => {
             log::warn!(target: "network", "{error}: pods and containers ask the servers of {SYSTEM_RESOLV_CONF} themselves, and do not know the names of {SYSTEM_HOSTS}");
@@ -72,29 +78,29 @@ pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<Option<I
     Ok(own)
 }
 
-fn start(forwarder: Forwarder, address: SocketAddr, with_shadowed: bool) -> Result<()> {
-    if with_shadowed {
-        let mark = PAST_SERVICES.to_string();
-        let rule = ["--wait", "--table", "raw", "--insert", "OUTPUT", "--match", "mark", "--mark", &mark, "--jump", "CT", "--notrack"];
-        reaper::run(Command::new("iptables").args(rule))?;
-    }
+fn do_not_track_marked(iptables: &Iptables) -> Result<()> {
+    let mark = PAST_SERVICES.to_string();
+    let rule = ["--wait", "--table", "raw", "--insert", "OUTPUT", "--match", "mark", "--mark", &mark, "--jump", "CT", "--notrack"];
+    reaper::run(iptables.command("iptables").args(rule)).map(drop)
+}
+
+fn start(forwarder: Forwarder, address: SocketAddr) -> Result<()> {
     let fail = |cause: io::Error| Error::new(format!("cannot listen on {address} to answer DNS queries: {cause}"));
     let (udp, tcp) = (UdpSocket::bind(address).map_err(fail)?, TcpListener::bind(address).map_err(fail)?);
     let (forwarder, udp) = (Arc::new(forwarder), Arc::new(udp));
-    let (other, spawn_fail) = (forwarder.clone(), |cause| Error::new(format!("cannot start the DNS forwarder: {cause}")));
-    thread::Builder::new().name("dns-udp".into()).spawn(move || serve_udp(&udp, &other)).map_err(spawn_fail)?;
-    thread::Builder::new().name("dns-tcp".into()).spawn(move || serve_tcp(tcp.incoming(), &forwarder)).map_err(spawn_fail)?;
-    Ok(())
+    let other = forwarder.clone();
+    threads::start("dns-udp", move || serve_udp(&udp, &other))?;
+    threads::start("dns-tcp", move || serve_tcp(tcp.incoming(), &forwarder))
 }
 
-/// The servers that a resolv.conf(5) names.
+/// The servers that a resolv.conf(5) names. The C library, too, ignores what follows an address.
 fn servers(resolv_conf: &str) -> Vec<IpAddr> {
-    resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok()).collect()
+    resolv_conf.lines().filter_map(|line| line.strip_prefix("nameserver")?.split_whitespace().next()?.parse().ok()).collect()
 }
 
 /// Whether the cluster's Services have a server's address too.
 fn is_shadowed(server: &IpAddr, services: &str) -> bool {
-    matches!(server, IpAddr::V4(server) if subnets_overlap(services, *server, u32::MAX))
+    matches!(server, IpAddr::V4(server) if subnet::overlap(services, *server, u32::MAX))
 }
 
 /// Whether a pod can reach a server.
@@ -118,13 +124,16 @@ struct Forwarder {
     port: u16,
     /// The subnet of the cluster's Services.
     services: String,
+    /// Names that nobody else may know, as hosts(5) has them.
+    last_resort: String,
     /// Which server is asked first: the last one that answered.
     preferred: AtomicUsize,
 }
 
 impl Forwarder {
-    fn new(resolv_conf: impl Into<PathBuf>, hosts: impl Into<PathBuf>, port: u16, services: &str) -> Forwarder {
-        Forwarder { resolv_conf: resolv_conf.into(), hosts: hosts.into(), port, services: services.into(), preferred: 0.into() }
+    fn new(resolv_conf: impl Into<PathBuf>, hosts: impl Into<PathBuf>, port: u16, services: &str, node: Ipv4Addr) -> Forwarder {
+        let (services, last_resort) = (services.into(), format!("{node} {NAMES_OF_NODE}\n"));
+        Forwarder { resolv_conf: resolv_conf.into(), hosts: hosts.into(), port, services, last_resort, preferred: 0.into() }
     }
 
     /// The answer to a query; `ask` asks a server, over UDP or TCP, with or without the mark. `None` if the message is not a query.
@@ -137,13 +146,15 @@ impl Forwarder {
         }
         let servers = servers(&read(&self.resolv_conf));
         let (count, first) = (servers.len(), self.preferred.load(Ordering::Relaxed));
+        let ours = question.answer_from(&self.last_resort, query);
+        let is_final = |answer: &[u8]| !hosts::is_failure(answer) && (ours.is_none() || !hosts::is_no_such_name(answer));
         let mut failure = None;
         for turn in 0..count {
             let number = (first + turn) % count;
             let server = servers[number];
-            let limit = if turn + 1 == count { ANSWER_LIMIT } else { NEXT_SERVER };
+            let limit = if turn + 1 == count && ours.is_none() { ANSWER_LIMIT } else { NEXT_SERVER };
             match ask((server, self.port).into(), is_shadowed(&server, &self.services), query, limit) {
-                Ok(answer) if !hosts::is_failure(&answer) => {
+                Ok(answer) if is_final(&answer) => {
                     self.preferred.store(number, Ordering::Relaxed);
                     return Some(answer);
                 }
@@ -151,26 +162,22 @@ impl Forwarder {
                 Err(_) => {}
             }
         }
-        failure.or_else(|| Some(question.failure(query)))
+        ours.or(failure).or_else(|| Some(question.failure(query)))
     }
 }
 
-/// Runs `body` in a thread of its own if it is one of at most `most` that hold a clone of `places`. If it fails, the
-/// client asks again.
-fn in_background(places: &Arc<()>, most: usize, body: impl FnOnce() -> io::Result<()> + Send + 'static) {
-    let place = places.clone();
-    // The caller holds one too.
-    if Arc::strong_count(places) <= most + 1 {
-        let body = move || {
-            let _place = place;
-            body()
-        };
-        let _ = thread::Builder::new().stack_size(STACK).spawn(body);
-    }
+/// Runs `body` in a thread of its own, of which there are `most`. If it fails, the client asks again.
+fn in_background(places: &Arc<AtomicUsize>, most: usize, body: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    let Some(place) = Place::take(places, most) else { return };
+    let body = move || {
+        let _place = place;
+        body()
+    };
+    let _ = thread::Builder::new().stack_size(STACK).spawn(body);
 }
 
 fn serve_udp(socket: &Arc<UdpSocket>, forwarder: &Arc<Forwarder>) {
-    let (mut buffer, places) = ([0; MAX_DATAGRAM], Arc::new(()));
+    let (mut buffer, places) = ([0; MAX_DATAGRAM], Arc::default());
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer) else {
             thread::sleep(PAUSE);
@@ -185,7 +192,7 @@ fn serve_udp(socket: &Arc<UdpSocket>, forwarder: &Arc<Forwarder>) {
 }
 
 fn serve_tcp(clients: impl Iterator<Item = io::Result<TcpStream>>, forwarder: &Arc<Forwarder>) {
-    let places = Arc::new(());
+    let places = Arc::default();
     for client in clients {
         let Ok(mut client) = client else {
             thread::sleep(PAUSE);
@@ -262,6 +269,7 @@ mod tests {
     use super::*;
     use crate::config::SERVICE_SUBNET;
 
+    const NODE: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
     const STATIC: Ipv4Addr = Ipv4Addr::new(172, 99, 99, 1);
     const DEAD: &str = "127.0.0.2";
     const LIVING: &str = "127.0.0.3";
@@ -281,6 +289,24 @@ mod tests {
         assert_eq!(servers(system).iter().filter(|server| is_shadowed(server, SERVICE_SUBNET)).count(), 1);
     }
 
+    #[test]
+    fn a_comment_after_a_server_is_ignored() {
+        let both: [IpAddr; 2] = ["10.0.0.2".parse().unwrap(), "fd00::53".parse().unwrap()];
+        assert_eq!(servers("nameserver 10.0.0.2 # ours\nnameserver\tfd00::53\n# nameserver 10.0.0.3\nnameserver\n"), both);
+    }
+
+    #[test]
+    fn the_rule_for_marked_queries_is_made_with_the_chosen_iptables() {
+        let directory = std::env::temp_dir().join(format!("kind-dns-iptables-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let (program, made) = (directory.join("iptables"), directory.join("made"));
+        files::replace(program, format!("#!/bin/sh\necho \"$*\" >{}\n", made.display()), 0o755).unwrap();
+        do_not_track_marked(&Iptables::legacy_in(directory.clone())).unwrap();
+        let rule = fs::read_to_string(made).unwrap();
+        assert!(rule.contains("--table raw --insert OUTPUT") && rule.contains("--mark 16777216"), "{rule}");
+        fs::remove_dir_all(directory).unwrap();
+    }
+
     /// A query for `name.test`, and where a marker byte of the answer lies.
     const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04name\x04test\0\0\x01\0\x01";
 
@@ -292,7 +318,7 @@ mod tests {
         let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
         fs::write(dir.join("resolv.conf"), lines).unwrap();
         fs::write(dir.join("hosts"), hosts).unwrap();
-        Forwarder::new(dir.join("resolv.conf"), dir.join("hosts"), port, SERVICE_SUBNET)
+        Forwarder::new(dir.join("resolv.conf"), dir.join("hosts"), port, SERVICE_SUBNET, NODE)
     }
 
     /// One port of both; one that is free for UDP may be taken for TCP.
@@ -376,6 +402,22 @@ mod tests {
             assert!(forwarder.answer(QUERY, ask_by_udp).unwrap().ends_with(b"udp"));
             assert_eq!(forwarder.preferred.load(Ordering::Relaxed), 2);
         }
+    }
+
+    #[test]
+    fn the_name_of_the_machine_is_that_of_the_node_unless_somebody_else_knows_it() {
+        let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04host\x06docker\x08internal\0\0\x01\0\x01";
+        let says = |code: u8, end: &'static [u8]| {
+            move |_: SocketAddr, _: bool, query: &[u8], _: Duration| Ok([&query[..2], &[0x81, 0x80 | code], end].concat())
+        };
+        let (unknown, known) = (says(3, b"no such name"), says(0, b"known"));
+        let nobody = |_: SocketAddr, _: bool, _: &[u8], _: Duration| Err(io::ErrorKind::ConnectionRefused.into());
+        let with = |hosts: &str| forwarder(&[LIVING], hosts, 1);
+        assert!(with("").answer(query, unknown).unwrap().ends_with(&NODE.octets()));
+        assert!(with("").answer(query, nobody).unwrap().ends_with(&NODE.octets()));
+        assert!(with("").answer(query, known).unwrap().ends_with(b"known"));
+        assert!(with("10.1.2.3 host.docker.internal\n").answer(query, unknown).unwrap().ends_with(&[10, 1, 2, 3]));
+        assert!(with("").answer(QUERY, unknown).unwrap().ends_with(b"no such name"), "of any other name");
     }
 
     #[test]

@@ -9,6 +9,7 @@ const CLASS_IN: u16 = 1;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const SERVER_FAILURE: u8 = 2;
+const NO_SUCH_NAME: u8 = 3;
 /// Seconds for which an answer may be cached: few, since the file may change while we run.
 const TTL: u32 = 5;
 /// This many IPv6 addresses fit into the 512 bytes that every client accepts, even with the longest name.
@@ -92,6 +93,11 @@ pub fn is_failure(answer: &[u8]) -> bool {
     const NOT_IMPLEMENTED: u8 = 4;
     const REFUSED: u8 = 5;
     answer.get(3).is_none_or(|flags| [SERVER_FAILURE, NOT_IMPLEMENTED, REFUSED].contains(&(flags & 0x0f)))
+}
+
+/// Whether an answer says that there is no such name (NXDOMAIN).
+pub fn is_no_such_name(answer: &[u8]) -> bool {
+    answer.get(3).is_some_and(|flags| flags & 0x0f == NO_SUCH_NAME)
 }
 
 /// A name's addresses, except loopback ones: with those a pod would connect to itself.

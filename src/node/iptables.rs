@@ -9,6 +9,7 @@ use std::process::Command;
 
 use crate::config::{Config, API_PORT, RUN_DIR};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::cni::BRIDGE;
 use crate::node::mounts;
@@ -36,16 +37,16 @@ pub fn choose(config: &Config) -> Result<Iptables> {
     let works = |program: &str| reaper::run(Command::new(program).arg("-nL")).is_ok();
     let nft_works = || {
         works("iptables") || {
-            load(&["nf_tables"]);
+            load_modules(&["nf_tables"]);
             works("iptables")
         }
     };
     let legacy_works = || {
-        load(&["ip_tables", "ip6_tables"]);
+        load_modules(&["ip_tables", "ip6_tables"]);
         find("iptables-legacy").is_some_and(|program| works(&program.to_string_lossy()))
     };
     let Some(why) = why_legacy(wanted.as_deref(), tables, nft_works, legacy_works) else { return Ok(Iptables::default()) };
-    load(&["ip_tables", "ip6_tables"]);
+    load_modules(&["ip_tables", "ip6_tables"]);
     let legacy = legacy_directory(&config.path(RUN_DIR))?;
     match legacy {
         Some(_) => log::info!(target: "network", "iptables-legacy is used: {why}"),
@@ -55,6 +56,18 @@ pub fn choose(config: &Config) -> Result<Iptables> {
 }
 
 impl Iptables {
+    #[cfg(test)]
+    pub fn legacy_in(directory: PathBuf) -> Iptables {
+        Iptables { legacy: Some(directory) }
+    }
+
+    /// A program of iptables, of the chosen backend.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        self.put_on_path_of(&mut command);
+        command
+    }
+
     /// Makes a command and its children use the chosen backend.
     pub fn put_on_path_of(&self, command: &mut Command) {
         if let Some(directory) = &self.legacy {
@@ -73,20 +86,41 @@ pub fn redirect_api_service(iptables: &Iptables, static_ip: Ipv4Addr, cluster: &
     ["PREROUTING", "OUTPUT"].into_iter().try_for_each(|chain| add_nat_rule(iptables, &rule(chain)))
 }
 
-/// Masquerades what pods on our bridge send to others. The bridge plugin's own way (`ipMasq`) calls iptables half a dozen
-/// times for each pod that starts, and again when it ends.
-pub fn masquerade_pods(iptables: &Iptables, subnet: &str) -> Result<()> {
+/// Masquerades what pods on our bridge send to others: the bridge plugin's own way (`ipMasq`) calls iptables half a dozen
+/// times for each pod that starts, and again when it ends. And lets pods reach containers of Docker's under their own
+/// addresses, published ports or not: Docker 28 and newer drops what comes to a container from another interface than its
+/// network's, in two tables (its `allow-direct-routing` is about published ports alone). Must run before dockerd starts.
+pub fn prepare_for_pods(iptables: &Iptables, subnet: &str) -> Result<()> {
+    // In a pod, the network namespace outlives the container, with our bridge and these rules.
+    if Path::new("/sys/class/net").join(BRIDGE).exists() {
+        return Ok(());
+    }
     let multicast = "224.0.0.0/4";
-    add_nat_rule(iptables, &["POSTROUTING", "-s", subnet, "!", "-d", multicast, "!", "-o", BRIDGE, "-j", "MASQUERADE"])
+    restore(
+        iptables,
+        &format!(
+            "*nat\n-A POSTROUTING -s {subnet} ! -d {multicast} ! -o {BRIDGE} -j MASQUERADE\nCOMMIT\n\
+             *filter\n:DOCKER-USER - [0:0]\n-A DOCKER-USER -s {subnet} -j ACCEPT\nCOMMIT\n"
+        ),
+    )?;
+    // A kernel may lack this table, which Docker then has to do without, too.
+    if let Err(error) = restore(iptables, &format!("*raw\n-A PREROUTING -s {subnet} -j ACCEPT\nCOMMIT\n")) {
+        log::warn!(target: "network", "pods may not reach Docker's containers by their addresses: {error}");
+    }
+    Ok(())
 }
 
-/// A pod's network namespace outlives the container, so an earlier start may have added the rule.
+/// Adds rules, as iptables-save(8) writes them.
+fn restore(iptables: &Iptables, rules: &str) -> Result<()> {
+    mounts::make_dir(RUN_DIR)?;
+    let file = Path::new(RUN_DIR).join("iptables-rules");
+    files::write(&file, rules)?;
+    reaper::run(iptables.command("iptables-restore").args(["--wait", "--noflush"]).arg(file)).map(drop)
+}
+
+/// A reset finds it there, and so does a start in a network namespace that has outlived a container.
 fn add_nat_rule(iptables: &Iptables, rule: &[&str]) -> Result<()> {
-    let run = |verb: &str| {
-        let mut command = Command::new("iptables");
-        iptables.put_on_path_of(&mut command);
-        reaper::run(command.args(["--wait", "-t", "nat", verb]).args(rule))
-    };
+    let run = |verb: &str| reaper::run(iptables.command("iptables").args(["--wait", "-t", "nat", verb]).args(rule));
     if run("--check").is_err() {
         run("--append")?;
     }
@@ -110,7 +144,7 @@ fn why_legacy(
 }
 
 /// Loads kernel modules even without /lib/modules: the kernel does so itself when asked for an interface of that name.
-fn load(modules: &[&str]) {
+pub fn load_modules(modules: &[&str]) {
     for module in modules {
         // Always fails: there is no such interface.
         let _ = reaper::run(Command::new("ip").args(["link", "show", module]));

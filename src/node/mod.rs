@@ -1,5 +1,6 @@
 //! Prepares the machine for the daemons.
 
+pub mod browser;
 pub mod capacity;
 pub mod cgroup;
 pub mod cluster_network;
@@ -8,7 +9,6 @@ pub mod directories;
 pub mod dns_forwarder;
 pub mod hostpath;
 pub mod hosts;
-pub mod insecure_registry;
 pub mod iptables;
 pub mod limits;
 pub mod mounts;
@@ -16,7 +16,10 @@ pub mod names;
 pub mod network;
 pub mod orphans;
 pub mod own_addresses;
+pub mod pull_hosts;
+pub mod reach;
 pub mod registry;
+pub mod state_dir;
 pub mod store;
 
 use std::fs;
@@ -24,8 +27,9 @@ use std::fs;
 use crate::error::{Error, Result};
 
 /// linux/capability.h
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
+pub const CAP_NET_ADMIN: u32 = 12;
+pub const CAP_SYS_PTRACE: u32 = 19;
+pub const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_NICE: u32 = 23;
 const CAP_SYS_RESOURCE: u32 = 24;
 

@@ -12,6 +12,7 @@ use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
 use crate::files;
+pub use crate::files::make_dir;
 
 const NONE: Option<&str> = None;
 
@@ -58,10 +59,6 @@ pub fn bind(source: &Path, target: impl AsRef<Path>) -> Result<()> {
         .map_err(|cause| Error::io(&format!("bind-mount {} on", source.display()), target, cause))
 }
 
-pub fn make_dir(path: impl AsRef<Path>) -> Result<()> {
-    fs::create_dir_all(&path).map_err(|cause| Error::io("create the directory", &path, cause))
-}
-
 pub fn is_mount_point(path: impl AsRef<Path>) -> bool {
     mounts().iter().any(|mount| mount.point == path.as_ref())
 }
@@ -84,27 +81,32 @@ pub fn unmount_below(directory: &str) -> Result<()> {
 }
 
 /// Whether `path` or anything below it is a mount point.
-fn has_mounts_below(path: &str) -> bool {
+pub fn has_mounts_below(path: &str) -> bool {
     mounts().iter().any(|mount| mount.point.starts_with(path))
 }
 
-struct Mount {
+pub struct Mount {
     id: u32,
     parent: u32,
-    point: PathBuf,
+    pub point: PathBuf,
+    /// Of the file system.
+    pub kind: String,
+    pub options: String,
 }
 
 /// In the order in which they were mounted.
-fn mounts() -> Vec<Mount> {
+pub fn mounts() -> Vec<Mount> {
     parse_mounts(&fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
 /// Parses `/proc/self/mountinfo` (proc_pid_mountinfo(5)), in which blanks and backslashes are written in octal digits.
-fn parse_mounts(text: &[u8]) -> Vec<Mount> {
+pub fn parse_mounts(text: &[u8]) -> Vec<Mount> {
     let parse = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
-        Some(Mount { id: number()?, parent: number()?, point: OsString::from_vec(unescape(fields.nth(2)?)).into() })
+        let (id, parent, point) = (number()?, number()?, OsString::from_vec(unescape(fields.nth(2)?)).into());
+        let mut filesystem = fields.skip_while(|field| *field != b"-").skip(1).map(|field| String::from_utf8_lossy(field).into_owned());
+        Some(Mount { id, parent, point, kind: filesystem.next()?, options: filesystem.nth(1)? })
     };
     text.split(|byte| *byte == b'\n').filter_map(parse).collect()
 }

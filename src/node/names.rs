@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use nix::ifaddrs::getifaddrs;
 
@@ -49,9 +49,55 @@ pub fn is_host_name(name: &str) -> bool {
     name.len() <= LONGEST_NAME && name.trim_end_matches('.').split('.').all(is_label)
 }
 
+/// The host in a Host header, without the port; IPv6 addresses keep their brackets.
+pub fn in_host_header(header: &str) -> Option<&str> {
+    if header.starts_with('[') {
+        let end = header.find(']')?;
+        let (name, port) = header.split_at(end + 1);
+        name[1..end].parse::<Ipv6Addr>().ok()?;
+        return (port.is_empty() || is_port(port.strip_prefix(':')?)).then_some(name);
+    }
+    let (name, port) = match header.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (header, None),
+    };
+    let valid = name.parse::<IpAddr>().is_ok() || is_host_name(name);
+    (valid && port.is_none_or(is_port)).then_some(name)
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_header_gives_its_name_or_nothing() {
+        for (header, name) in [
+            ("localhost:10080", Some("localhost")),
+            ("docker", Some("docker")),
+            ("my-kind.ci.example:80", Some("my-kind.ci.example")),
+            ("group__project", Some("group__project")),
+            ("172.17.0.2:10080", Some("172.17.0.2")),
+            ("[::1]:10080", Some("[::1]")),
+            ("[fd00::2]", Some("[fd00::2]")),
+            ("", None),
+            (":10080", None),
+            ("a b", None),
+            ("a\nserver: https://evil", None),
+            ("host:port", None),
+            ("host:99999", None),
+            ("user@host", None),
+            ("-x", None),
+            ("[::1", None),
+            ("[x]:1", None),
+            ("[::1]x", None),
+        ] {
+            assert_eq!(in_host_header(header), name, "{header:?}");
+        }
+    }
 
     #[test]
     fn addresses_of_all_interfaces_and_the_host_name_with_its_aliases_are_our_own() {

@@ -11,12 +11,13 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use crate::config::{same_subnet, subnets_overlap, POD_SUBNET, POD_SUBNETS, POLL};
+use crate::config::{POD_SUBNET, POD_SUBNETS, POLL};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::cni::BRIDGE;
-use crate::node::iptables::Iptables;
+use crate::node::iptables::{self, Iptables};
+use crate::subnet;
 use crate::supervisor::reaper;
 use crate::sys;
 
@@ -61,9 +62,9 @@ pub struct Network {
 /// Another machine has the address, or neither the ioctl nor `ip` could set it.
 pub fn set_static_ip(ip: Ipv4Addr) -> Result<String> {
     let addresses = addresses()?;
-    if let Some(present) = addresses.iter().find(|address| address.ip == ip) {
-        log::info!(target: "network", "{ip} is on {} already", present.interface);
-        return Ok(present.interface.clone());
+    if let Some(device) = device_of(ip, &addresses) {
+        log::info!(target: "network", "{ip} is on {device} already");
+        return Ok(device);
     }
     let default = current_default_route();
     refuse_collision(ip, default.as_ref().map(|(_, gateway)| *gateway), &addresses)?;
@@ -109,7 +110,7 @@ fn choose_pod_subnet(addresses: &[Address]) -> (&'static str, Option<&Address>) 
     let taken = |subnet: &str| {
         // The pods' own bridge may be left over from an earlier start, in a pod whose container was restarted.
         let mut others = addresses.iter().filter(|address| address.interface != BRIDGE);
-        others.find(|address| subnets_overlap(subnet, address.ip, address.mask))
+        others.find(|address| subnet::overlap(subnet, address.ip, address.mask))
     };
     match POD_SUBNETS.into_iter().find(|subnet| taken(subnet).is_none()) {
         Some(free) => (free, taken(POD_SUBNET)),
@@ -141,8 +142,7 @@ pub fn enable_forwarding() -> Result<()> {
     // Without it, a pod's reply to another pod bypasses conntrack on the bridge, and Services fail.
     let bridge = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     if fs::write(bridge, "1").is_err() {
-        // Asking for an interface with a module's name makes the kernel load that module, without /lib/modules in here.
-        let _ = reaper::run(Command::new("ip").args(["link", "show", "br_netfilter"]));
+        iptables::load_modules(&["br_netfilter"]);
         if let Err(error) = files::write(bridge, "1") {
             log::warn!(target: "network", "{error}: Services may not reach pods; load br_netfilter on the host");
         }
@@ -183,11 +183,13 @@ fn current_default_route() -> Option<(String, Ipv4Addr)> {
 /// Interface and gateway of the default route with the lowest metric, from `/proc/net/route`.
 fn default_route(table: &str) -> Option<(String, Ipv4Addr)> {
     const RTF_UP: u32 = 1;
+    /// An unreachable route, on the interface `*`.
+    const RTF_REJECT: u32 = 0x200;
     let mut best: Option<(u32, String, Ipv4Addr)> = None;
     for line in table.lines().skip(1) {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [interface, destination, gateway, flags, _, _, metric, mask, ..] = fields[..] else { continue };
-        let up = u32::from_str_radix(flags, 16).unwrap_or(0) & RTF_UP != 0;
+        let up = u32::from_str_radix(flags, 16).unwrap_or(0) & (RTF_UP | RTF_REJECT) == RTF_UP;
         let metric = metric.parse().unwrap_or(u32::MAX);
         if destination == "00000000" && mask == "00000000" && up && best.as_ref().is_none_or(|(least, ..)| metric < *least) {
             // The kernel prints the address in the machine's byte order.
@@ -198,15 +200,20 @@ fn default_route(table: &str) -> Option<(String, Ipv4Addr)> {
     best.map(|(_, interface, gateway)| (interface, gateway))
 }
 
+/// The interface that has an address already, as in a pod whose container is started again.
+fn device_of(ip: Ipv4Addr, addresses: &[Address]) -> Option<String> {
+    addresses.iter().find(|address| address.ip == ip).map(|address| address.device().to_string())
+}
+
 /// The default route's interface, else the first that is up and not loopback, else loopback.
 fn choose_interface(default: Option<String>, addresses: &[Address]) -> String {
     default
-        .or_else(|| addresses.iter().find(|address| !address.loopback).map(|address| address.interface.clone()))
+        .or_else(|| addresses.iter().find(|address| !address.loopback).map(|address| address.device().to_string()))
         .unwrap_or_else(|| "lo".to_string())
 }
 
 fn refuse_collision(ip: Ipv4Addr, gateway: Option<Ipv4Addr>, addresses: &[Address]) -> Result<()> {
-    let Some(network) = addresses.iter().find(|address| same_subnet(address.ip, ip, address.mask)) else {
+    let Some(network) = addresses.iter().find(|address| subnet::is_same(address.ip, ip, address.mask)) else {
         return Ok(());
     };
     let owner = if gateway == Some(ip) {
@@ -259,6 +266,7 @@ eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
         assert_eq!(default_route(ROUTES), Some(("eth0".into(), Ipv4Addr::new(172, 17, 0, 1))));
         assert_eq!(default_route(ROUTES.lines().next().unwrap()), None);
         assert_eq!(default_route(&ROUTES.replace("\t0003\t", "\t0000\t")), None);
+        assert_eq!(default_route(&ROUTES.replace("\t0003\t", "\t0201\t")), None);
     }
 
     #[test]
@@ -267,6 +275,13 @@ eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
         assert_eq!(choose_interface(Some("wlan0".into()), &both), "wlan0");
         assert_eq!(choose_interface(None, &both), "eth0");
         assert_eq!(choose_interface(None, &both[..1]), "lo");
+    }
+
+    #[test]
+    fn a_label_is_no_interface() {
+        let labelled = [address("lo", "127.0.0.1"), address("eth0:kind", "172.99.99.1")];
+        assert_eq!(device_of(Ipv4Addr::new(172, 99, 99, 1), &labelled), Some("eth0".into()));
+        assert_eq!(choose_interface(None, &labelled), "eth0");
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::socket::{bind, recv, socket, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
 
-use crate::config::subnets_overlap;
 use crate::error::{Error, Result};
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::network::{self, Address};
 use crate::readiness::Readiness;
+use crate::subnet;
 use crate::threads;
 
 /// What we need to distinguish the container's own addresses from those that the cluster and Docker create.
@@ -39,7 +39,7 @@ impl OwnAddresses {
         // Bridges in here belong to Docker or the pods, unless one is the machine's way out (--network=host).
         // An interface with an address from the pods' subnet belongs to a pod network that the user has installed.
         let is_own = |address: &&Address| {
-            let inner = is_bridge(address.device()) || subnets_overlap(&self.pod_subnet, address.ip, u32::MAX);
+            let inner = is_bridge(address.device()) || subnet::overlap(&self.pod_subnet, address.ip, u32::MAX);
             !address.loopback && address.ip != self.static_ip && !address.ip.is_link_local() && (is_default(address) || !inner)
         };
         let (mut own, others): (Vec<&Address>, _) = all.iter().filter(is_own).partition(|address| is_default(address));

@@ -24,12 +24,14 @@ pub const CERTS_DIR: &str = "/etc/docker/certs.d";
 const SYSTEM_CERTS_DIR: &str = "/etc/ssl/certs";
 /// root's configuration, because the daemons run as root; dockerd itself pulls with the credentials its client sends.
 const DOCKER_CONFIG: &str = "/root/.docker/config.json";
+/// kubelet's, in its directory.
+pub const KUBELET_LOGIN: &str = "config.json";
 const CA_FILE: &str = "kind-registry-ca.crt";
 
 /// Docker Hub's name in a configuration file.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// Docker Hub's server.
-const DOCKER_HUB_SERVER: &str = "https://registry-1.docker.io";
+pub const DOCKER_HUB_SERVER: &str = "https://registry-1.docker.io";
 const DOCKER_HUB_NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
 #[derive(Default)]
@@ -80,7 +82,7 @@ impl Registries {
     /// Writes the daemons' files, below `root`. The directories of this start must be mounted.
     pub fn prepare(&self, root: &Path, with_kubelet: bool) -> Result<()> {
         self.warnings.iter().for_each(|warning| log::warn!(target: "registry", "{warning}"));
-        let path = |path: &str| root.join(path.trim_start_matches('/'));
+        let path = |path: &str| files::below(root, path);
         if let (Some(host), Some(ca)) = (&self.registry, &self.ca) {
             let directory = path(CERTS_DIR).join(host);
             mounts::make_dir(&directory)?;
@@ -98,7 +100,7 @@ impl Registries {
         }
         if let Some(login) = &self.login {
             let registry = self.registry.as_deref().unwrap_or(DOCKER_HUB);
-            let kubelet = with_kubelet.then(|| path(KUBELET_DIR).join("config.json"));
+            let kubelet = with_kubelet.then(|| path(KUBELET_DIR).join(KUBELET_LOGIN));
             log_in(&path(DOCKER_CONFIG), kubelet.as_deref(), registry, login)?;
             log::info!(target: "registry", "logged in to {registry} as {}", login.user);
         }
@@ -112,6 +114,26 @@ impl Registries {
     pub fn mirror(&self) -> Option<&str> {
         self.mirror.as_deref()
     }
+}
+
+/// The passwords that this node has been given for registries, with their users and without, and as they are in the files:
+/// for keeping them out of what others read.
+pub fn passwords() -> Vec<String> {
+    let read = |path: &Path| -> Option<Value> { serde_json::from_str(&fs::read_to_string(path).ok()?).ok() };
+    let files = [Path::new(DOCKER_CONFIG).to_path_buf(), Path::new(KUBELET_DIR).join(KUBELET_LOGIN)];
+    let mut passwords: Vec<String> = files.iter().filter_map(|path| read(path)).flat_map(|config| passwords_in(&config)).collect();
+    // The longest first: a shorter one may be a part of it.
+    passwords.sort_by_key(|password| std::cmp::Reverse(password.len()));
+    passwords.dedup();
+    passwords
+}
+
+fn passwords_in(config: &Value) -> Vec<String> {
+    let logins = config["auths"].as_object().into_iter().flatten();
+    let encoded: Vec<&str> = logins.filter_map(|(_, login)| login["auth"].as_str()).collect();
+    let decoded = encoded.iter().filter_map(|auth| String::from_utf8(BASE64_STANDARD.decode(auth).ok()?).ok());
+    let alone = decoded.filter_map(|login| login.split_once(':').map(|(_, password)| password.to_string()));
+    alone.chain(encoded.iter().map(|auth| auth.to_string())).filter(|password| !password.is_empty()).collect()
 }
 
 /// Reads the registry and the login from the variables to which `name` maps our names.
@@ -144,14 +166,10 @@ fn registry_and_login(
 /// Adds the login to those that root's docker already has. kubelet reads only the first file that it
 /// finds, which is its own, so that file contains all of them.
 fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) -> Result<()> {
-    let mut config = match fs::read_to_string(docker) {
-        Ok(text) => serde_json::from_str(&text)
-            .ok()
-            .filter(Value::is_object)
-            .ok_or_else(|| Error::new(format!("{} is not a JSON object", docker.display())).advise("Fix it or remove it"))?,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => json!({}),
-        Err(cause) => return Err(Error::io("read", docker, cause)),
-    };
+    let text = files::read_if_there(docker)?.unwrap_or_else(|| "{}".into());
+    let config = serde_json::from_str(&text).ok().filter(Value::is_object);
+    let mut config =
+        config.ok_or_else(|| Error::new(format!("{} is not a JSON object", docker.display())).advise("Fix it or remove it"))?;
     if !config.get("auths").is_some_and(Value::is_object) {
         config["auths"] = json!({});
     }
@@ -184,7 +202,7 @@ fn mirror(text: &str) -> Result<String> {
     // A quote would end the string that it is written into.
     match rest {
         Some(rest) if !rest.is_empty() && !rest.contains(['"', '\\', '@', ' ', '\n', '?', '#']) => Ok(bare.to_string()),
-        _ => Err(Error::new(format!("{REGISTRY_MIRROR} is not the URL of a mirror without a login"))
+        _ => Err(Error::new(format!("{REGISTRY_MIRROR} must be an http or https URL without a login"))
             .advise(format!("An example: {REGISTRY_MIRROR}=https://mirror.example.com"))),
     }
 }
@@ -200,7 +218,7 @@ fn ca(text: &str) -> Result<Vec<u8>> {
             .advise("Give certificates as PEM, or the path of a file with them in the container")
     })?;
     if !String::from_utf8_lossy(&contents).contains(BEGIN) {
-        return Err(Error::new(format!("{REGISTRY_CA}={text} contains no certificate as PEM")));
+        return Err(Error::new(format!("{REGISTRY_CA}={text} contains no PEM certificate")));
     }
     Ok(contents)
 }
@@ -229,6 +247,19 @@ mod tests {
         let _ = fs::remove_dir_all(&root);
         fs::create_dir_all(&root).unwrap();
         root
+    }
+
+    #[test]
+    fn passwords_are_found_alone_and_as_they_are_encoded() {
+        let auth = |login: &str| BASE64_STANDARD.encode(login);
+        for (config, passwords) in [
+            (json!({"auths": {"r.example": {"auth": auth("ci:pa:ss")}}}), vec!["pa:ss".to_string(), auth("ci:pa:ss")]),
+            (json!({"auths": {"a": {"auth": auth("ci:")}, "b": {"auth": "?"}, "c": {}}}), vec![auth("ci:"), "?".into()]),
+            (json!({"credsStore": "desktop"}), vec![]),
+            (json!([]), vec![]),
+        ] {
+            assert_eq!(passwords_in(&config), passwords, "{config}");
+        }
     }
 
     #[test]
@@ -309,7 +340,7 @@ mod tests {
             (&[("KIND_REGISTRY_USER", "u"), ("KIND_REGISTRY_PASSWORD_FILE", "/no/such")], "/no/such"),
             (&[("KIND_REGISTRY_CA", PEM)], "neither KIND_REGISTRY nor"),
             (&[("KIND_REGISTRY", "r"), ("KIND_REGISTRY_CA", "/no/such")], "/no/such"),
-            (&[("KIND_REGISTRY", "r"), ("KIND_REGISTRY_CA", "/dev/null")], "no certificate"),
+            (&[("KIND_REGISTRY", "r"), ("KIND_REGISTRY_CA", "/dev/null")], "no PEM certificate"),
             (&[("KIND_REGISTRY_MIRROR", "mirror.example")], "KIND_REGISTRY_MIRROR"),
             (&[("KIND_REGISTRY_MIRROR", "https://u:hunter2@m")], "without a login"),
         ] {

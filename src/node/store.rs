@@ -1,8 +1,9 @@
 //! The image store, which takes no time to start: nothing is unpacked, and the volume only links to it.
 //!
-//! `/kind/store` in the image is containerd's root as the bake left it. A start copies its two small databases
-//! and creates a symbolic link for each snapshot and each blob. Read-only layers are lower directories of
-//! overlayfs, which may be on the image's own overlay. Upper directories may not (EINVAL), and are on the volume.
+//! `/kind/store` in the image is containerd's root as the bake left it, without some archives of layers
+//! (`save::archives`). A start copies its two small databases and creates a symbolic link for each snapshot and each
+//! blob. Read-only layers are lower directories of overlayfs, which may be on the image's own overlay. Upper directories
+//! may not (EINVAL), and are on the volume.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -19,13 +20,14 @@ use crate::config::{CONTAINERD_ROOT, DOCKER_DIR, STORE_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::mounts::make_dir;
+use crate::node::state_dir::{self, StateDir};
 use crate::supervisor::reaper;
 
 /// The parts of containerd's root that are in the image.
 pub const DATABASES: [&str; 2] = ["io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"];
 pub const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs/snapshots";
 pub const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
-/// In containerd's root on the volume: identifies the bake that the store is from.
+/// In containerd's root on the volume: the bake that the store is from, and the saves whose images it has, one a line.
 const STAMP: &str = "kind-bake";
 /// Exists in a container whose cluster was started, and in an image committed from one. Not on the volume, which a
 /// commit leaves out.
@@ -71,36 +73,67 @@ pub fn lock(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What the stamp says. Empty on a volume without a store: the stamp arrives with the last rename.
+fn stamp() -> Vec<String> {
+    let text = fs::read_to_string(Path::new(CONTAINERD_ROOT).join(STAMP)).unwrap_or_default();
+    text.lines().map(|line| line.trim().to_string()).filter(|line| !line.is_empty()).collect()
+}
+
+/// Notes that the store on the volume has the images of a save.
+pub fn add_to_stamp(name: &str) -> Result<()> {
+    let all = [stamp(), vec![name.to_string()]].concat().join("\n");
+    files::replace(Path::new(CONTAINERD_ROOT).join(STAMP), all, 0o644)
+}
+
+/// What this container begins with below `root`. A save counts only with the images that its pods run: they are in it, or on the volume
+/// that it was made with.
+pub fn choose_state(root: &Path) -> Result<StateDir> {
+    let state = StateDir::current_in(root);
+    let Some(name) = state.name() else { return Ok(state) };
+    let of_image = state.of_image();
+    if of_image == state || stamp().iter().any(|line| line == name) {
+        state_dir::remove_others()?;
+        return Ok(state);
+    }
+    log::warn!(
+        target: "cluster",
+        "this image was committed from a container whose cluster was saved without --stop: the images that its pods run are not here. This \
+         start begins with the cluster that was in the image before. Before docker commit, use `kind save --stop`"
+    );
+    of_image.make_current()?;
+    Ok(of_image)
+}
+
 /// Checks the volume before anything is written to it.
 ///
 /// # Errors
 /// The volume contains another image's store or a damaged one, or is full or read-only.
-pub fn inspect(bake: &str) -> Result<Volume> {
-    let root = Path::new(CONTAINERD_ROOT);
-    let stamp = fs::read_to_string(root.join(STAMP)).unwrap_or_default();
-    let volume = match stamp.trim() {
-        // Never completed: the stamp arrives with the last rename.
-        "" => Volume::Fresh,
-        stamp if stamp == bake => Volume::Returned,
-        stamp => {
+pub fn inspect(state: &StateDir, bake: &str) -> Result<Volume> {
+    let (root, stamp) = (Path::new(CONTAINERD_ROOT), stamp());
+    let volume = match stamp.as_slice() {
+        [] => Volume::Fresh,
+        lines if lines.iter().any(|line| line == bake) => Volume::Returned,
+        lines => {
+            let stamp = lines.join(", ");
             return Err(Error::new(format!(
                 "the volume on {DOCKER_DIR} holds the store of another image (bake {stamp}, this image is bake {bake})"
             ))
-            .advise("Start the container with an empty volume, or with the image that the volume comes from"))
+            .advise("Start the container with an empty volume, or with the image that the volume comes from"));
         }
     };
     require_room()?;
     if volume == Volume::Returned {
         DATABASES.iter().try_for_each(|database| require_database(&root.join(database)))?;
     }
-    log_what_is_not_kept(&volume);
+    log_what_is_not_kept(&volume, state);
     Ok(volume)
 }
 
-/// Every start begins with the baked cluster, on purpose: whoever restarts a container, or commits a running one as an
-/// image, must not believe that the cluster's objects were kept.
-fn log_what_is_not_kept(volume: &Volume) {
+/// Every start begins with the baked cluster, or the saved one, on purpose: whoever restarts a container, or commits a running
+/// one as an image, must not believe that the cluster's objects were kept.
+fn log_what_is_not_kept(volume: &Volume, state: &StateDir) {
     match volume {
+        _ if state.is_saved() => log::info!(target: "cluster", "this start begins with the cluster as it was saved"),
         Volume::Returned => log::info!(
             target: "cluster",
             "the volume on {DOCKER_DIR} comes back from an earlier start of this image: this start begins with the baked cluster, and with \
@@ -109,13 +142,18 @@ fn log_what_is_not_kept(volume: &Volume) {
         Volume::Fresh if Path::new(MARK).exists() => log::warn!(
             target: "cluster",
             "this container, or the one that its image was committed from, was started before: what it had in its cluster and in Docker is \
-             not here. To keep something, bake it, or put it into /kind/manifests and /kind/images"
+             not here. To keep something, use `kind save --stop` before docker commit, bake it, or put it into /kind/manifests and /kind/images"
         ),
         Volume::Fresh => {}
     }
     if let Err(error) = files::write(MARK, "") {
         log::debug!(target: "cluster", "{error}");
     }
+}
+
+/// What the image of this container is to say of its starts so far: nothing.
+pub fn forget_starts() -> Result<()> {
+    files::remove(MARK)
 }
 
 fn require_room() -> Result<()> {
@@ -149,38 +187,42 @@ fn require_database(path: &Path) -> Result<()> {
     }
 }
 
-/// Creates containerd's root on a fresh volume.
+/// Creates containerd's root on a fresh volume, for the bakes and saves of these names.
 ///
 /// # Errors
 /// The volume has become full, or cannot hold the upper directories of overlayfs.
-pub fn make(bake: &str) -> Result<()> {
+pub fn make(state: &StateDir, names: &[String]) -> Result<()> {
     let root = Path::new(CONTAINERD_ROOT);
     files::remove_tree(root)?;
     let new = Path::new(VOLUME_DIR).join("containerd.new");
     files::remove_tree(&new)?;
     if overlay_works_from(Path::new(STORE_DIR))? {
-        link(&new)?;
+        link(state, &new)?;
     } else {
         log::warn!(target: "store", "this kernel does not mount the image's layers in place: copying them, which takes longer");
-        reaper::run(Command::new("cp").arg("-a").arg(STORE_DIR).arg(&new))?;
+        make_dir(&new)?;
+        for store in state.stores() {
+            reaper::run(Command::new("cp").arg("-a").arg(store.join(".")).arg(&new))?;
+        }
     }
-    files::write(new.join(STAMP), bake)?;
+    files::write(new.join(STAMP), names.join("\n"))?;
     fs::rename(&new, root).map_err(|cause| Error::io("rename", &new, cause))
 }
 
-fn link(new: &Path) -> Result<()> {
-    let store = Path::new(STORE_DIR);
-    for database in DATABASES {
-        let (from, to) = (store.join(database), new.join(database));
-        make_dir(parent(&to))?;
-        fs::copy(&from, &to).map_err(|cause| Error::io("copy", &from, cause))?;
-    }
-    for directory in [SNAPSHOTS, BLOBS] {
-        let (from, to) = (store.join(directory), new.join(directory));
-        make_dir(&to)?;
-        for entry in read_dir(&from)? {
-            let link = to.join(entry.file_name().unwrap_or_default());
-            symlink(&entry, &link).map_err(|cause| Error::io("link", &link, cause))?;
+fn link(state: &StateDir, new: &Path) -> Result<()> {
+    for store in state.stores() {
+        for database in DATABASES {
+            let (from, to) = (store.join(database), new.join(database));
+            make_dir(parent(&to))?;
+            fs::copy(&from, &to).map_err(|cause| Error::io("copy", &from, cause))?;
+        }
+        for directory in [SNAPSHOTS, BLOBS] {
+            let (from, to) = (store.join(directory), new.join(directory));
+            make_dir(&to)?;
+            for entry in files::list(&from)? {
+                let link = to.join(entry.file_name().unwrap_or_default());
+                symlink(&entry, &link).map_err(|cause| Error::io("link", &link, cause))?;
+            }
         }
     }
     Ok(())
@@ -213,13 +255,12 @@ fn overlay(lower: &Path, upper: &Path, work: &Path, merged: &Path) -> nix::Resul
     umount(merged)
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(path)
+pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+    files::list(path)
 }
 
-pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(path).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
-    entries.map_err(|cause| Error::io("list", path, cause))
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 #[cfg(test)]

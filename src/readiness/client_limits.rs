@@ -7,20 +7,23 @@
 //! | what a client could do | what it gets |
 //! |---|---|
 //! | connect when 512 others are connected | closed at once |
+//! | ask under a name that is not the container's, where browsers connect, or from a page | 403 (`node::browser`) |
 //! | send nothing, or a byte a second | closed after 5 s, however little is missing |
 //! | send a head of more than 8 KiB | 431, closed |
 //! | send a body | it is never read |
 //! | send another request on the same connection | closed after the first answer |
-//! | wait for a file or a reset (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
+//! | wait for a file, a reset or a save (`?wait=60`) | an answer then, or after that long, at most 600 s (`long_poll`) |
 //! | wait when 256 others are waiting | answered at once, to leave room for clients that do not wait |
+//! | ask for `/logs.tar.gz` | what `logs` collects, for one client at a time |
 //! | not read its answer | closed after 5 s |
 //! | vanish | its thread ends; tiny_http does not notice |
 //!
-//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 64 KiB (`server`).
+//! So a client costs a thread with 64 KiB of stack, its head, and an answer of at most 128 KiB (`server`).
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -30,12 +33,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::config::{FilesAddress, FILES_PORT};
 use crate::error::{Error, Result};
 use crate::listen::listen;
 use crate::readiness::files::KUBERNETES_READY;
 use crate::readiness::long_poll;
-use crate::readiness::target::{asked_wait, file_name, is_reset, MAX_WAIT};
-use crate::readiness::Readiness;
+use crate::readiness::target::{asked_wait, file_name, path, wish, LOGS, MAX_WAIT};
+use crate::readiness::wishes::ORIGIN;
+use crate::readiness::{wishes, Readiness, Wish};
 use crate::threads;
 
 /// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `STACK` bytes.
@@ -47,6 +52,9 @@ const MAX_WAITING: usize = MAX_CLIENTS / 2;
 const MAX_HEAD: usize = 8 * 1024;
 /// Time for a complete request to arrive, and again for its answer to be sent.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a save waits until everything is Ready, which is how long `kubectl wait` does.
+const FIT_LIMIT: Duration = Duration::from_secs(30);
+const FIT_POLL: Duration = Duration::from_millis(250);
 /// After an error such as EMFILE: by then some connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A tmpfs in every container, which can be written to even if nothing else can (shm_overview(7)).
@@ -54,17 +62,40 @@ const SHARED_MEMORY: &str = "/dev/shm";
 /// Headers that we drop, because there is one request per connection, and no body.
 const DROPPED: [&str; 6] = ["connection", "keep-alive", "content-length", "transfer-encoding", "expect", "upgrade"];
 
-/// Listens on `address`; returns the listener that the file server itself is to use.
-/// `dir` is where the served files are.
-pub fn open(address: SocketAddr, readiness: Arc<Readiness>, dir: &Path) -> Result<UnixListener> {
-    let public = listen(address).map_err(|cause| {
-        Error::new(format!("the file server cannot listen on {address}: {cause}"))
-            .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT")
-    })?;
+/// What is decided or answered for clients elsewhere.
+pub struct Clients {
+    /// Whether a request with this Host header is answered where browsers connect.
+    pub may_ask: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Answers a request for `/logs.tar.gz`; the second argument is whether the head of the answer is all of it.
+    pub send_logs: fn(&mut TcpStream, bool) -> io::Result<()>,
+    /// Why the cluster must not be saved now, if so.
+    pub unfit: fn() -> Option<String>,
+}
+
+/// Listens on `addresses`; returns the listener that the file server itself is to use. `dir` is where the served files are.
+pub fn open(addresses: &[FilesAddress], readiness: Arc<Readiness>, others: Clients, dir: &Path) -> Result<UnixListener> {
+    let mut listeners = vec![];
+    for files in addresses {
+        let FilesAddress { address, is_needed } = files;
+        match listen(*address) {
+            Ok(listener) => listeners.push((listener, files.is_for_browsers())),
+            Err(cause) => {
+                let error = Error::new(format!("the file server cannot listen on {address}: {cause}"))
+                    .advise("Stop what uses that port, or set KIND_LISTEN=ADDRESS:PORT");
+                if *is_needed {
+                    return Err(error);
+                }
+                log::warn!(target: "files", "{error}");
+            }
+        }
+    }
     let (listener, inner) =
         inner_socket(dir).map_err(|cause| Error::new(format!("cannot open the file server's inner socket: {cause}")))?;
-    let gate = Arc::new(Gate { inner, readiness, clients: Arc::default(), waiting: Arc::default() });
-    threads::start("clients", move || accept(&public, &gate))?;
+    let gate = Arc::new(Gate { inner, readiness, others, clients: Arc::default(), waiting: Arc::default() });
+    for (listener, is_for_browsers) in listeners {
+        let gate = gate.clone();
+        threads::start("clients", move || accept(&listener, is_for_browsers, &gate))?;
+    }
     Ok(listener)
 }
 
@@ -90,11 +121,12 @@ fn inner_socket(dir: &Path) -> io::Result<(UnixListener, File)> {
 struct Gate {
     inner: File,
     readiness: Arc<Readiness>,
+    others: Clients,
     clients: Arc<AtomicUsize>,
     waiting: Arc<AtomicUsize>,
 }
 
-fn accept(public: &TcpListener, gate: &Arc<Gate>) {
+fn accept(public: &TcpListener, is_for_browsers: bool, gate: &Arc<Gate>) {
     loop {
         let Ok((client, _)) = public.accept() else {
             thread::sleep(ACCEPT_PAUSE);
@@ -105,7 +137,7 @@ fn accept(public: &TcpListener, gate: &Arc<Gate>) {
         let serve = move || {
             let _place = place;
             // A client that has disconnected or was too slow needs no answer.
-            let _ = gate.serve(client);
+            let _ = gate.serve(client, is_for_browsers);
         };
         // Without a name: see `logger`. If no thread can be started, the client's connection is closed.
         let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
@@ -113,10 +145,10 @@ fn accept(public: &TcpListener, gate: &Arc<Gate>) {
 }
 
 /// One of a limited number of places, which is released however the client's thread ends.
-struct Place(Arc<AtomicUsize>);
+pub struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
+    pub fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
         let place = Place(taken.clone());
         (taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
     }
@@ -129,28 +161,41 @@ impl Drop for Place {
 }
 
 impl Gate {
-    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
+    fn serve(&self, mut client: TcpStream, is_for_browsers: bool) -> io::Result<()> {
         client.set_write_timeout(Some(CLIENT_LIMIT))?;
         let Some(head) = read_head(&mut client)? else {
             return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
         };
-        client.write_all(&one_answer(self.answer(&client, &head)?))
+        // Nobody but a page in a browser sends an origin: wherever it has come in, it must name this container.
+        let is_from_browser = is_for_browsers || values(&head, ORIGIN).next().is_some();
+        if let Some(host) = values(&head, "Host").find(|host| is_from_browser && !(self.others.may_ask)(host)) {
+            let why = format!(
+                "{host} is not a name of this container's, and may be a stranger's page. Ask on port {FILES_PORT} or by address, or build the image with KIND_SANS={}\n",
+                host.split(':').next().unwrap_or_default()
+            );
+            return client.write_all(&refusal("403 Forbidden", &why));
+        }
+        let target = target(&head);
+        if path(&target) == LOGS && (head.starts_with(b"GET ") || head.starts_with(b"HEAD ")) {
+            return (self.others.send_logs)(&mut client, head.starts_with(b"HEAD "));
+        }
+        client.write_all(&one_answer(self.answer(&client, &head, &target)?))
     }
 
-    fn answer(&self, client: &TcpStream, head: &[u8]) -> io::Result<Vec<u8>> {
-        let ask = || ask(&self.inner, &one_request(head));
-        let target = String::from_utf8_lossy(head.split(|byte| byte.is_ascii_whitespace()).nth(1).unwrap_or_default());
-        let resets = is_reset(&target);
-        let limit = match asked_wait(&target) {
-            Ok(Some(limit)) if resets || file_name(&target).is_some() => limit,
+    fn answer(&self, client: &TcpStream, head: &[u8], target: &str) -> io::Result<Vec<u8>> {
+        let wish = wish(target);
+        let ask = || match wish {
+            Some(wish) => self.fulfil(client, wish, head),
+            None => ask(&self.inner, &one_request(head)),
+        };
+        let limit = match asked_wait(target) {
+            Ok(Some(limit)) if wish.is_some() || file_name(target).is_some() => limit,
             Err(()) => return Ok(response("400 Bad Request", &format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
             Ok(_) => return ask(),
         };
         let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return ask() };
         let ask_for = |file: &str| self::ask(&self.inner, format!("GET /{file} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes());
-        if !resets {
-            return long_poll::answer(client, &self.readiness, limit, ask, ask_for);
-        }
+        let Some(wish) = wish else { return long_poll::answer(client, &self.readiness, limit, ask, ask_for) };
         let answer = ask()?;
         if long_poll::status(&answer) != Some("202") {
             return Ok(answer);
@@ -158,11 +203,55 @@ impl Gate {
         // Nothing of the earlier cluster is ready any more.
         let ready = long_poll::answer(client, &self.readiness, limit, || ask_for(KUBERNETES_READY), ask_for)?;
         Ok(if long_poll::status(&ready) == Some("404") {
-            response("504 Gateway Timeout", "the reset goes on: wait for kubernetes-ready\n")
+            response("504 Gateway Timeout", &format!("the {} goes on: wait for kubernetes-ready\n", wish.name()))
         } else {
             ready
         })
     }
+
+    /// Requests what a client wishes. A save is not refused for what becomes Ready a moment later.
+    fn fulfil(&self, client: &TcpStream, wish: Wish, head: &[u8]) -> io::Result<Vec<u8>> {
+        let header = |name: &str| values(head, name).next().map(Cow::into_owned);
+        if let Some((status, why)) = wishes::forbids(wish, head.starts_with(b"POST "), header) {
+            return Ok(response(status, &why));
+        }
+        let end = Instant::now() + FIT_LIMIT;
+        let unfit = loop {
+            if !wish.saves() || !self.readiness.would_begin(wish) {
+                break None;
+            }
+            let change = self.readiness.next_change()?;
+            // In a thread of its own: TLS needs more than `STACK`.
+            let check = threads::start_for("save", self.others.unfit).map(|check| check.join().unwrap_or_default());
+            let unfit = check.unwrap_or_else(|error| Some(error.to_string()));
+            if unfit.is_none() || Instant::now() >= end {
+                break unfit;
+            }
+            long_poll::sleep(client, &change, FIT_POLL)?;
+        };
+        let refused = unfit.or_else(|| self.readiness.request(wish).err().map(str::to_string));
+        let (status, text) = wishes::answer(wish, refused);
+        Ok(response(status, &text))
+    }
+}
+
+/// The values of all headers of this name.
+fn values<'a>(head: &'a [u8], wanted: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+    let headers = head.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        Some((line[..colon].trim_ascii(), line[colon + 1..].trim_ascii()))
+    });
+    headers.filter(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes())).map(|(_, value)| String::from_utf8_lossy(value))
+}
+
+/// The target of a request.
+fn target(head: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(head.split(|byte| byte.is_ascii_whitespace()).nth(1).unwrap_or_default())
+}
+
+/// The only answer on a connection, with the reason.
+pub fn refusal(status: &str, why: &str) -> Vec<u8> {
+    one_answer(response(status, why))
 }
 
 fn response(status: &str, body: &str) -> Vec<u8> {
@@ -188,7 +277,7 @@ fn ask(inner: &File, request: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Reads everything up to the empty line, or returns `None` if that is too long.
-fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+pub fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
     let end = Instant::now() + CLIENT_LIMIT;
     let mut head = Vec::new();
     let mut buffer = [0; 1024];

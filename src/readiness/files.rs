@@ -2,10 +2,9 @@
 //!
 //! Each file is written under a temporary name and then renamed, so that a reader sees all of it or none.
 
-use std::fs;
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 
 pub const DOCKER_READY: &str = "docker-ready";
@@ -21,16 +20,16 @@ pub const TIMELINE: &str = "timeline";
 /// One line for each thing that is not ready, with the reason.
 pub const WAITING: &str = "waiting";
 
-/// Whether the control plane was restored or started, and why: for `kind status` alone.
-pub const CONTROL_PLANE: &str = "control-plane";
+/// All of it for programs (`document`).
+pub const STATUS: &str = "status.json";
 
 /// The script with which a job waits, for jobs whose image does not have it.
 pub const WAIT_SCRIPT: &str = "wait-for-kind.sh";
 pub const WAIT_SCRIPT_TEXT: &[u8] = include_bytes!("../../wait-for-kind.sh");
 
 /// The only files that are served.
-pub const FILES: [&str; 10] =
-    [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, TIMELINE, WAIT_SCRIPT, WAITING];
+pub const FILES: [&str; 11] =
+    [DOCKER_READY, KUBERNETES_READY, CONFIG, CA_CERT, CLIENT_CERT, CLIENT_KEY, FAILED, STATUS, TIMELINE, WAIT_SCRIPT, WAITING];
 
 /// The directory that holds them.
 pub struct Directory(PathBuf);
@@ -47,8 +46,8 @@ impl Directory {
 
     /// Removes the files of an earlier start of this container, and creates the directory.
     pub fn clear(&self) -> Result<()> {
-        fs::create_dir_all(&self.0).map_err(|cause| Error::io("create the directory", &self.0, cause))?;
-        FILES.iter().chain([&CONTROL_PLANE]).try_for_each(|name| self.remove(name))
+        files::make_dir(&self.0)?;
+        FILES.iter().try_for_each(|name| self.remove(name))
     }
 
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<()> {
@@ -66,6 +65,7 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

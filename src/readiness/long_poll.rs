@@ -50,7 +50,7 @@ pub fn answer(
 }
 
 /// Sleeps until a file appears or disappears, or the time is over. An error means that the client has disconnected.
-fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result<()> {
+pub fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result<()> {
     let timeout = PollTimeout::try_from(time + MILLISECOND).unwrap_or(PollTimeout::MAX);
     // We never read what a client sends after its request; POLLRDHUP reports its end without reading.
     let mut polled = [PollFd::new(client.as_fd(), POLLRDHUP), PollFd::new(change.as_fd(), PollFlags::empty())];

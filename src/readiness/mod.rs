@@ -5,11 +5,14 @@
 //! own (`begin_cluster`): when its time is over, whoever still speaks for it changes nothing, and waits for nothing.
 
 pub mod client_limits;
+pub mod document;
 pub mod files;
 mod long_poll;
+mod page;
 pub mod server;
 mod state;
 pub mod target;
+pub mod wishes;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,15 +28,13 @@ use nix::unistd::pipe2;
 
 use crate::error::Result;
 use crate::logger::since_start;
-use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, TIMELINE, WAITING};
-pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Pods, Reset, State};
+use crate::readiness::document::{Document, Milestone};
+use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, STATUS, TIMELINE, WAITING};
+pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Pods, Reset, State, Wish};
 use crate::{sys, threads};
 
 /// How often files that could not be written are tried again, and the cluster's time limit is looked at.
 const TICK: Duration = Duration::from_secs(1);
-
-/// The milestone at which a client has asked for the cluster to begin again.
-const RESET: &str = "reset";
 
 pub struct Readiness {
     shared: Arc<Shared>,
@@ -63,16 +64,12 @@ struct Known {
     unwritten: BTreeMap<&'static str, String>,
     /// Whether this cluster's `kubernetes-ready` was written.
     was_ready: bool,
+    /// What this cluster, or the one that is about to begin, was asked for with.
+    wish: Option<Wish>,
     /// Since when the cluster's time limit runs (`State::is_limited`).
     limited_since: Option<Instant>,
     /// What clients wait at, where there are any.
     next_change: Option<NextChange>,
-}
-
-struct Milestone {
-    name: String,
-    seconds: f64,
-    of_cluster: bool,
 }
 
 struct Published {
@@ -97,7 +94,7 @@ impl Readiness {
         let mut known = self.known();
         match known.state.reset {
             // The earlier one has not counted since then.
-            Reset::Requested => self.change(&mut known, |state| state.reset = Reset::Removing),
+            Reset::Requested(_) => self.change(&mut known, |state| state.reset = Reset::Removing),
             Reset::No | Reset::Removing => self.end_cluster(&mut known, Reset::No),
         }
         Readiness { shared: self.shared.clone(), cluster: Some(known.cluster) }
@@ -116,27 +113,6 @@ impl Readiness {
         known.write_files(&self.shared.directory);
         known.next_change = None;
         self.shared.changed.notify_all();
-    }
-
-    /// Ends the cluster, so that the boot's thread begins another one. Before this returns, nothing says any more that it is
-    /// ready. While an earlier reset is not over yet, this is the same one.
-    ///
-    /// # Errors
-    /// It cannot be reset now, and this is why.
-    pub fn request_reset(&self) -> std::result::Result<(), &'static str> {
-        let mut known = self.known();
-        let is_on = known.has_reached(RESET) && !known.was_ready && known.state.failure.is_none();
-        if is_on && !known.state.ending {
-            return Ok(());
-        }
-        if let Some(why) = known.state.refuses_reset(known.was_ready) {
-            return Err(why);
-        }
-        log::info!(target: "reset", "requested: the cluster begins again, as it was baked");
-        self.end_cluster(&mut known, Reset::Requested);
-        known.record_milestone(RESET, true);
-        known.write_files(&self.shared.directory);
-        Ok(())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -228,11 +204,11 @@ impl Readiness {
     /// What poll(2) says has hung up when files have come or gone since this call.
     pub fn next_change(&self) -> io::Result<Arc<OwnedFd>> {
         let mut known = self.known();
-        if known.next_change.is_none() {
-            let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-            known.next_change = Some(NextChange { reader: Arc::new(reader), _writer: writer });
+        if let Some(change) = &known.next_change {
+            return Ok(change.reader.clone());
         }
-        known.next_change.as_ref().map(|change| change.reader.clone()).ok_or_else(|| io::ErrorKind::Other.into())
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+        Ok(known.next_change.insert(NextChange { reader: Arc::new(reader), _writer: writer }).reader.clone())
     }
 
     /// Sleeps until a descriptor can be read. Returns false if it is over.
@@ -319,6 +295,7 @@ impl Known {
         let mut put = |name, text: Option<String>| files.extend(text.map(|text| (name, text.into_bytes())));
         put(DOCKER_READY, state.docker_ready().then(|| "ready\n".into()));
         put(KUBERNETES_READY, state.kubernetes_ready().then(|| "ready\n".into()));
+        put(STATUS, Some(Document::new(state, &self.milestones).to_json()));
         put(FAILED, state.failure.as_ref().map(|failure| format!("{}\n", failure.why)));
         let waiting = state.waiting();
         put(WAITING, (!waiting.is_empty()).then(|| waiting.join("\n") + "\n"));
@@ -352,10 +329,18 @@ impl Known {
         if self.written.keys().any(|name| !wanted.contains_key(name)) {
             return;
         }
-        for (name, contents) in wanted {
-            if self.written.get(name) != Some(&contents) && self.succeeded(name, directory.write(name, &contents)) {
+        // What the document says of a state is there before the state's own file.
+        let (document, others): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(name, _)| *name == STATUS);
+        for (name, contents) in document.into_iter().chain(others) {
+            if self.written.get(name) == Some(&contents) {
+                continue;
+            }
+            if self.succeeded(name, directory.write(name, &contents)) {
                 self.written.insert(name, contents);
                 self.log_ready(name);
+            } else if directory.remove(name).is_ok() {
+                // Rather missing than untrue.
+                self.written.remove(name);
             }
         }
     }
@@ -413,7 +398,8 @@ impl Known {
     fn record_milestone(&mut self, name: &str, of_cluster: bool) -> bool {
         let is_first = !self.has_reached(name);
         if is_first {
-            self.milestones.push(Milestone { name: name.into(), seconds: since_start().as_secs_f64(), of_cluster });
+            let milliseconds = since_start().as_millis() as f64;
+            self.milestones.push(Milestone { name: name.into(), seconds: milliseconds / 1000.0, of_cluster });
         }
         is_first
     }

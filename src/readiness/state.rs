@@ -10,10 +10,18 @@ pub struct Failure {
     pub status: u8,
 }
 
+/// Of a reason, the end of which says most (bytes); and of a list of what is missing (lines). The file server sends no
+/// file of any length.
+const MOST_OF_REASON: usize = 16 * 1024;
+const MOST_WAITING: usize = 100;
+
 impl Failure {
     /// A status of 0 becomes 1, since it would hide the failure.
     pub fn new(why: impl Into<String>, status: u8) -> Failure {
-        Failure { why: why.into(), status: status.max(1) }
+        let why = why.into();
+        let begin = (why.len().saturating_sub(MOST_OF_REASON)..why.len()).find(|at| why.is_char_boundary(*at)).unwrap_or(0);
+        let cut = if begin > 0 { "... " } else { "" };
+        Failure { why: format!("{cut}{}", &why[begin..]), status: status.max(1) }
     }
 }
 
@@ -28,6 +36,8 @@ pub struct State {
     pub api_server: bool,
     pub pods: Pods,
     pub control_plane: ControlPlane,
+    /// For users: how it came up, and why it was not restored.
+    pub control_plane_note: Option<String>,
     /// The static pods, as `namespace/name`, whose programs run restored and whose containers are not there yet.
     pub restored: BTreeSet<String>,
     /// Whether the API server calls the node Ready, without which no new pod is scheduled.
@@ -74,9 +84,37 @@ pub enum Reset {
     #[default]
     No,
     /// A client has asked for it: nothing of the cluster counts any more.
-    Requested,
+    Requested(Wish),
     /// What is left of it is being removed.
     Removing,
+}
+
+/// What a client asks for. All but the last lead to another cluster.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Wish {
+    /// The cluster as it was saved, or baked.
+    Reset,
+    /// The cluster as it was baked, from now on.
+    ResetToBaked,
+    /// What resets and starts lead to is the cluster as it is now.
+    Save,
+    /// The same, with all that an image of this container needs, and the container ends.
+    SaveAndStop,
+}
+
+impl Wish {
+    pub fn saves(self) -> bool {
+        matches!(self, Wish::Save | Wish::SaveAndStop)
+    }
+
+    /// What the header that guards it must say (`wishes::GUARD`).
+    pub fn name(self) -> &'static str {
+        if self.saves() {
+            "save"
+        } else {
+            "reset"
+        }
+    }
 }
 
 /// The baked pods.
@@ -120,8 +158,8 @@ impl State {
         self.cluster_up() && self.extensions == Extensions::Done && self.failure.is_none()
     }
 
-    /// Why the cluster cannot be reset now, if so. `was_ready` is whether this cluster has been ready.
-    pub fn refuses_reset(&self, was_ready: bool) -> Option<&'static str> {
+    /// Why a wish cannot be fulfilled now, if so. `was_ready` is whether this cluster has been ready.
+    pub fn refuses(&self, wish: Wish, was_ready: bool) -> Option<&'static str> {
         if self.ending {
             Some("the container is stopping")
         } else if !self.has_cluster {
@@ -129,7 +167,9 @@ impl State {
         } else if !was_ready && self.failure.is_none() {
             Some("the cluster is still being started: wait for kubernetes-ready")
         } else if !self.docker_ready() {
-            Some("Docker does not answer, and a reset needs it. If it does not come back, start the container again")
+            Some("Docker does not answer, which is needed. If it does not come back, start the container again")
+        } else if wish.saves() && !self.kubernetes_ready() {
+            Some("it is not ready, and would not be after a start either. `kind status` says what is missing")
         } else {
             None
         }
@@ -146,8 +186,10 @@ impl State {
         if !self.has_cluster {
             return waiting;
         }
-        if self.reset != Reset::No {
-            waiting.insert(0, "the cluster before the reset: still being removed".into());
+        match self.reset {
+            Reset::No => {}
+            Reset::Requested(wish) if wish.saves() => waiting.insert(0, "the cluster: being saved".into()),
+            Reset::Requested(_) | Reset::Removing => waiting.insert(0, "the cluster before the reset: still being removed".into()),
         }
         if !self.api_server {
             waiting.push(no_answer("the API server"));
@@ -173,6 +215,11 @@ impl State {
                 Extensions::Done => {}
             }
         }
+        if waiting.len() > MOST_WAITING {
+            let more = waiting.len() - MOST_WAITING;
+            waiting.truncate(MOST_WAITING);
+            waiting.push(format!("{more} more"));
+        }
         waiting
     }
 
@@ -183,10 +230,11 @@ impl State {
         }
     }
 
-    /// Whether the cluster's time limit runs: it is not up and has not failed. The user's manifests and scripts
+    /// Whether the cluster's time limit runs: it is not up, is not being saved, and has not failed. The user's manifests and scripts
     /// have a limit of their own.
     pub fn is_limited(&self) -> bool {
-        self.has_cluster && !self.cluster_up() && self.failure.is_none()
+        let is_being_saved = matches!(self.reset, Reset::Requested(wish) if wish.saves());
+        !is_being_saved && self.has_cluster && !self.cluster_up() && self.failure.is_none()
     }
 
     /// Clears what cannot be true given the rest. Called after every change.
@@ -216,6 +264,7 @@ pub mod tests {
 
     pub fn ready() -> State {
         State {
+            control_plane_note: None,
             has_cluster: true,
             containerd: true,
             docker: true,
@@ -233,6 +282,17 @@ pub mod tests {
             ending: false,
             outages: 0,
         }
+    }
+
+    #[test]
+    fn what_clients_are_told_has_an_end() {
+        let why = format!("etcd has lost its data:\n{}é", "x".repeat(1 << 20));
+        let failure = Failure::new(why, 1).why;
+        assert!(failure.starts_with("... x") && failure.ends_with("xé") && failure.len() <= MOST_OF_REASON + 4, "{}", failure.len());
+        assert_eq!(Failure::new("", 1).why, "");
+        let many = (0..1000).map(|number| format!("default/pod-{number}: ContainerCreating")).collect();
+        let waiting = State { extensions: Extensions::Waiting(many), ..ready() }.waiting();
+        assert_eq!((waiting.len(), waiting[MOST_WAITING].as_str()), (MOST_WAITING + 1, "900 more"));
     }
 
     type Break = fn(&mut State);

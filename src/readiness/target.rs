@@ -4,22 +4,52 @@
 use std::time::Duration;
 
 use crate::readiness::files::FILES;
+use crate::readiness::state::Wish;
 
 /// How long a client may have its request held (seconds).
 pub const MAX_WAIT: u64 = 600;
 
-/// The path that a request with POST resets the cluster at.
+/// The paths at which a request with POST resets the cluster, or saves it.
 pub const RESET: &str = "/reset";
+pub const SAVE: &str = "/save";
+/// In the query of either: go back to the baked cluster, and end the container when it is saved.
+pub const BAKED: &str = "baked";
+pub const STOP: &str = "stop";
 
-/// Whether a request target names the reset, whatever the query.
-pub fn is_reset(target: &str) -> bool {
-    target.split(['?', '#']).next() == Some(RESET)
+/// The path of everything that explains the node.
+pub const LOGS: &str = "/logs.tar.gz";
+
+/// The path of a request target, without the query.
+pub fn path(target: &str) -> &str {
+    target.split(['?', '#']).next().unwrap_or_default()
+}
+
+/// What a request with POST for this target wishes.
+pub fn wish(target: &str) -> Option<Wish> {
+    let has = |word: &str| asked(target, word) == Some("");
+    match path(target) {
+        RESET if has(BAKED) => Some(Wish::ResetToBaked),
+        RESET => Some(Wish::Reset),
+        SAVE if has(STOP) => Some(Wish::SaveAndStop),
+        SAVE => Some(Wish::Save),
+        _ => None,
+    }
 }
 
 /// The file that a request target names: only the known flat names, whatever the query.
 pub fn file_name(target: &str) -> Option<&'static str> {
-    let path = target.split(['?', '#']).next()?.strip_prefix('/')?;
+    let path = path(target).strip_prefix('/')?;
     FILES.into_iter().find(|name| *name == path)
+}
+
+/// What a client asks of its kubeconfig.
+pub struct Asked<'a> {
+    /// The Host header.
+    pub host: Option<&'a str>,
+    /// On which the API server is published.
+    pub port: u16,
+    /// Of the cluster, the user and the context.
+    pub name: Option<&'a str>,
 }
 
 /// The port that a client wants in its kubeconfig: `?port=`, for when the engine chose the port only after it had
@@ -28,6 +58,18 @@ pub fn asked_port(target: &str, default: u16) -> Option<u16> {
     match asked(target, "port=") {
         Some(port) => port.parse().ok().filter(|port| *port != 0),
         None => Some(default),
+    }
+}
+
+/// The name that a client wants for the cluster in its kubeconfig: `?name=`, of letters, digits, dots, dashes and
+/// underscores. The value is an error if it is anything else, or longer than 63 characters.
+pub fn asked_name(target: &str) -> Result<Option<&str>, ()> {
+    let Some(name) = asked(target, "name=") else { return Ok(None) };
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    if (1..=63).contains(&name.len()) && name.bytes().all(allowed) {
+        Ok(Some(name))
+    } else {
+        Err(())
     }
 }
 
@@ -71,11 +113,21 @@ mod tests {
     }
 
     #[test]
-    fn the_reset_is_one_path() {
-        for (target, expected) in
-            [("/reset", true), ("/reset?wait=30", true), ("/reset#x", true), ("/reset/", false), ("reset", false), ("//reset", false)]
-        {
-            assert_eq!(is_reset(target), expected, "{target}");
+    fn a_path_is_what_comes_before_the_query() {
+        for (target, expected) in [
+            ("/reset", Some(Wish::Reset)),
+            ("/reset?wait=30", Some(Wish::Reset)),
+            ("/reset#x", Some(Wish::Reset)),
+            ("/reset?baked&wait=30", Some(Wish::ResetToBaked)),
+            ("/save?wait=30", Some(Wish::Save)),
+            ("/save?wait=30&stop", Some(Wish::SaveAndStop)),
+            ("/save?stopped", Some(Wish::Save)),
+            ("/reset/", None),
+            ("reset", None),
+            ("//reset", None),
+            ("/saved", None),
+        ] {
+            assert_eq!(wish(target), expected, "{target}");
         }
     }
 
@@ -164,6 +216,22 @@ mod tests {
         assert!(by(|target, name| target.trim_matches('/') == name) > 0, "slashes that do not matter");
         assert!(by(|target, name| target.to_lowercase().split(['?', '#']).next() == Some(&format!("/{name}"))) > 0, "upper case");
         assert!(by(|target, name| target.split(['?', '#', '\0']).next() == Some(&format!("/{name}"))) > 0, "a zero byte");
+    }
+
+    #[test]
+    fn the_name_in_the_kubeconfig_may_be_asked_for() {
+        for (target, name) in [
+            ("/config", Ok(None)),
+            ("/config?name=staging", Ok(Some("staging"))),
+            ("/config?port=1&name=a_b-c.1#name=d", Ok(Some("a_b-c.1"))),
+            ("/config?username=x", Ok(None)),
+            ("/config?name=", Err(())),
+            ("/config?name=a%20b", Err(())),
+            ("/config?name=a\"b", Err(())),
+            (&format!("/config?name={}", "a".repeat(64)), Err(())),
+        ] {
+            assert_eq!(asked_name(target), name, "{target}");
+        }
     }
 
     #[test]

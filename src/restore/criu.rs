@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::config::CRIU_DIR;
-use crate::restore::saved;
 
 /// In `CRIU_DIR`: the program, the loader, and the libraries.
 pub const PROGRAM: &str = "criu";
@@ -25,18 +24,18 @@ pub fn exists() -> bool {
     Path::new(CRIU_DIR).join(PROGRAM).exists()
 }
 
-fn criu(action: &str, work: &Path) -> Command {
+fn criu(action: &str, images: &Path, work: &Path) -> Command {
     let directory = Path::new(CRIU_DIR);
     let mut command = Command::new(directory.join(LOADER));
     command.arg("--library-path").arg(directory.join(LIBRARIES)).arg(directory.join(PROGRAM)).arg(action);
-    command.arg("--images-dir").arg(saved::images_dir()).arg("--work-dir").arg(work).args(SHARED).arg(format!("--log-file={LOG}"));
+    command.arg("--images-dir").arg(images).arg("--work-dir").arg(work).args(SHARED).arg(format!("--log-file={LOG}"));
     command.env_clear();
     command
 }
 
-/// Saves a process and everything below it, which then end.
-pub fn dump(root: i32, work: &Path) -> Command {
-    let mut command = criu("dump", work);
+/// Saves a process and everything below it in `images`. They then end.
+pub fn dump(root: i32, images: &Path, work: &Path) -> Command {
+    let mut command = criu("dump", images, work);
     command.arg(format!("--tree={root}")).arg("--force-irmap");
     let exists = |path: &&str| Path::new(path).exists();
     command.args(WATCHED.iter().filter(|path| exists(path)).map(|path| format!("--irmap-scan-path={path}")));
@@ -45,8 +44,8 @@ pub fn dump(root: i32, work: &Path) -> Command {
 
 /// Restores what was saved, and ends when it runs. The process id of its root is in `PID`. The CPU may have fewer
 /// registers than that of the bake, even none that need XSAVE: `Machine` has seen to it that nothing uses them.
-pub fn restore(work: &Path) -> Command {
-    let mut command = criu("restore", work);
+pub fn restore(images: &Path, work: &Path) -> Command {
+    let mut command = criu("restore", images, work);
     command.args(["--restore-detached", "--file-validation=filesize", "--cpu-cap=none", &format!("--pidfile={PID}")]);
     command
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::RESTORE_DIR;
 use crate::error::{Error, Result};
+use crate::files;
 
 const COPIES: &str = "files";
 
@@ -43,17 +43,17 @@ impl SavedDirectory {
     }
 }
 
-/// Copies files into the image.
-pub fn save(paths: &[PathBuf]) -> Result<Vec<SavedFile>> {
-    let directory = Path::new(RESTORE_DIR).join(COPIES);
-    fs::create_dir_all(&directory).map_err(|cause| Error::io("create the directory", &directory, cause))?;
+/// Copies files into `restore`.
+pub fn save(restore: &Path, paths: &[PathBuf]) -> Result<Vec<SavedFile>> {
+    let directory = restore.join(COPIES);
+    files::make_dir(&directory)?;
     let save = |(number, path): (usize, &PathBuf)| {
         let (mut bytes, metadata) =
             fs::read(path).and_then(|bytes| Ok((bytes, fs::metadata(path)?))).map_err(|cause| Error::io("read", path, cause))?;
         let size = bytes.len() as u64;
         bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
         let copy = number.to_string();
-        fs::write(directory.join(&copy), &bytes).map_err(|cause| Error::io("write", directory.join(&copy), cause))?;
+        files::write(directory.join(&copy), &bytes)?;
         let mode = metadata.mode() & 0o7777;
         Ok(SavedFile { path: path.clone(), copy, length: bytes.len() as u64, digest: digest(&bytes), size, mode })
     };
@@ -61,19 +61,19 @@ pub fn save(paths: &[PathBuf]) -> Result<Vec<SavedFile>> {
 }
 
 impl SavedFile {
-    fn copy(&self) -> PathBuf {
-        Path::new(RESTORE_DIR).join(COPIES).join(&self.copy)
+    fn copy_in(&self, restore: &Path) -> PathBuf {
+        restore.join(COPIES).join(&self.copy)
     }
 
-    pub fn is_whole(&self) -> bool {
-        fs::read(self.copy()).is_ok_and(|bytes| bytes.len() as u64 == self.length && digest(&bytes) == self.digest)
+    pub fn is_whole(&self, restore: &Path) -> bool {
+        fs::read(self.copy_in(restore)).is_ok_and(|bytes| bytes.len() as u64 == self.length && digest(&bytes) == self.digest)
     }
 
     /// Writes the file as it was saved.
-    pub fn put(&self) -> Result<()> {
+    pub fn put(&self, restore: &Path) -> Result<()> {
         let put = || {
             let mut bytes = Vec::new();
-            File::open(self.copy())?.read_to_end(&mut bytes)?;
+            File::open(self.copy_in(restore))?.read_to_end(&mut bytes)?;
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(self.mode).open(&self.path)?;
             // The process's own mask may have taken some of it.
             file.set_permissions(Permissions::from_mode(self.mode))?;

@@ -6,7 +6,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-use crate::node;
+use crate::node::{self, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 
 /// The features of an x86 CPU that saved programs may use, as /proc/cpuinfo and as Go name them: x86-64-v2, and AES as
 /// every server has had it since 2010. A program looks at its CPU once, when it starts, and relies on it from then on,
@@ -27,10 +27,7 @@ const FEATURES: [(&str, &str); 7] = [
 pub const GLIBC_TUNABLES: &str =
     "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-BMI1,-BMI2,-ERMS,-FMA,-FMA4,-FSRM,-LZCNT,-MOVBE";
 
-/// linux/capability.h: what CRIU cannot restore without. The programs themselves are saved with a container's few.
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_PTRACE: u32 = 19;
-const CAP_SYS_ADMIN: u32 = 21;
+/// What CRIU cannot restore without. The programs themselves are saved with a container's few.
 const NEEDED: [(u32, &str); 3] = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_PTRACE, "CAP_SYS_PTRACE"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")];
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -144,9 +141,9 @@ pub struct Socket {
     pub inode: u64,
 }
 
-/// Every TCP socket of this network namespace.
+/// Every TCP socket of this thread's network namespace.
 pub fn sockets() -> impl Iterator<Item = Socket> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
+    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
     tables.map(|table| sockets_in(&table)).into_iter().flatten()
 }
 

@@ -19,7 +19,8 @@ use crate::supervisor::{reaper, Init};
 use crate::threads;
 
 /// When the containers of restored programs are started at the latest. kubelet must not miss their manifests when it first
-/// looks for pods that nobody wants any more, two seconds after it has begun to start pods.
+/// looks for pods that nobody wants any more, two seconds after it has begun to start pods: with 10 s it deleted them from the
+/// API server, so that nobody saw them when the cluster was ready.
 const LATEST: Duration = Duration::from_millis(1700);
 /// Often, so that no time is lost once the API server answers; a refused connection costs nothing.
 const POLL: Duration = Duration::from_millis(50);

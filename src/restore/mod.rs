@@ -40,7 +40,9 @@ pub mod tree;
 
 pub const ETCD: &str = "etcd";
 pub const API_SERVER: &str = "kube-apiserver";
+pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
+pub const SCHEDULER: &str = "kube-scheduler";
 /// The programs that need the API server.
-pub const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+pub const CONTROLLERS: [&str; 2] = [CONTROLLER_MANAGER, SCHEDULER];
 /// The programs of the control plane, in the order in which they start. Each is also the name of its static pod.
-pub const PROGRAMS: [&str; 4] = [ETCD, API_SERVER, CONTROLLERS[0], CONTROLLERS[1]];
+pub const PROGRAMS: [&str; 4] = [ETCD, API_SERVER, CONTROLLER_MANAGER, SCHEDULER];

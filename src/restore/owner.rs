@@ -30,7 +30,7 @@ use crate::restore::saved::{Program, Saved};
 use crate::restore::tree::Process;
 use crate::restore::ETCD;
 use crate::supervisor::Init;
-use crate::threads;
+use crate::{sys, threads};
 
 const SOCKET: &str = "socket";
 /// A stand-in says at once what it wants.
@@ -182,7 +182,7 @@ impl Owner {
         };
         let is_over = self.init.shutdown.stopping();
         let owned = &mut self.owned[index];
-        if owned.runs && owned.stand_in.is_none() && owned.program.argv == argv && !is_over {
+        if owned.runs && owned.stand_in.is_none() && owned.program.start.argv == argv && !is_over {
             send(&reader, &Answer::Restored { log_from: owned.program.logged });
             owned.stand_in = Some(reader);
             return;
@@ -253,15 +253,10 @@ impl Owned {
     /// Ends the program, and waits until it has ended: its ports must be free for the next one.
     fn end(&self) {
         self.process.signal(Signal::SIGTERM as i32);
-        if !self.ends_within(END_LIMIT) {
+        if !sys::ends_within(&self.process.fd, END_LIMIT) {
             self.process.signal(Signal::SIGKILL as i32);
-            self.ends_within(END_LIMIT);
+            sys::ends_within(&self.process.fd, END_LIMIT);
         }
-    }
-
-    fn ends_within(&self, limit: Duration) -> bool {
-        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
-        poll(&mut [PollFd::new(self.process.fd.as_fd(), PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -272,6 +267,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::restore::saved::Start;
     use crate::restore::{API_SERVER, CONTROLLERS};
     use crate::supervisor::reaper::{self, Child};
     use crate::sys;
@@ -296,7 +292,7 @@ mod tests {
             let listener = UnixListener::bind(&socket).unwrap();
             let programs: Vec<Child> = names.iter().map(|_| reaper::spawn(Command::new("sleep").arg("60")).unwrap()).collect();
             let own = |(name, child): (&&str, &Child)| {
-                let program = Program { name: name.to_string(), pid: 0, argv: vec![name.to_string()], logged: 7 };
+                let program = program_of_test(name, 7);
                 let process = Process::of_test(sys::open_process(child.handle().pid()).unwrap());
                 Owned { program, process, runs: true, stand_in: None }
             };
@@ -341,6 +337,11 @@ mod tests {
     const STANDS: Answer = Answer::Restored { log_from: 7 };
     const ENDED: Answer = Answer::Ended { status: 137 };
     const TERM: Request = Request::Signal(Signal::SIGTERM as i32);
+
+    fn program_of_test(name: &str, logged: u64) -> Program {
+        let start = Start { name: name.to_string(), executable: PathBuf::new(), argv: vec![name.to_string()], environment: vec![] };
+        Program { name: name.to_string(), pid: 0, start, logged }
+    }
 
     #[test]
     fn a_stand_in_stands_for_a_program_once_and_with_its_arguments_alone() {
@@ -418,8 +419,7 @@ mod tests {
         let init = Arc::new(Init::new(Config::from_env(|_| None).unwrap()));
         let program = reaper::spawn(Command::new("sleep").arg("60")).unwrap();
         let process = Process::of_test(sys::open_process(program.handle().pid()).unwrap());
-        let described = Program { name: API_SERVER.into(), pid: 0, argv: vec![], logged: 0 };
-        let owned = vec![Owned { program: described, process, runs: true, stand_in: None }];
+        let owned = vec![Owned { program: program_of_test(API_SERVER, 0), process, runs: true, stand_in: None }];
         let (says, thread_id) = std::sync::mpsc::channel();
         thread::spawn(move || {
             says.send(nix::unistd::gettid()).unwrap();

@@ -5,7 +5,7 @@
 //! It keeps nothing open, and says nothing.
 #![allow(clippy::disallowed_methods, reason = "this process has no reaper; it is the parent of the programs alone")]
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,20 +14,11 @@ use std::thread;
 use nix::errno::Errno;
 use nix::sys::wait::{wait, WaitStatus};
 use nix::unistd::setsid;
-use serde::{Deserialize, Serialize};
 
 use crate::config::{POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
-use crate::restore::saved::log_of;
-
-/// What to start, as the bake passes it on the command line, in JSON.
-#[derive(Deserialize, Serialize)]
-pub struct Start {
-    pub name: String,
-    pub executable: PathBuf,
-    pub argv: Vec<String>,
-    pub environment: Vec<(String, String)>,
-}
+use crate::files;
+use crate::restore::saved::{log_of, Start};
 
 /// The file whose existence starts a program.
 pub fn start_file(name: &str) -> PathBuf {
@@ -71,9 +62,7 @@ fn start(program: &Start) -> Result<()> {
     started.map(drop).map_err(|cause| Error::io("run", &program.executable, cause))
 }
 
-/// Renamed into place, so that nobody reads half of it. There is nobody to tell of an error.
+/// There is nobody to tell of an error.
 fn report(pid: i32, status: i32) {
-    let path = status_file(pid);
-    let new = path.with_extension("new");
-    let _ = fs::write(&new, status.to_string()).and_then(|()| fs::rename(&new, &path));
+    let _ = files::replace(status_file(pid), status.to_string(), 0o644);
 }

@@ -14,9 +14,9 @@ use crate::supervisor::descendants;
 use crate::supervisor::reaper::Handle;
 use crate::{sys, threads};
 
-/// After this, whoever waits gets its share, even if what it waits for is not done: on a slow machine, and when Docker
-/// has much to load.
-pub const YIELD_LIMIT: Duration = Duration::from_millis(1500);
+/// After this, whoever waits gets its share, even if what it waits for is not done: when Docker has much to load, or hangs.
+/// It answers after half a second, and on a machine that is several times slower within this.
+pub const YIELD_LIMIT: Duration = Duration::from_secs(4);
 /// While the threads of a process are changed, one of them may start another that is still as before.
 const PASSES: usize = 10;
 

@@ -1,4 +1,4 @@
-//! What the bake has saved: `/kind/restore/saved.json`, and the files that it describes.
+//! What the bake, or a save, has saved of the control plane: `restore/saved.json`, and the files that it describes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ETCD_DIR, KUBERNETES_DIR, PKI_DIR, RESTORED_DIR, RESTORE_DIR, STATIC_POD_DIR};
+use crate::config::{ETCD_DIR, KUBERNETES_DIR, PKI_DIR, RESTORED_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::node::mounts;
 use crate::restore::files::{self, Below, SavedDirectory, SavedFile};
@@ -22,6 +22,9 @@ const SIGNED_AT_START: [&str; 2] = ["apiserver.crt", "apiserver.names"];
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Saved {
+    /// Where it is.
+    #[serde(skip)]
+    pub restore: PathBuf,
     /// The machine that saved.
     pub machine: Machine,
     pub programs: Vec<Program>,
@@ -41,14 +44,25 @@ pub struct Program {
     pub name: String,
     /// The process id in the programs' own PID namespace.
     pub pid: i32,
-    /// As the manifest has it, with the program's name in front.
-    pub argv: Vec<String>,
+    /// How it was started, for the next save.
+    pub start: Start,
     /// The length of its log when it was saved.
     pub logged: u64,
 }
 
-pub fn images_dir() -> PathBuf {
-    Path::new(RESTORE_DIR).join(IMAGES)
+/// What to start, as the process above the programs (`parent`) gets it on its command line, in JSON.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Start {
+    pub name: String,
+    pub executable: PathBuf,
+    /// As the manifest has it, with the program's name in front.
+    pub argv: Vec<String>,
+    pub environment: Vec<(String, String)>,
+}
+
+/// CRIU's images, in the directory `restore`.
+pub fn images_in(restore: &Path) -> PathBuf {
+    restore.join(IMAGES)
 }
 
 /// Where a program's output goes.
@@ -57,51 +71,55 @@ pub fn log_of(name: &str) -> PathBuf {
 }
 
 impl Saved {
-    /// Reads the description. `None` in an image without a saved state.
-    pub fn load() -> Result<Option<Saved>> {
-        let path = Path::new(RESTORE_DIR).join(DESCRIPTION);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(cause) => return Err(Error::io("read", path, cause)),
-        };
-        serde_json::from_str(&text).map(Some).map_err(|cause| Error::new(format!("{} is not valid: {cause}", path.display())))
+    /// Reads the description in the directory `restore`. `None` if there is no saved state.
+    pub fn load(restore: PathBuf) -> Result<Option<Saved>> {
+        let path = restore.join(DESCRIPTION);
+        let Some(text) = crate::files::read_if_there(&path)? else { return Ok(None) };
+        let saved: serde_json::Result<Saved> = serde_json::from_str(&text);
+        let saved = saved.map_err(|cause| Error::new(format!("{} is not valid: {cause}", path.display())))?;
+        Ok(Some(Saved { restore, ..saved }))
     }
 
     /// Describes what CRIU has just saved, and copies the files that belong to it.
-    pub fn describe(machine: Machine, programs: Vec<Program>, ports: BTreeSet<u16>) -> Result<Saved> {
+    pub fn describe(restore: &Path, machine: Machine, programs: Vec<Program>, ports: BTreeSet<u16>) -> Result<Saved> {
         let logs = PROGRAMS.map(log_of);
         let mut open = logs.to_vec();
         let Below { directories, files } = files::below(Path::new(ETCD_DIR))?;
         open.extend(files);
-        Ok(Saved { machine, programs, ports, inputs: inputs()?, images: sizes(&images_dir())?, files: files::save(&open)?, directories })
+        let (images, files) = (sizes(&images_in(restore))?, files::save(restore, &open)?);
+        Ok(Saved { restore: restore.to_path_buf(), machine, programs, ports, inputs: inputs()?, images, files, directories })
     }
 
-    /// Writes the description, which makes the state count: without it, an image has none.
+    /// Writes the description, which makes the state count: without it, there is none.
     pub fn write(&self) -> Result<()> {
-        let path = Path::new(RESTORE_DIR).join(DESCRIPTION);
+        let path = self.restore.join(DESCRIPTION);
         let text = serde_json::to_string(self).expect("strings, numbers and lists can always be written as JSON");
-        fs::write(&path, text).map_err(|cause| Error::io("write", path, cause))
+        crate::files::write(path, text)
     }
 
     /// What is not as it was when the state was saved, if anything.
     pub fn changed(&self) -> Option<String> {
-        let whole = sizes(&images_dir()).ok().filter(|sizes| sizes == &self.images).is_some();
-        if !whole || self.files.iter().any(|file| !file.is_whole()) {
-            return Some(format!("the saved state in {RESTORE_DIR} is damaged"));
+        let whole = sizes(&images_in(&self.restore)).ok().filter(|sizes| sizes == &self.images).is_some();
+        if !whole || self.files.iter().any(|file| !file.is_whole(&self.restore)) {
+            return Some(format!("the saved state in {} is damaged", self.restore.display()));
         }
+        self.changed_input()
+    }
+
+    /// Which of the files that the programs have read is another one now, if any.
+    pub fn changed_input(&self) -> Option<String> {
         let now = match inputs() {
             Ok(now) => now,
             Err(error) => return Some(error.to_string()),
         };
-        difference(&self.inputs, &now).map(|path| format!("{} is not what it was when the image was baked", path.display()))
+        difference(&self.inputs, &now).map(|path| format!("{} is not what it was when the cluster was saved", path.display()))
     }
 
     /// Puts the files where the programs have them open, as they were.
     pub fn put_files(&self) -> Result<()> {
         crate::files::clear(ETCD_DIR)?;
         self.directories.iter().try_for_each(SavedDirectory::put)?;
-        self.files.iter().try_for_each(SavedFile::put)
+        self.files.iter().try_for_each(|file| file.put(&self.restore))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::config::{CREDENTIALS_DIR, ETCD_DIR, POLL, RESTORED_DIR};
 use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
 use crate::node::directories;
-use crate::readiness::files::CONTROL_PLANE;
+use crate::node::state_dir::StateDir;
 use crate::readiness::ControlPlane;
 use crate::restore::held_port::{self, HeldPort};
 use crate::restore::machine::{self, Machine};
@@ -29,8 +29,8 @@ use crate::supervisor::Init;
 use crate::{files, threads, versions};
 
 /// An API server that does not answer this long after the restore began, or no longer leaves the CPU to Docker, is
-/// given up.
-const LIMIT: Duration = Duration::from_secs(5);
+/// given up. On a machine where a restore takes 5 s (an emulated one), what follows would take longer yet.
+const LIMIT: Duration = Duration::from_secs(15);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
@@ -71,8 +71,10 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Restore> {
                 (format!("started, not restored: {error}"), ControlPlane::Cold, None)
             }
         };
-        ours.readiness.publish(CONTROL_PLANE, how.as_bytes());
-        ours.readiness.update(|state| state.control_plane = control_plane);
+        ours.readiness.update(|state| {
+            state.control_plane_note = Some(how);
+            state.control_plane = control_plane;
+        });
         root
     })?;
     Ok(Restore { init: init.clone(), yielding, thread })
@@ -112,7 +114,7 @@ fn prepare(init: &Init, cluster: &Cluster) -> Result<Prepared> {
 /// It cannot, and the error is the reason.
 fn saved_for(init: &Init, cluster: &Cluster) -> Result<Saved> {
     require_wanted(init.config.restore, &cluster.kubernetes_version)?;
-    let saved = Saved::load()?.ok_or_else(|| Error::new("the image was baked without a saved state"))?;
+    let saved = Saved::load(StateDir::current().restore())?.ok_or_else(|| Error::new("the image was baked without a saved state"))?;
     let used = machine::sockets().map(|socket| socket.port).collect();
     match refusal(&saved, criu::exists(), &Machine::here(), &used).or_else(|| saved.changed()) {
         Some(why) => Err(Error::new(why)),
@@ -179,7 +181,9 @@ fn docker_has_started(init: &Init) -> bool {
 /// Runs CRIU. Returns the process id of the programs' parent.
 fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
-    let child = reaper::spawn(criu::restore(work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()))?;
+    let child = reaper::spawn(
+        criu::restore(&saved::images_in(&saved.restore), work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()),
+    )?;
     let mut status = None;
     if yielding == Yielding::OnIdleCpus {
         // The programs themselves come back with the policy that they had.
@@ -228,7 +232,16 @@ mod tests {
 
     fn saved() -> Saved {
         let (inputs, images) = Default::default();
-        Saved { machine: machine(), programs: vec![], ports: [2379, 40000].into(), inputs, images, files: vec![], directories: vec![] }
+        Saved {
+            restore: Default::default(),
+            machine: machine(),
+            programs: vec![],
+            ports: [2379, 40000].into(),
+            inputs,
+            images,
+            files: vec![],
+            directories: vec![],
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::config::POLL;
 use crate::error::{Error, Result};
 use crate::restore::parent;
 use crate::restore::saved::{Program, Saved};
-use crate::supervisor::descendants::{children, visit};
+use crate::supervisor::descendants::{children, state_and_parent, visit};
 use crate::supervisor::reaper::{self, Handle};
 use crate::sys;
 
@@ -54,7 +54,7 @@ pub fn find(root: i32, saved: &Saved) -> Result<Vec<Process>> {
     let find = |program: &Program| {
         let pid = children.iter().find(|pid| inner_pid(**pid) == Some(program.pid));
         let pid = pid.ok_or_else(|| Error::new(format!("{} is not among the restored processes", program.name)))?;
-        let fd = sys::open_process(*pid).map_err(|cause| Error::new(format!("cannot hold {}: {cause}", program.name)))?;
+        let fd = sys::open_process(*pid).map_err(|cause| Error::new(format!("cannot watch {}: {cause}", program.name)))?;
         let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         Ok(Process { inner: program.pid, fd })
     };
@@ -92,10 +92,7 @@ fn wait(pids: &[i32]) {
 
 /// A process that nobody has reaped yet holds nothing any more.
 fn has_ended(pid: i32) -> bool {
-    match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
-        Err(_) => true,
-    }
+    state_and_parent(pid).is_none_or(|(state, _)| ['Z', 'X'].contains(&state))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::{DAEMON_LIMIT, POLL};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::readiness::{Failure, Readiness, State};
 use crate::supervisor::reaper::{self, Child, Handle};
 use crate::threads;
@@ -72,7 +73,7 @@ impl Daemon {
     /// container.
     pub fn new(logs: &Path, mut spec: Spec) -> Result<Arc<Daemon>> {
         let log = logs.join(format!("{}.log", spec.name));
-        fs::create_dir_all(logs).map_err(|cause| Error::io("create the directory", logs, cause))?;
+        files::make_dir(logs)?;
         File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
         let command = Mutex::new(std::mem::replace(&mut spec.command, Box::new(given_up)));
         Ok(Arc::new(Daemon { name: spec.name, log, progress: Mutex::default(), changed: Condvar::new(), command, spec }))

@@ -13,6 +13,14 @@ pub fn children(parent: i32) -> Result<Vec<i32>> {
     Ok(texts.flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect())
 }
 
+/// The state of a process, such as `Z`, and its parent, while it is there (proc_pid_stat(5)).
+pub fn state_and_parent(pid: i32) -> Option<(char, i32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // They follow the name, which is in parentheses and may have any in it.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
 /// Visits a process and everything below it, each before those below it. Returns them in that order.
 pub fn visit(root: i32, visit: fn(i32)) -> Vec<i32> {
     let mut pids = vec![root];
@@ -48,6 +56,8 @@ mod tests {
         let own = std::process::id() as i32;
         assert!(children(own).unwrap().contains(&pid));
         assert!(visit(own, |_| {}).contains(&pid));
+        assert_eq!(state_and_parent(pid).map(|(_, parent)| parent), Some(own));
+        assert_eq!(state_and_parent(i32::MAX), None);
         drop(ends);
         thread.join().unwrap();
     }

@@ -19,7 +19,9 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::supervisor::descendants;
 use crate::sys::{reap_one, send_signal, Reaped};
+use crate::threads;
 
 /// Lines at the end of a failed command's output that the error includes.
 const TAIL_LINES: usize = 12;
@@ -133,10 +135,7 @@ impl Child {
 /// it has ended already.
 pub fn adopt(pid: i32) -> Handle {
     let mut children = table();
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // proc_pid_stat(5): after the name in parentheses, the state and the parent.
-    let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
-    if parent == Some(std::process::id()) {
+    if descendants::state_and_parent(pid).is_some_and(|(_, parent)| parent as u32 == std::process::id()) {
         children.insert(pid, channel().0);
     }
     Handle(pid)
@@ -177,11 +176,18 @@ pub fn run(command: &mut Command) -> Result<String> {
     detach(command).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (child, mut process) = spawn_raw(command).map_err(|cause| cannot_run(command, &cause))?;
     let stderr = process.stderr.take();
-    let errors = thread::Builder::new().name("output".into()).spawn(move || read_all(stderr));
+    let errors = threads::start_for("output", move || read_all(stderr));
     let output = read_all(process.stdout.take());
     let errors = errors.map(|thread| thread.join().unwrap_or_default()).unwrap_or_default();
     check(command, child.wait(), &format!("{output}{errors}"))?;
     Ok(output)
+}
+
+/// The same command, which timeout(1) ends after this many seconds.
+pub fn within(seconds: u64, command: &Command) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.args(["--kill-after=1", &seconds.to_string()]).arg(command.get_program()).args(command.get_args());
+    limited
 }
 
 /// Whether a short helper succeeds. Only for a process without a reaper and with no other child.

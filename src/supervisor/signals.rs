@@ -75,10 +75,8 @@ pub fn register() -> Result<Signals> {
 /// What a node does on the signals that stop or reload it.
 pub struct Plan {
     pub stop: &'static [Step],
-    /// The daemon that SIGHUP makes reload its configuration.
-    pub reload: &'static str,
-    /// The daemon that gets SIGUSR1.
-    pub user_signal: &'static str,
+    /// The daemon that gets SIGHUP and SIGUSR1.
+    pub forwards_to: &'static str,
     /// Called when an orphan has ended: it may have left what it looked after.
     pub orphan_ended: fn(),
 }
@@ -103,9 +101,8 @@ pub fn serve(mut signals: Signals, init: &Arc<Init>, plan: &Plan) {
 }
 
 fn forward_to_daemon(init: &Init, plan: &Plan, signal: Signal) {
-    let name = if signal == Signal::SIGHUP { plan.reload } else { plan.user_signal };
-    let Some(daemon) = init.daemon(name) else { return };
-    log::info!(target: "signals", "forwarding {signal} to {name}");
+    let Some(daemon) = init.daemon(plan.forwards_to) else { return };
+    log::info!(target: "signals", "forwarding {signal} to {}", plan.forwards_to);
     if signal == Signal::SIGHUP {
         daemon.reload();
     } else {

@@ -9,8 +9,9 @@
 //! the machine affects all of them. `KIND_BUNDLE` is the bundle whose kubeadm creates a cluster at start, and from
 //! which `KIND_BENCH_SIZES` bakes larger images. The boot with the median time is drawn to `target/boot.svg`, or to
 //! the file that `KIND_BENCH_SVG` names. `KIND_BENCH_ARGUMENTS` are more arguments of `docker run` for the image's own
-//! starts, such as `--cpus 1`. `KIND_BENCH_COLD` is how many starts are measured with nothing in the page cache, which
-//! is emptied before each of them.
+//! starts, such as `--env NAME=VALUE`. The last column has half the CPUs (`--cpus`). `KIND_BENCH_COLD` is how many starts are measured with nothing in the page cache, which
+//! is emptied before each of them. `KIND_BENCH_PULLS` is how many times an empty engine pulls the image and starts it,
+//! in turns with an older image that `KIND_BENCH_BEFORE` names (`pull.sh` says what that needs).
 #![allow(clippy::disallowed_methods, reason = "no reaper runs in this process, so std's own wait calls are safe")]
 
 #[allow(dead_code, reason = "only the tests use all of it")]
@@ -23,6 +24,7 @@ mod picture;
 #[path = "../e2e/process.rs"]
 #[allow(dead_code, reason = "only the tests use all of it")]
 mod process;
+mod pull;
 mod rivals;
 mod start;
 mod table;
@@ -42,10 +44,13 @@ fn main() {
     // The first start reads the image from disk. Measure with a warm page cache.
     let is_restored = Start::measure(&more).timeline.iter().any(|(_, what)| what == "restored");
     println!("the control plane is {}", if is_restored { "restored" } else { "started: nothing is saved, or it cannot be restored here" });
-    let (mut starts, mut plain, mut kubeadm, mut unpacked) = (vec![], vec![], vec![], vec![]);
+    let half = format!("{:.1}", cpus() as f64 / 2.0);
+    let half = [&more[..], &["--cpus", &half]].concat();
+    let (mut starts, mut halved, mut plain, mut kubeadm, mut unpacked) = (vec![], vec![], vec![], vec![], vec![]);
     for run in 1..=runs {
         eprintln!("run {run} of {runs}");
         starts.push(Start::measure(&more));
+        halved.push(Start::measure(&half));
         if is_restored {
             plain.push(Start::measure(&plain_arguments));
         }
@@ -66,32 +71,34 @@ fn main() {
     let plain_ready =
         Series::new("rival: KIND_RESTORE=0, docker run → kubernetes-ready", "s", "", of_plain(|start| start.kubernetes_ready));
     let plain_cpu = Series::new("rival: KIND_RESTORE=0, CPU until kubernetes-ready", "s", "", of_plain(|start| start.cpu));
-    let of = |value: fn(&Start) -> f64| starts.iter().map(value).collect::<Vec<_>>();
+    let of = |name, unit, goal, value: fn(&Start) -> f64| {
+        Series::new(name, unit, goal, starts.iter().map(value).collect()).halved(halved.iter().map(value).collect())
+    };
     let goal = if is_restored { "≤ 3" } else { "≤ 6" };
-    let ready = Series::new("docker run → kubernetes-ready", "s", goal, of(|start| start.kubernetes_ready));
-    let cpu = Series::new("CPU until kubernetes-ready, whole container", "s", "", of(|start| start.cpu));
-    let store = Series::new("the store, from the init's start", "s", "≤ 0.3", of(|start| start.milestone("store")));
+    let ready = of("docker run → kubernetes-ready", "s", goal, |start| start.kubernetes_ready);
+    let cpu = of("CPU until kubernetes-ready, whole container", "s", "", |start| start.cpu);
+    let store = of("the store, from the init's start", "s", "≤ 0.3", |start| start.milestone("store"));
     let kubeadm = Series::new("rival: `kubeadm init` at start, same store", "s", "", kubeadm);
     let unpacked = Series::new("rival: the store unpacked from an lz4 tarball", "s", "", unpacked);
     let idle = start::idle();
-    let docker_ready = Series::new("docker run → docker-ready", "s", "≤ 1.2", of(|start| start.docker_ready));
+    let docker_ready = of("docker run → docker-ready", "s", "≤ 1.2", |start| start.docker_ready);
     let plain_docker_ready = Series::new("rival: KIND_RESTORE=0, docker run → docker-ready", "s", "", of_plain(|start| start.docker_ready));
-    let reset = Series::new("reset with ten pods and a hundred objects → kubernetes-ready", "s", "≤ 2.5", of(|start| start.reset.seconds));
-    let restart = Series::new("rival: docker restart of the same → kubernetes-ready", "s", "", of(|start| start.restart.seconds));
+    let reset = of("reset with ten pods and a hundred objects → kubernetes-ready", "s", "≤ 2.5", |start| start.reset.seconds);
+    let restart = of("rival: docker restart of the same → kubernetes-ready", "s", "", |start| start.restart.seconds);
     let mut table = vec![
         ready.clone(),
         docker_ready.clone(),
-        Series::new("the init's start → docker-ready", "s", "≤ 0.6", of(|start| start.milestone("docker-ready"))),
+        of("the init's start → docker-ready", "s", "≤ 0.6", |start| start.milestone("docker-ready")),
         store.clone(),
-        Series::new("a built image → its pod Running", "s", "≤ 1.5", of(|start| start.pod_running)),
+        of("a built image → its pod Running", "s", "≤ 1.5", |start| start.pod_running),
         reset.clone(),
-        Series::new("reset, CPU", "s", "", of(|start| start.reset.cpu)),
+        of("reset, CPU", "s", "", |start| start.reset.cpu),
         restart.clone(),
-        Series::new("rival: docker restart, CPU", "s", "", of(|start| start.restart.cpu)),
+        of("rival: docker restart, CPU", "s", "", |start| start.restart.cpu),
         cpu.clone(),
-        Series::new("memory when ready, whole container", "MB", "", of(|start| start.memory)),
+        of("memory when ready, whole container", "MB", "", |start| start.memory),
         Series::new("cold page cache: docker run → kubernetes-ready", "s", "", cold),
-        Series::new("docker stop", "s", "≤ 3", of(|start| start.stop)),
+        of("docker stop", "s", "≤ 3", |start| start.stop),
         Series::new("the init: resident memory", "MB", "≤ 6", vec![idle.memory]),
         Series::new("the init: binary", "MB", "≤ 4", vec![idle.binary]),
         Series::new("the init: wakeups while idle", "/s", "≤ 0.2", vec![idle.wakeups]),
@@ -103,6 +110,10 @@ fn main() {
         kubeadm.clone(),
         unpacked.clone(),
     ];
+    let pulls = setting("KIND_BENCH_PULLS").map_or(0, |text| text.parse().expect("KIND_BENCH_PULLS is a number"));
+    if pulls > 0 {
+        table.extend(pull::rows(setting("KIND_BENCH_BEFORE").as_deref(), pulls));
+    }
     if setting("KIND_BENCH_SIZES").is_some() {
         let bundle = bundle.as_deref().expect("KIND_BENCH_SIZES needs KIND_BUNDLE, to bake from");
         for megabytes in [500, 5000] {

@@ -37,9 +37,9 @@ fn both_hooks_have_run_and_got_the_value_that_was_passed() {
 fn an_image_of_images_sh_is_there_for_docker_and_for_pods() {
     let cluster = shared();
     cluster.inner_docker(&["run", "--rm", "from-images:1", "true"]).ok();
-    // The hook's own deployment is waited for like everything else that was baked.
-    let ready = cluster.kubectl(&["-n", "from-hook", "get", "deployment", "web", "--output=jsonpath={.status.readyReplicas}"]).ok();
-    assert_eq!(ready, "1");
+    // The hook's own deployment is waited for like everything else that was baked: its pod. The deployment's status follows.
+    let ready = r#"--output=jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}"#;
+    assert_eq!(cluster.kubectl(&["-n", "from-hook", "get", "pods", ready]).ok(), "True");
     let address = cluster.kubectl(&["-n", "from-hook", "get", "pods", "--output=jsonpath={.items[*].status.podIP}"]).ok();
     let page = cluster.in_pod(cluster.client(), &["wget", "-q", "-T", "5", "-O", "-", &format!("http://{address}:8080/")]);
     assert_eq!(page.stdout, "from-hook\n", "{page}");

@@ -105,8 +105,8 @@ impl Cluster {
         fetch(&self.url("127.0.0.1", file)).filter(|(status, _)| *status == 200).map(|(_, body)| body)
     }
 
-    /// Asks for a reset at `target`. Returns the status and the text of the answer.
-    pub fn ask_for_reset(&self, target: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    /// Sends a request with POST, such as one for a reset. Returns the status and the text of the answer.
+    pub fn post(&self, target: &str, headers: &[(&str, &str)]) -> (u16, String) {
         let config = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(BOOT_LIMIT));
         let request = Agent::from(config.build()).post(self.url("127.0.0.1", target));
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
@@ -116,7 +116,7 @@ impl Cluster {
 
     /// Resets the cluster, and waits until it is ready.
     pub fn reset(&self) {
-        let (status, text) = self.ask_for_reset(&format!("reset?wait={}", BOOT_LIMIT.as_secs()), &[RESET_GUARD]);
+        let (status, text) = self.post(&format!("reset?wait={}", BOOT_LIMIT.as_secs()), &[RESET_GUARD]);
         assert_eq!(status, 200, "{text}");
     }
 
@@ -193,6 +193,34 @@ impl Cluster {
     /// Runs a command in a pod.
     pub fn in_pod(&self, pod: &str, arguments: &[&str]) -> Outcome {
         self.kubectl(&[&["exec", pod, "--"], arguments].concat())
+    }
+
+    /// Waits until a pod has written exactly this. One that is Ready may not have come to it, and what it has written takes
+    /// a moment to be in its log.
+    pub fn wait_for_log(&self, pod: &str, text: &str) {
+        let mut last = String::new();
+        let written = poll(LIMIT, || {
+            let logs = self.kubectl(&["logs", pod]);
+            last = logs.output();
+            (logs.stdout.trim_end() == text).then_some(())
+        });
+        assert!(written.is_some(), "{pod} has not written {text:?} after {} s, but {last:?}", LIMIT.as_secs());
+    }
+
+    /// The timeline of a cluster that is ready: the last line is written a moment after the state itself.
+    pub fn timeline(&self) -> String {
+        let is_whole = |text: &String| text.contains(&format!(" {KUBERNETES_READY}\n"));
+        wait_for("kubernetes-ready in the timeline", LIMIT, || self.file(TIMELINE).filter(is_whole))
+    }
+
+    /// Keeps the container's next start from being ready until `let_go`, but no reset: for what is to be seen in the
+    /// midst of a start, however long the test takes to look.
+    pub fn hold(&self) {
+        self.put("/kubernetes-ready.sh", "[ -n \"${KIND_RESET:-}\" ] || until rm /go-on 2>/dev/null; do sleep 0.1; done\n");
+    }
+
+    pub fn let_go(&self) {
+        self.container.exec(&["touch", "/go-on"]).ok();
     }
 
     /// The container's address on its network, which this machine can reach.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::certificates::{is_backdated, seconds};
-use crate::cluster::{Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT};
+use crate::cluster::{shared, Cluster, BOOT_LIMIT, DOCKER_READY, LIMIT};
 use crate::engine::{docker, image, session, tools, Container, BUSYBOX};
 use crate::process::{run, wait_for, Outcome};
 
@@ -87,9 +87,9 @@ fn with_what_gitlab_sets_in_every_container_of_a_job_docker_serves_tls() {
     // The next start keeps the keys, so earlier client certificates still work.
     docker(&["kill", &container.id]).ok();
     container.start();
-    wait_until_docker_answers(&container);
-    // Another container may have got its address meanwhile.
-    Client { address: address_of(&container), ..client }.docker(&["version"]).ok();
+    // Another container may have got its address meanwhile. The file that says that Docker answers may be the first start's.
+    let client = Client { address: address_of(&container), ..client };
+    wait_for("the second start takes them", LIMIT, || client.docker(&["version"]).succeeded().then_some(()));
 }
 
 #[test]
@@ -118,7 +118,9 @@ fn only_daemons_that_pull_get_the_proxy() {
     let container = docker_ready(&["--env", proxy], &[]);
     let environment = |daemon: &str| {
         let script = format!("tr '\\0' '\\n' </proc/$(pgrep -x {daemon} || echo none)/environ");
-        wait_for(&format!("{daemon} runs"), LIMIT, || Some(container.exec(&["sh", "-c", &script])).filter(Outcome::succeeded)).stdout
+        // It is empty for a moment in exec(2).
+        let read = || Some(container.exec(&["sh", "-c", &script])).filter(|read| read.succeeded() && !read.stdout.is_empty());
+        wait_for(&format!("{daemon} runs"), LIMIT, read).stdout
     };
     for (daemon, has_it) in [("dockerd", true), ("containerd", true), ("kubelet", false)] {
         let environment = environment(daemon);
@@ -224,4 +226,64 @@ fn as_entrypoint_of_an_image_without_a_cluster_it_starts_docker_alone() {
     assert!(container.logs().contains("no cluster is baked into this image: starting Docker alone"), "{}", container.logs());
     assert!(Client::of(&container).docker(&["info"]).ok().contains("alone=yes"));
     assert!(!container.exec(&["pgrep", "-x", "kubelet"]).succeeded());
+}
+
+/// As some services' `entrypoint` and `command` have it.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn dinds_entrypoint_by_name_starts_the_node() {
+    for (options, command) in [(&["--entrypoint=dockerd-entrypoint.sh"][..], &["--label=from=flag"][..]), (&[], &["dockerd-entrypoint.sh"])]
+    {
+        let container = Container::create(&[&["--privileged"], options, &[image()], command].concat());
+        container.start();
+        let ready = || container.exec(&["kind", "healthcheck", "kubernetes"]).succeeded().then_some(());
+        wait_for("kubernetes-ready", BOOT_LIMIT, ready);
+        let info = container.exec(&["docker", "info", "--format", "{{.Labels}}"]).ok();
+        assert_eq!(info.contains("from=flag"), command[0].contains("from=flag"), "{info}");
+    }
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn archives_in_every_form_that_docker_takes_are_loaded() {
+    let cluster = shared();
+    for program in ["gzip", "xz --fast"] {
+        let script = format!("docker save {BUSYBOX} | {program} >/tmp/packed && docker load --input /tmp/packed && rm /tmp/packed");
+        let loaded = cluster.container.exec(&["bash", "-euo", "pipefail", "-c", &script]).ok();
+        assert!(loaded.contains(BUSYBOX), "{program}: {loaded}");
+    }
+}
+
+/// A runner passes them to services too. A library that one of our helpers or daemons is linked to, or written in, must not
+/// see them.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn variables_for_a_jobs_own_programs_change_nothing_here() {
+    let theirs = [
+        "BASH_ENV=/builds/none.sh",
+        "CONTAINERD_ADDRESS=/builds/none.sock",
+        "GODEBUG=gctrace=1",
+        "GOMAXPROCS=1",
+        "LD_PRELOAD=/builds/none.so",
+        "OPENSSL_CONF=/builds/none.cnf",
+        "TMPDIR=/builds/none",
+        "XDG_RUNTIME_DIR=/builds/none",
+    ];
+    let mut options: Vec<&str> = theirs.iter().flat_map(|setting| ["--env", setting]).collect();
+    options.extend(["--env=DOCKER_TLS_CERTDIR=/certs", "--env=HTTP_PROXY=http://127.0.0.1:9"]);
+    let cluster = Cluster::ready(&options);
+    for daemon in ["dockerd", "containerd", "kubelet"] {
+        let environment = cluster.container.exec(&["sh", "-c", &format!("tr '\\0' '\\n' </proc/$(pgrep -o -x {daemon})/environ")]).ok();
+        let seen: Vec<&str> = environment.lines().filter(|line| theirs.contains(line)).collect();
+        assert!(seen.is_empty() && environment.contains("PATH="), "{daemon} has {seen:?} of {environment}");
+    }
+    // The certificate's names come from openssl.
+    let address = cluster.address();
+    let has_name =
+        || crate::cluster::fetch(&format!("http://{address}:10080/config")).is_some_and(|(_, text)| !text.contains("tls-server-name"));
+    wait_for("the certificate holds the container's address", LIMIT, || has_name().then_some(()));
+    cluster.kubectl(&["run", "pod", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
+    cluster.wait_for_pod(&["pod"]);
+    let log = cluster.container.logs();
+    assert!(log.contains("not passed on to the daemons here: ") && log.contains("OPENSSL_CONF") && !log.contains("WARN"), "{log}");
 }

@@ -73,6 +73,15 @@ fn start_cleaner(label: &str, dir: &Path) -> Child {
     command.spawn().expect("sh is there")
 }
 
+/// An image, which is removed when this is dropped.
+pub struct Image(pub String);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        docker(&["image", "rm", "--force", &self.0]);
+    }
+}
+
 /// A container, which is removed with its volumes when this is dropped.
 pub struct Container {
     pub id: String,

@@ -1,6 +1,6 @@
 //! What users add at the start of the container: manifests, scripts, arguments for the daemons.
 
-use crate::cluster::{fetch, Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY, LIMIT, TIMELINE};
+use crate::cluster::{fetch, Cluster, BOOT_LIMIT, FAILED, KUBERNETES_READY, LIMIT};
 use crate::engine::{session, BUSYBOX};
 use crate::process::wait_for;
 
@@ -85,7 +85,7 @@ fn manifests_and_scripts_have_done_their_work_when_kubernetes_is_ready() {
     cluster.kubectl(&["get", "namespace", "added"]).ok();
     cluster.kubectl(&["get", "crd", "things.example.com"]).ok();
     assert_eq!(cluster.field("pod/extra-kind", "{.status.phase}"), "Running");
-    let timeline = cluster.file(TIMELINE).expect("it is always served");
+    let timeline = cluster.timeline();
     let names: Vec<&str> = timeline.lines().filter_map(|line| Some(line.split_once(' ')?.1)).collect();
     assert!(names.ends_with(&["cluster", "manifests", "scripts", KUBERNETES_READY]), "{timeline}");
     assert_eq!(cluster.field("node/kind", "{.status.capacity.pods}"), "50");

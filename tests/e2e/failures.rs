@@ -80,6 +80,7 @@ fn a_system_pod_that_dies_withdraws_kubernetes_ready_until_it_runs_again() {
     let cluster = Cluster::ready(&[]);
     // A static pod, and one of a DaemonSet.
     for process in ["kube-scheduler", "kube-proxy"] {
+        settle(&cluster);
         let watch = Watch::new(&cluster, KUBERNETES_READY);
         let docker = Watch::new(&cluster, DOCKER_READY);
         let killed = Instant::now();
@@ -189,8 +190,14 @@ fn a_container_that_ends_is_noticed_before_kubelet_tells(start: Start) {
 /// A cluster in which everything runs that is to run, the containers of restored programs included.
 fn settled(start: Start) -> Cluster {
     let cluster = start.ready(&[]);
-    Api::new(&cluster).wait_until_baked_pods_run();
+    settle(&cluster);
     cluster
+}
+
+/// Waits until every pod is reported as it is: kubelet reports one that it has started again in several steps.
+fn settle(cluster: &Cluster) {
+    Api::new(cluster).wait_until_baked_pods_run();
+    cluster.wait_until_ready();
 }
 
 /// The containers that the API server names of a baked pod.

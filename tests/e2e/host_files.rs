@@ -100,7 +100,7 @@ spec:
     wait_for("the pod's file on the host", LIMIT, || {
         std::fs::read_to_string(sources.join("answer")).ok().filter(|text| text == "of the pod\n")
     });
-    assert_eq!(cluster.kubectl(&["logs", "reader"]).ok(), "of the host");
+    cluster.wait_for_log("reader", "of the host");
     // What changes later is seen, too: it is the directory itself.
     std::fs::write(sources.join("page"), "changed\n").expect("the session's directory can be written");
     assert_eq!(cluster.in_pod("reader", &["cat", "/src/page"]).stdout, "changed\n");

@@ -8,7 +8,7 @@ use crate::process::wait_for;
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn the_image_tells_a_runner_what_it_needs_to_know() {
     let field = |template: &str| docker(&["image", "inspect", "--format", template, image()]).ok();
-    assert_eq!(field("{{json .Config.ExposedPorts}}"), r#"{"10080/tcp":{},"2375/tcp":{},"2376/tcp":{},"8443/tcp":{}}"#);
+    assert_eq!(field("{{json .Config.ExposedPorts}}"), r#"{"10080/tcp":{},"10081/tcp":{},"2375/tcp":{},"2376/tcp":{},"8443/tcp":{}}"#);
     assert_eq!(field("{{json .Config.Volumes}}"), r#"{"/var/lib/docker":{}}"#);
     assert_eq!(field("{{.Config.StopSignal}} {{json .Config.Healthcheck.Test}}"), r#"SIGTERM ["CMD","kind","healthcheck"]"#);
     assert_eq!(field(r#"{{index .Config.Labels "org.opencontainers.image.title"}}"#), "kind");
@@ -32,6 +32,19 @@ fn the_image_holds_what_a_job_needs_and_nothing_that_only_a_bake_does() {
     for package in ["bash", "iproute2", "openssl"] {
         job.exec(&["test", "-s", &format!("/usr/share/doc/{package}/copyright")]).ok();
     }
+}
+
+/// So that an engine downloads several side by side.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn no_layer_has_half_of_the_image_and_its_files_are_as_they_were() {
+    let history = docker(&["history", "--human=false", "--format", "{{.Size}}", image()]).ok();
+    let layers: Vec<u64> = history.lines().map(|line| line.parse().expect("it is a number of bytes")).collect();
+    assert!(layers.iter().all(|layer| *layer < layers.iter().sum::<u64>() / 2), "{layers:?}");
+    let job = Container::idle(&[], &["sleep", "infinity"]);
+    // As tests/e2e/images.sh has made it.
+    let find = |more: &[&str]| job.exec(&[&["find", "/kind/store", "-path", "*/fs/linked"], more].concat()).ok();
+    assert!(find(&["-links", "2", "!", "-newermt", "2001-01-02"]).contains("/linked"), "{}", find(&["-ls"]));
 }
 
 #[test]

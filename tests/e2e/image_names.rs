@@ -1,12 +1,13 @@
 //! Which images there are, for Docker and for pods, whatever a job deletes, builds anew or names anew.
 
 use std::collections::BTreeSet;
-use std::thread::sleep;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::cluster::{Cluster, BOOT_LIMIT, KUBERNETES_READY, LIMIT};
-use crate::engine::{docker_within, image, Container, BUSYBOX};
+use crate::cluster::{Cluster, BOOT_LIMIT, LIMIT};
+use crate::engine::{docker_within, image, session, Container, BUSYBOX};
 use crate::process::{poll, wait_for, Outcome};
+use crate::watch::kill_and_wait;
 
 /// For scripts that build and wait several times.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
@@ -22,7 +23,26 @@ fn script(container: &Container, builder: &str, text: &str) -> Outcome {
 
 fn names(container: &Container) -> Vec<String> {
     let list = container.exec(&["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
-    list.lines().map(str::to_string).collect()
+    let mut names: Vec<String> = list.lines().map(str::to_string).collect();
+    names.sort();
+    names
+}
+
+/// Whether each is there once, and none is one of those that CRI gives to every image that it hears of.
+fn is_settled(names: &[String]) -> bool {
+    let different: BTreeSet<&String> = names.iter().collect();
+    different.len() == names.len() && !names.iter().any(|name| name.starts_with("sha256:") || name.starts_with("<none>"))
+}
+
+/// The sorted names of Docker's list, once CRI's are gone: each is deleted as soon as it appears, not before.
+pub fn settled_names(container: &Container) -> Vec<String> {
+    let mut last = vec![];
+    let settled = poll(LIMIT, || {
+        last = names(container);
+        is_settled(&last).then_some(())
+    });
+    assert!(settled.is_some(), "{last:?}");
+    last
 }
 
 #[test]
@@ -30,9 +50,15 @@ fn names(container: &Container) -> Vec<String> {
 fn a_prune_as_soon_as_docker_answers_leaves_the_cluster_what_it_starts_from() {
     // Without a network, nothing that is lost can come from anywhere else.
     let container = Container::create(&["--privileged", "--network", "none", image()]);
+    // No pod is started before the prune, however long that takes.
+    let kubelet = session().dir.join("waiting-kubelet");
+    std::fs::write(&kubelet, "#!/bin/sh\nuntil [ -e /run/pruned ]; do sleep 0.02; done\nexec /usr/local/bin/kubelet \"$@\"\n")
+        .and_then(|()| std::fs::set_permissions(&kubelet, PermissionsExt::from_mode(0o755)))
+        .expect("the session's directory can be written");
+    container.copy_to(&kubelet, "/usr/local/sbin/kubelet");
     container.start();
-    script(&container, BUILDERS[0], "until [ -e /var/kind/docker-ready ]; do sleep 0.02; done; docker system prune --all --force").ok();
-    assert!(!container.exec(&["kind", "healthcheck"]).succeeded(), "the test is void: the cluster was ready before the prune ended");
+    let prune = "until [ -e /var/kind/docker-ready ]; do sleep 0.02; done; docker system prune --all --force; touch /run/pruned";
+    script(&container, BUILDERS[0], prune).ok();
     let ready = poll(BOOT_LIMIT, || container.exec(&["kind", "healthcheck"]).succeeded().then_some(()));
     let status = || container.exec(&["kind", "status"]).output();
     assert!(ready.is_some(), "not ready after {} s: {}\n{}", BOOT_LIMIT.as_secs(), status(), container.logs());
@@ -49,16 +75,11 @@ fn each_image_is_listed_once_and_what_nothing_names_any_more_gives_its_space_bac
     let cluster = Cluster::ready(&[]);
     let container = &cluster.container;
     let used = || {
-        let said = container.exec(&["sh", "-c", "sync; du -sxm /var/lib/docker"]).ok();
+        // What goes away meanwhile is no error.
+        let said = container.exec(&["sh", "-c", "sync; du -sxm /var/lib/docker 2>/dev/null || :"]).ok();
         said.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).unwrap_or_else(|| panic!("{said}"))
     };
-    let once = || {
-        let names = names(container);
-        let different: BTreeSet<&String> = names.iter().collect();
-        (different.len() == names.len() && !names.iter().any(|name| name.starts_with("sha256:") || name.starts_with("<none>")))
-            .then_some(())
-    };
-    assert!(once().is_some(), "{:?}", names(container));
+    settled_names(container);
     for builder in BUILDERS {
         let build = format!(
             "mkdir -p /tmp/job; cd /tmp/job; head -c 30000000 /dev/urandom >random
@@ -71,12 +92,12 @@ fn each_image_is_listed_once_and_what_nothing_names_any_more_gives_its_space_bac
         let one = used();
         assert!(one > before + 30, "the test is void: {before} MB, with an image of 30 MB {one} MB");
         script(container, builder, &format!("{build}; {build}; {prune}")).ok();
-        // What counts is what stays: containerd deletes in the background.
-        poll(LIMIT, || (used() <= one + LEFT_OVER).then_some(()))
+        // What counts is what stays: containerd deletes in the background, and the longer its last round took the later.
+        poll(SCRIPT_LIMIT, || (used() <= one + LEFT_OVER).then_some(()))
             .unwrap_or_else(|| panic!("{builder}: {before} MB, with an image {one} MB, after building it twice more {} MB", used()));
-        poll(LIMIT, once).unwrap_or_else(|| panic!("{builder}: {:?}", names(container)));
+        settled_names(container);
         script(container, builder, &format!("docker rmi app:1; {prune}")).ok();
-        poll(LIMIT, || (used() <= before + LEFT_OVER).then_some(()))
+        poll(SCRIPT_LIMIT, || (used() <= before + LEFT_OVER).then_some(()))
             .unwrap_or_else(|| panic!("{builder}: {before} MB, without the image again {} MB", used()));
     }
 }
@@ -135,10 +156,7 @@ fn pods_outlive_the_last_name_of_their_image_and_what_runs_them() {
     assert!(page().ok().starts_with("one"));
 
     for process in ["kubelet", "containerd"] {
-        cluster.kill(process);
-        // A node that is not Ready, if only for a moment.
-        sleep(Duration::from_secs(3));
-        wait_for("the cluster is ready again", BOOT_LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
+        kill_and_wait(&cluster, process);
         let page = wait_for("the pod can be reached", LIMIT, || Some(page()).filter(Outcome::succeeded)).ok();
         assert!(page.starts_with("one"), "without {process}: {page}");
         assert_eq!(restarts(), "0", "without {process}");

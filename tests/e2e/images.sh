@@ -29,6 +29,7 @@ RUN --mount=type=secret,id=token,required --mount=type=cache,target=/cache \
 FROM kind-lab/busybox:1
 COPY --from=left-out /numbers /numbers
 RUN --mount=type=secret,id=token cat /run/secrets/token >/dev/null && echo a-layer | sed "s|^|kept-in-|" >/kept
+RUN echo linked >/linked && touch -d '2001-01-01 00:00' /linked && ln /linked /link
 DOCKERFILE
 docker build --quiet --secret id=token,src=/root/.aws/credentials --build-arg TOKEN="$KIND_TEST_SECRET" --tag buildkit:1 /tmp/context
 # Containers and their configuration go before the image is made.

@@ -13,8 +13,9 @@ use crate::bake::{build_sh, bundle, partial_bundle, with_lab_images};
 use crate::engine::{docker, session};
 use crate::process::{poll, run};
 
-/// From the signal to the end: what is under way in the engine is waited for.
-const LIMIT: Duration = Duration::from_secs(60);
+/// From the signal to the end: what is under way in the engine is waited for, such as a commit of more than a gigabyte, and
+/// so are other tests' builds, which have containers and images like these.
+const LIMIT: Duration = Duration::from_secs(300);
 
 const COMPILING: &str = "compiling the init";
 

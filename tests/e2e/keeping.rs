@@ -1,22 +1,13 @@
 //! What of a cluster is kept, and that the log says what is not.
 
 use crate::cluster::Cluster;
-use crate::engine::{docker, docker_within};
+use crate::engine::{docker, docker_within, Image};
 use std::time::Duration;
 
 /// For an image of more than a gigabyte, whose layers are there.
 const COMMIT_LIMIT: Duration = Duration::from_secs(180);
 const NOT_KEPT: &str = "was started before: what it had in its cluster and in Docker is not here";
 const RESTARTED: &str = "this start begins with the baked cluster";
-
-/// Removes the image when it is dropped.
-struct Image(String);
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        docker(&["image", "rm", "--force", &self.0]);
-    }
-}
 
 /// Silent before: whoever committed a cluster found it without what was in it.
 #[test]
@@ -32,7 +23,7 @@ fn a_committed_cluster_starts_as_it_was_baked_and_its_log_says_so() {
     let committed = Cluster::ready_of(&image.0);
     assert!(!committed.kubectl(&["get", "configmap", "mine"]).succeeded(), "docs/jobs.md says that it is not kept");
     let log = committed.container.logs();
-    assert!(log.contains(NOT_KEPT) && log.contains("/kind/manifests"), "{log}");
+    assert!(log.contains(NOT_KEPT) && log.contains("kind save --stop"), "{log}");
     drop(committed);
 
     // The same in the log of a restart, where it is as people want it: no warning.

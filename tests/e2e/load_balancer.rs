@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::{fetch, fetch_within, shared, Cluster, LIMIT};
-use crate::engine::Container;
+use crate::engine::{Container, Network};
 use crate::process::wait_for;
 
 const ADDRESS: &str = "{.status.loadBalancer.ingress[*].ip}";
@@ -104,4 +104,41 @@ fn a_baked_load_balancer_has_this_starts_address_when_kubernetes_is_ready() {
     assert_eq!(address, cluster.address());
     // The hook waited for the address of the bake, which is another one where two containers run.
     wait_for_page(&format!("http://{address}:8800/"), "from-hook\n");
+}
+
+/// MetalLB, for example.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_service_that_another_controller_serves_is_left_to_it() {
+    let cluster = shared();
+    let labels = cluster.field("node/kind", "{.metadata.labels}");
+    assert!(!labels.contains("exclude-from-external-load-balancers"), "another one would not announce this node: {labels}");
+    let create = |name: &str, port: u16| cluster.kubectl(&["create", "service", "loadbalancer", name, &format!("--tcp={port}:8080")]).ok();
+    create("others", 801);
+    wait_for_address(&cluster, "others");
+    let theirs = r#"{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}}}"#;
+    cluster.kubectl(&["patch", "service", "others", "--subresource=status", "--type=merge", "--patch", theirs]).ok();
+    wait_for("the log says why", LIMIT, || {
+        cluster
+            .container
+            .logs()
+            .contains("default/others gets no address from kind: another controller has given it 198.51.100.9")
+            .then_some(())
+    });
+    cluster.kubectl(&["annotate", "service", "others", "changed=1"]).ok();
+    // The port is free for another one, whose address comes after all of that.
+    create("after", 801);
+    wait_for_address(&cluster, "after");
+    assert_eq!(address_of(&cluster, "others"), "198.51.100.9");
+    cluster.kubectl(&["delete", "service", "others", "after"]).ok();
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn without_a_load_balancer_no_service_gets_an_address() {
+    // In no network of the bake's: the baked Service has an address of that.
+    let network = Network::create("unbalanced", &["--subnet", "10.199.4.0/24"]);
+    let cluster = Cluster::ready(&["--network", &network.name, "--env=KIND_LOAD_BALANCER=0"]);
+    let baked = cluster.kubectl(&["-n", "from-hook", "get", "service", "web", "--output", &format!("jsonpath={ADDRESS}")]).ok();
+    assert_ne!(baked, cluster.address());
 }

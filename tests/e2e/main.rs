@@ -38,12 +38,16 @@ mod image_names;
 mod interrupt;
 mod keeping;
 mod load_balancer;
+mod logs;
+mod namesake;
+mod neighbours;
 mod nested;
 mod networks;
 mod power;
 mod private_registry;
 mod process;
 mod publish;
+mod pull_policy;
 mod readiness;
 mod refusals;
 mod registry;
@@ -51,6 +55,7 @@ mod release;
 mod reset;
 mod restart;
 mod restore;
+mod saving;
 mod secrets;
 #[allow(dead_code, reason = "only the tests of downloads use its faults")]
 #[path = "../common/server.rs"]

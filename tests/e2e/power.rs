@@ -96,7 +96,7 @@ fn a_container_that_is_paused_in_its_boot_for_longer_than_its_limit_is_ready_aft
     const TIMEOUT: Duration = Duration::from_secs(10);
     let cluster = Cluster::start(&["--env", &format!("KIND_READY_TIMEOUT={}", TIMEOUT.as_secs())]);
     // runc does not freeze a cgroup of version 1 in which processes are started faster than it looks.
-    wait_for("the container is paused", TIMEOUT, || docker(&["pause", &cluster.container.id]).succeeded().then_some(()));
+    wait_for("the container is paused", BOOT_LIMIT, || docker(&["pause", &cluster.container.id]).succeeded().then_some(()));
     std::thread::sleep(TIMEOUT + Duration::from_secs(5));
     docker(&["unpause", &cluster.container.id]).ok();
     wait_for("ready after all", BOOT_LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
@@ -107,8 +107,11 @@ fn a_container_that_is_paused_in_its_boot_for_longer_than_its_limit_is_ready_aft
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_cluster_that_is_late_has_failed_until_it_is_ready() {
-    let cluster = Cluster::start(&["--env", "KIND_READY_TIMEOUT=1"]);
+    let cluster = Cluster::create(&["--env", "KIND_READY_TIMEOUT=1"]);
+    cluster.hold();
+    cluster.container.start();
     let why = wait_for("the boot is late", BOOT_LIMIT, || cluster.file(FAILED));
+    cluster.let_go();
     assert!(why.contains("has not been ready for 1 s, waiting for"), "{why}");
     wait_for("ready after all", BOOT_LIMIT, || cluster.serves(KUBERNETES_READY).then_some(()));
     assert!(!cluster.serves(FAILED));

@@ -17,7 +17,7 @@ const PASSWORD: &str = "e2e-pass:word";
 const NAME: &str = "registry.test";
 
 /// A registry on a network. `user` is empty, or a name and password that it requires.
-fn registry(network: &Network, name: &str, user: &[&str]) -> Container {
+pub fn registry(network: &Network, name: &str, user: &[&str]) -> Container {
     static MADE: OnceLock<()> = OnceLock::new();
     MADE.get_or_init(|| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/registry.sh");
@@ -30,11 +30,11 @@ fn registry(network: &Network, name: &str, user: &[&str]) -> Container {
     container
 }
 
-fn ca_of(registry: &Container) -> String {
+pub fn ca_of(registry: &Container) -> String {
     registry.exec(&["cat", "/ca.crt"]).ok()
 }
 
-fn pod(cluster: &Cluster, name: &str, image: &str) {
+pub fn pod(cluster: &Cluster, name: &str, image: &str) {
     cluster
         .kubectl(&[
             "run",

@@ -44,6 +44,8 @@ fn observe(cluster: &Cluster) -> Observed {
                 // Of the others, one may become true between two of these questions.
                 let late = |name: &&str| [DOCKER_READY, KUBERNETES_READY, FAILED].contains(name);
                 seen.first = STATES.iter().zip(&statuses).filter(|(name, _)| late(name)).map(|(_, status)| *status).collect();
+                let go_on = || cluster.container.exec(&["touch", "/run/go-on"]).succeeded().then_some(());
+                wait_for("a container that runs", LIMIT, go_on);
             }
             for (name, _) in STATES.iter().zip(&statuses).filter(|(_, status)| **status == 200) {
                 seen.served.entry(name).or_insert_with(Instant::now);
@@ -75,8 +77,11 @@ fn assert_pods_run(api: &Api) {
 
 fn every_state_appears_in_order_and_only_when_it_is_true(start: Start) {
     let cluster = start.create(&[]);
-    // Delay dockerd: otherwise Docker is ready before this machine can reach the container.
-    cluster.put_program("/usr/local/sbin/dockerd", "#!/bin/sh\nsleep 2\nexec /usr/local/bin/dockerd \"$@\"\n");
+    // Delay dockerd: otherwise Docker may be ready before this machine reaches the container.
+    cluster.put_program(
+        "/usr/local/sbin/dockerd",
+        "#!/bin/sh\nuntil [ -e /run/go-on ]; do sleep 0.02; done\nexec /usr/local/bin/dockerd \"$@\"\n",
+    );
     let seen = observe(&cluster);
     assert!(seen.first.iter().all(|status| *status == 404), "at the port's first response: {:?}", seen.first);
     let ready = seen.served[KUBERNETES_READY];
@@ -88,7 +93,7 @@ fn every_state_appears_in_order_and_only_when_it_is_true(start: Start) {
         assert!(text.starts_with(begins), "{name} is not a PEM file: {text}");
     }
     assert!(cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "kubernetes-ready is served, but the health check fails");
-    check_timeline(&cluster.file(TIMELINE).expect("the timeline is served"));
+    check_timeline(&cluster.timeline());
     start.check(&cluster);
     check_log(&cluster.container.logs());
 }
@@ -154,9 +159,20 @@ fn pods_that_were_ready_in_the_bake_do_not_count(start: Start) {
         );
         assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded(), "the health check passes, but no pod has started");
     }
+    wait_for("docker-ready, for which no pod is needed", LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
+    assert_eq!(health(&cluster), [0, 1], "of Docker and Kubernetes");
     cluster.container.exec(&["pkill", "-CONT", "-x", "kubelet"]).ok();
     cluster.wait_until_ready();
     assert_pods_run(&api);
+    assert_eq!(health(&cluster), [0, 0]);
+}
+
+/// The exit statuses of the health checks of Docker and of Kubernetes.
+fn health(cluster: &Cluster) -> [i32; 2] {
+    ["docker", "kubernetes"].map(|service| {
+        let status = cluster.container.exec(&["kind", "healthcheck", service]).status;
+        status.code().expect("docker exec ends with a status of its own")
+    })
 }
 
 /// The negative control: a cluster that does not come up is noticed, by these tests and by a CI job.
@@ -168,8 +184,9 @@ fn without_kubelet_nothing_is_ready_and_failed_says_why() {
     cluster.container.start();
     let why = cluster.ready_within(LIMIT).expect_err("it must not become ready");
     assert!(why.contains("kubelet") && why.contains("this kubelet does not start"), "{why}");
-    assert!(cluster.serves(DOCKER_READY), "Docker does not need kubelet");
+    wait_for("docker-ready, for which no kubelet is needed", LIMIT, || cluster.serves(DOCKER_READY).then_some(()));
     assert!(!cluster.container.exec(&["kind", "healthcheck"]).succeeded());
+    assert_eq!(health(&cluster), [0, 1], "of Docker and Kubernetes");
     docker(&["stop", &cluster.container.id]).ok();
     assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "3", "the exit status is not kubelet's");
 }

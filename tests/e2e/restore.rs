@@ -14,7 +14,7 @@ use crate::start::{Start, COLD, RESTORED};
 pub const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 /// Beyond what a plain start takes: a refusal, and a hang.
 const REFUSAL_LIMIT: f64 = 0.5;
-const HANG_LIMIT: f64 = 8.5;
+const HANG_LIMIT: f64 = 21.0;
 
 /// Slows kubelet's first call of iptables down, before which it does not ask the runtime for pods.
 const SLOW_IPTABLES: &str = "#!/bin/sh
@@ -220,7 +220,8 @@ fn each_restored_program_that_is_killed_is_started_the_plain_way() {
         wait_until_plain(&cluster, program);
         wait_for(&format!("{program}'s restart is counted"), LIMIT, || (restarts(&cluster, program) == "1").then_some(()));
         let reason = "--output=jsonpath={.status.containerStatuses[0].lastState.terminated.exitCode}";
-        assert_eq!(cluster.kubectl(&["-n", "kube-system", "get", "pod", &format!("{program}-kind"), reason]).ok(), "137");
+        let reason = || cluster.kubectl(&["-n", "kube-system", "get", "pod", &format!("{program}-kind"), reason]).stdout;
+        wait_for(&format!("the status of {program}"), LIMIT, || (reason() == "137").then_some(()));
         assert!(cluster.container.logs().contains(&format!("{program} has ended with status 137")));
     }
     cluster.kubectl(&["run", "afterwards", "--image=kind-lab/busybox:1", "--command", "--", "sleep", "3600"]).ok();
@@ -251,7 +252,7 @@ fn an_api_server_that_is_restored_and_does_not_answer_is_given_up_and_nothing_of
         let log = cluster.container.logs();
         log.lines().find(|line| line.contains(RESTORED) || line.contains(COLD)).map(str::to_string)
     });
-    assert!(line.contains(COLD) && line.contains("the restored API server has not answered after 5 s"), "{line}");
+    assert!(line.contains(COLD) && line.contains("the restored API server has not answered after 15 s"), "{line}");
     cluster.wait_until_ready();
     for program in PROGRAMS {
         assert_eq!(cluster.container.exec(&["pgrep", "-x", "-c", comm(program)]).stdout.trim(), "1", "{program}");
@@ -269,7 +270,7 @@ fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster()
     let uid = || cluster.kubectl(&["-n", "kube-system", "get", "pod", "kube-scheduler-kind", "--output=jsonpath={.metadata.uid}"]).stdout;
     let deleted = uid();
     cluster.kubectl(&["-n", "kube-system", "delete", "pod", "kube-scheduler-kind", "--wait=false"]).ok();
-    wait_for("a new record of the pod", 2 * LIMIT, || Some(uid()).filter(|uid| !uid.is_empty() && *uid != deleted));
+    wait_for("a new record of the pod", 4 * LIMIT, || Some(uid()).filter(|uid| !uid.is_empty() && *uid != deleted));
     assert_eq!(restored(&cluster, "kube-scheduler"), before);
     // A manifest that is edited starts the program with what it says now.
     cluster
@@ -302,6 +303,7 @@ fn containers_and_manifests_have_the_meaning_that_they_have_in_a_plain_cluster()
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_second_start_restores_again_from_fresh_files() {
+    // That a start serves no state of an earlier one is for `restart` to check.
     let cluster = restored_cluster();
     cluster.kubectl(&["create", "configmap", "of-the-first-start"]).ok();
     for stop in ["restart", "kill"] {
@@ -309,7 +311,6 @@ fn a_second_start_restores_again_from_fresh_files() {
         if stop == "kill" {
             cluster.container.start();
         }
-        wait_for("the next start", LIMIT, || cluster.status(KUBERNETES_READY).filter(|status| *status == 404));
         cluster.wait_until_ready();
         wait_for_stand_ins(&cluster);
         assert!(!cluster.kubectl(&["get", "configmap", "of-the-first-start"]).succeeded());
@@ -380,7 +381,7 @@ mod alone {
             (
                 &on,
                 &|cluster| cluster.put_program("/kind/criu/ld.so", "#!/bin/sh\nsleep 60\n"),
-                "CRIU has not finished after 5 s",
+                "CRIU has not finished after 15 s",
                 HANG_LIMIT,
             ),
         ];
@@ -417,7 +418,7 @@ mod alone {
         let cluster = restored_with_programs(&paths, SLOW_IPTABLES);
         cluster.wait_until_ready();
         cluster.container.exec(&["grep", "-q", "Node became not ready", "/var/log/kind/kubelet.log"]).ok();
-        let timeline = cluster.file(TIMELINE).expect("the timeline is served");
+        let timeline = cluster.timeline();
         let at = |name: &str| milestone(&timeline, name);
         // By default kubelet would report it again 10 s after the first time.
         let waited = at(KUBERNETES_READY) - at("pods").max(at("dns"));

@@ -1,6 +1,7 @@
 //! The two ways in which a cluster comes up: its control plane is restored from the bake's checkpoint, or started cold.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, LIMIT};
+use crate::process::wait_for;
 
 /// What the log says of each.
 pub const RESTORED: &str = "the control plane is restored in";
@@ -34,11 +35,11 @@ impl Start {
 
     /// Panics unless the latest start of a container that is ready was of this kind.
     pub fn check(self, cluster: &Cluster) {
-        let log = cluster.container.logs();
-        let said = log.lines().rfind(|line| line.contains(RESTORED) || line.contains(COLD));
+        // The engine may have the line a moment after the files are served.
+        let said = || cluster.container.logs().lines().rfind(|line| line.contains(RESTORED) || line.contains(COLD)).map(str::to_string);
+        let said = wait_for("the log says how the control plane came up", LIMIT, said);
         let (expected, other) = if self == Start::Restored { (RESTORED, COLD) } else { (COLD, RESTORED) };
-        let is_expected = said.is_some_and(|line| line.contains(expected) && !line.contains(other));
-        assert!(is_expected, "this start was not {self:?}: {}", said.unwrap_or(&log));
+        assert!(said.contains(expected) && !said.contains(other), "this start was not {self:?}: {said}");
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::cluster::{shared, Cluster, BOOT_LIMIT, KUBERNETES_READY, LIMIT};
+use crate::cluster::{shared, Cluster, LIMIT};
 use crate::engine::{docker, session, BUSYBOX};
+use crate::image_names::settled_names;
 use crate::process::{run_with_input, wait_for};
+use crate::watch::kill_and_wait;
 
 /// Layers whose lower directories lie in the image under test.
 #[test]
@@ -50,7 +52,7 @@ fn baked_images_survive_a_prune_and_what_was_built_does_not() {
         names.sort();
         names
     };
-    let baked = names();
+    let baked = settled_names(&cluster.container);
     assert!(baked.len() > 5, "{baked:?}");
     cluster.build("built:1", "one").ok();
     cluster.inner_docker(&["tag", "built:1", "from-images:1"]).ok();
@@ -67,12 +69,64 @@ fn baked_images_survive_a_prune_and_what_was_built_does_not() {
 
     // Each is started anew from its image by kubelet, which must see it.
     for process in ["kube-scheduler", "kube-apiserver"] {
-        cluster.kill(process);
-        wait_for("the cluster notices", LIMIT, || (!cluster.serves(KUBERNETES_READY)).then_some(()));
-        cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("without {process}: {why}"));
+        kill_and_wait(&cluster, process);
     }
     // After a start, too, with the volume as the prune has left it.
     docker(&["restart", &cluster.container.id]).ok();
     cluster.wait_until_ready();
-    assert_eq!(names(), baked);
+    assert_eq!(settled_names(&cluster.container), baked);
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn layers_of_kubernetes_are_in_the_image_once() {
+    let megabytes = |directory: &str| {
+        let said = shared().container.exec(&["du", "-sm", &format!("/kind/store/io.containerd.{directory}")]).ok();
+        said.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).unwrap_or_else(|| panic!("{said}"))
+    };
+    let (archives, unpacked) = (megabytes("content.v1.content"), megabytes("snapshotter.v1.overlayfs"));
+    assert!(unpacked > 100, "the test is void: {unpacked} MB of layers");
+    assert!(archives < unpacked / 10, "{archives} MB of archives beside {unpacked} MB of layers");
+}
+
+/// Kubernetes' own images, of whose layers the image has no archives.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn pods_and_builds_of_kubernetes_images_outlive_a_restart_a_kill_and_a_prune() {
+    let cluster = Cluster::ready(&[]);
+    let scheduler = ["get", "pods", "--namespace=kube-system", "--selector=component=kube-scheduler"];
+    let image = cluster.kubectl(&[&scheduler[..], &["--output=jsonpath={.items[0].spec.containers[0].image}"]].concat()).ok();
+    let version_in_pod = |name: &str, image: &str| {
+        let run = ["run", name, &format!("--image={image}"), "--restart=Never", "--command", "--", "kube-scheduler", "--version"];
+        cluster.kubectl(&run).ok();
+        wait_for(&format!("{name} has run {image}"), LIMIT, || {
+            (cluster.field(&format!("pod/{name}"), "{.status.phase}") == "Succeeded").then_some(())
+        });
+        assert!(cluster.kubectl(&["logs", name]).ok().contains("Kubernetes v"));
+    };
+    let everything = |round: &str| {
+        version_in_pod(&format!("own-{round}"), &image);
+        for (builder, value) in [("legacy", 0), ("buildkit", 1)] {
+            let built = format!("{builder}:{round}");
+            let build = format!(
+                r#"printf 'FROM {image}\nRUN ["kube-scheduler", "--version"]\n' |
+                docker build --quiet --no-cache --tag {built} -"#
+            );
+            cluster.container.exec(&["env", &format!("DOCKER_BUILDKIT={value}"), "bash", "-euc", &build]).ok();
+            let ran = cluster.inner_docker(&["run", "--rm", &built, "kube-scheduler", "--version"]);
+            assert!(ran.stdout.contains("Kubernetes v"), "{round}: {ran}");
+            version_in_pod(&format!("{builder}-{round}"), &built);
+        }
+    };
+    everything("first");
+    let keep_nothing = cluster.inner_docker(&["system", "prune", "--all", "--force", "--volumes"]);
+    assert!(keep_nothing.succeeded(), "{keep_nothing}");
+    everything("pruned");
+    kill_and_wait(&cluster, "containerd");
+    // dockerd takes a moment more to connect to the new one.
+    wait_for("a container", LIMIT, || cluster.inner_docker(&["run", "--rm", BUSYBOX, "true"]).succeeded().then_some(()));
+    everything("killed");
+    docker(&["restart", &cluster.container.id]).ok();
+    cluster.wait_until_ready();
+    everything("restarted");
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cluster::{fetch, Cluster, LIMIT};
+use crate::cluster::{fetch, Cluster, BOOT_LIMIT, KUBERNETES_READY, LIMIT};
 use crate::engine::docker;
 use crate::process::{poll, wait_for};
 
@@ -76,6 +76,17 @@ impl Watch {
     }
 }
 
+/// Kills every process with that name, and waits until the cluster was not ready because of it, and is again. The log has
+/// that, too, when nobody has asked meanwhile.
+pub fn kill_and_wait(cluster: &Cluster, process: &str) {
+    let losses = || losses(&cluster.container.id, KUBERNETES_READY);
+    let before = losses();
+    cluster.kill(process);
+    wait_for(&format!("the cluster notices that {process} was killed"), LIMIT, || (losses() > before).then_some(()));
+    cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("without {process}: {why}"));
+}
+
+/// How often the container's log says that the file is gone.
 fn losses(container: &str, file: &str) -> usize {
     docker(&["logs", container]).output().lines().filter(|line| line.ends_with(&format!("{file} is no longer true"))).count()
 }

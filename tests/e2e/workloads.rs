@@ -110,3 +110,30 @@ spec:
     assert_eq!(cluster.field("storageclass/standard", "{.metadata.annotations.storageclass\\.kubernetes\\.io/is-default-class}"), "true");
     wait_for("the pod's file on the volume", LIMIT, || (cluster.in_pod("writer", &["cat", "/data/user"]).stdout == "1000\n").then_some(()));
 }
+
+/// What the cluster itself requests is little, as the node is there for the job.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_pod_may_request_nearly_all_of_the_cpu() {
+    let cluster = shared();
+    let cpu = cluster.field("node/kind", "{.status.allocatable.cpu}");
+    let millicores = cpu.strip_suffix('m').map_or_else(|| cpu.parse::<u32>().map(|cores| 1000 * cores), str::parse);
+    let millicores = millicores.unwrap_or_else(|_| panic!("{cpu} is no number of CPUs"));
+    cluster.apply(&format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: large}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: large
+    image: {BUSYBOX}
+    command: [sleep, '3600']
+    resources: {{requests: {{cpu: {}m}}}}
+",
+        millicores - 200
+    ));
+    cluster.wait_for_pod(&["large"]);
+    cluster.kubectl(&["delete", "pod", "large"]).ok();
+}

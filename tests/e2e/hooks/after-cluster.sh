@@ -58,13 +58,24 @@ echo "after-cluster" >>/var/lib/from-hook
 # An ingress controller's Service, as a hook that waits for it would bake it.
 kubectl -n from-hook expose deployment web --type=LoadBalancer --port=8800 --target-port=8080
 timeout 60 bash -c 'until kubectl -n from-hook get service web --output=jsonpath={.status.loadBalancer.ingress[0].ip} | grep .; do sleep 0.2; done'
-# As an operator leaves a lease that has elected a leader, for which the next one would wait; and one that is data.
+# As operators leave leases that have elected a leader, for which the next one would wait: named after the pod, and by a bare
+# UUID as in client-go's example; and one that is data.
 operator=$(kubectl -n from-hook get pods --selector app=web --output=jsonpath='{.items[0].metadata.name}')
 kubectl -n from-hook create -f - <<YAML
 apiVersion: coordination.k8s.io/v1
 kind: Lease
 metadata: {name: operator}
 spec: {holderIdentity: ${operator}_8d0f4e0c, leaseDurationSeconds: 137}
+---
+apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata: {name: example}
+spec:
+  holderIdentity: 0b0f9b0e-2f5e-4a52-9d6a-1f1b8f0c7a11
+  leaseDurationSeconds: 137
+  acquireTime: "2026-11-30T06:00:00.000000Z"
+  renewTime: "2026-11-30T06:00:00.000000Z"
+  leaseTransitions: 0
 ---
 apiVersion: coordination.k8s.io/v1
 kind: Lease

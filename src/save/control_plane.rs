@@ -13,6 +13,8 @@ use crate::supervisor::reaper;
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// The label with which CRI distinguishes containers and sandboxes.
 const CRI_KIND: &str = "io.cri-containerd.kind";
+/// How long kubelet may take to start a container that is missing.
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a container may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
@@ -34,6 +36,16 @@ impl Task {
 pub fn running(name: &str) -> Result<Vec<Task>> {
     let ids = containerd::pod_containers(Some((CONTAINER_NAME, name)))?;
     Ok(tasks_in(&ctr(&["tasks", "ls"])?).into_iter().filter(|task| ids.contains(&task.id)).collect())
+}
+
+/// Waits until each of the programs has its container, which kubelet starts last where they were restored.
+///
+/// # Errors
+/// One of them has none.
+pub fn wait_until_it_runs() -> Result<()> {
+    let runs = |name: &&str| running(name).is_ok_and(|tasks| !tasks.is_empty());
+    let all = reaper::poll(POLL, START_LIMIT, || PROGRAMS.iter().all(runs).then_some(()));
+    all.ok_or_else(|| Error::new("not every program of the control plane has its container"))
 }
 
 /// The running container of this name.
@@ -60,7 +72,7 @@ pub fn kill_workloads() -> Result<()> {
     for task in tasks_in(&ctr(&["tasks", "ls"])?).iter().filter(|task| workloads.contains(&task.id) && !programs.contains(task)) {
         // One that has ended meanwhile cannot be killed.
         if let Err(error) = ctr(&["tasks", "kill", "--signal", "SIGKILL", &task.id]) {
-            log::debug!(target: "bake", "{error}");
+            log::debug!(target: "save", "{error}");
         }
     }
     Ok(())

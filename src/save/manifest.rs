@@ -80,6 +80,11 @@ impl StaticPod {
         self.container().insert("command".into(), command.into());
     }
 
+    /// Sets how much of the CPU is requested for the container, such as `100m`.
+    pub fn request_cpu(&mut self, cpu: &str) {
+        self.pod["spec"]["containers"][self.container]["resources"]["requests"]["cpu"] = cpu.into();
+    }
+
     /// Mounts a directory of the node into the container, at the same path. The node's is created if it is missing.
     pub fn mount(&mut self, name: &str, directory: &str) {
         self.mount_from_node(json!({"name": name, "mountPath": directory}), "DirectoryOrCreate");
@@ -182,6 +187,16 @@ mod tests {
             assert_eq!(again(&pod, name).pod, pod.pod, "{version} {name}");
             let text = fs::read_to_string(&pod.path).unwrap();
             assert_eq!(pod.to_yaml().unwrap(), text, "{version} {name}: not kubeadm's layout");
+        });
+    }
+
+    #[test]
+    fn what_is_requested_of_the_cpu_is_changed_alone() {
+        each(|version, name, mut pod| {
+            let memory = pod.container()["resources"]["requests"].get("memory").cloned();
+            pod.request_cpu("10m");
+            let requests = again(&pod, name).container()["resources"]["requests"].clone();
+            assert_eq!((&requests["cpu"], requests.get("memory")), (&json!("10m"), memory.as_ref()), "{version} {name}");
         });
     }
 

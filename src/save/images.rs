@@ -9,11 +9,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::config::{BAKED_IMAGES, CONTAINERD_ROOT, RUN_DIR};
+use crate::config::{CONTAINERD_ROOT, RUN_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::daemons::image_records;
 use crate::error::{Error, Result};
 use crate::node::mounts;
+use crate::node::state_dir::StateDir;
 use crate::node::store::{self, SNAPSHOTS};
 use crate::supervisor::reaper;
 use crate::sys;
@@ -118,8 +119,8 @@ pub fn keep() -> Result<()> {
 }
 
 /// Records the images' names and what each refers to.
-pub fn save_names() -> Result<()> {
-    image_records::save(Path::new(BAKED_IMAGES), &image_records::list()?)
+pub fn save_names(state: &StateDir) -> Result<()> {
+    image_records::save(&state.image_names(), &image_records::list()?)
 }
 
 fn parse(json: &str) -> Result<Value> {

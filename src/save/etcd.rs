@@ -1,4 +1,4 @@
-//! Removes deleted objects, such as a Secret, from the baked etcd for good. etcd keeps old revisions, its database
+//! Removes deleted objects, such as a Secret, from etcd for good. etcd keeps old revisions, its database
 //! keeps the contents of free pages, and its write-ahead log keeps every write. A snapshot of the current state,
 //! restored into a new data directory, has none of it.
 
@@ -8,11 +8,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::bake::control_plane::{self, Task};
-use crate::bake::manifest;
 use crate::config::{ETCD_DIR, PKI_DIR};
 use crate::daemons::containerd::ctr;
 use crate::error::{Error, Result};
+use crate::save::control_plane::{self, Task};
+use crate::save::manifest;
 
 /// In etcd's data directory, which has the same path in its container.
 const SNAPSHOT: &str = "snapshot.db";
@@ -89,7 +89,7 @@ impl Etcd {
 }
 
 fn warn(reason: &str) -> Result<()> {
-    log::warn!(target: "bake", "objects that were deleted from the cluster, such as a Secret, can still be found in the image: {reason}");
+    log::warn!(target: "save", "objects that were deleted from the cluster, such as a Secret, can still be found in what is saved: {reason}");
     Ok(())
 }
 

@@ -1,30 +1,46 @@
-//! Moves containerd's store from the volume, which a commit leaves out, into the image.
+//! Copies containerd's store from the volume, which a commit leaves out, into the image: of a save, what the bake has not
+//! put there already.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::bake::bolt;
-use crate::bake::images::hides_something;
-use crate::config::{CONTAINERD_ROOT, STORE_DIR};
+use crate::config::CONTAINERD_ROOT;
+use crate::daemons::image_records;
 use crate::error::{Error, Result};
 use crate::node::mounts;
+use crate::node::state_dir::StateDir;
 use crate::node::store::{self, BLOBS, DATABASES, SNAPSHOTS};
+use crate::save::images::hides_something;
+use crate::save::{archives, bolt};
 use crate::supervisor::reaper;
 
-pub fn pack() -> Result<()> {
-    pack_into(Path::new(CONTAINERD_ROOT), Path::new(STORE_DIR))
+/// Leaves out the archives of layers that only `images` have. containerd must have stopped.
+pub fn pack(state: &StateDir, images: &[String]) -> Result<()> {
+    let root = Path::new(CONTAINERD_ROOT);
+    let left_out = archives::unneeded(images, &image_records::load(&state.image_names())?, &root.join(BLOBS))?;
+    let bytes: u64 = left_out.iter().filter_map(|name| Some(fs::metadata(root.join(BLOBS).join(name)).ok()?.len())).sum();
+    if bytes > 0 {
+        log::info!(target: "store", "left out the archives of Kubernetes' own images ({} MB)", bytes / 1_000_000);
+    }
+    pack_into(root, &state.store(), &left_out, &state.stores())
 }
 
-fn pack_into(root: &Path, store: &Path) -> Result<()> {
+/// What is in one of the stores `there` already is not copied: a blob's name is its digest, and no snapshot of one store ever gets
+/// another one's number.
+fn pack_into(root: &Path, store: &Path, left_out: &BTreeSet<String>, there: &[PathBuf]) -> Result<()> {
     for database in DATABASES {
         let to = store.join(database);
         mounts::make_dir(to.parent().unwrap_or(store))?;
         fs::copy(root.join(database), &to).map_err(|cause| Error::io("copy", &to, cause))?;
         bolt::clear_free_pages(&to)?;
     }
-    copy(&store::read_dir(&root.join(BLOBS))?, &store.join(BLOBS))?;
-    for snapshot in store::read_dir(&root.join(SNAPSHOTS))? {
+    let is_kept = |blob: &PathBuf| blob.file_name().is_none_or(|name| !left_out.contains(&*name.to_string_lossy()));
+    let blobs: Vec<PathBuf> = new_in(root, BLOBS, there)?.into_iter().filter(is_kept).collect();
+    copy(&blobs, &store.join(BLOBS))?;
+    mounts::make_dir(store.join(SNAPSHOTS))?;
+    for snapshot in new_in(root, SNAPSHOTS, there)? {
         // overlayfs' work directory next to a layer is not part of it, and cannot be in the image.
         let layer = snapshot.join("fs");
         if hides_something(&layer) {
@@ -33,6 +49,14 @@ fn pack_into(root: &Path, store: &Path) -> Result<()> {
         copy(&[layer], &store.join(SNAPSHOTS).join(snapshot.file_name().unwrap_or_default()))?;
     }
     Ok(())
+}
+
+fn new_in(root: &Path, directory: &str, there: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let is_there = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        there.iter().any(|store| fs::symlink_metadata(store.join(directory).join(name)).is_ok())
+    };
+    Ok(store::read_dir(&root.join(directory))?.into_iter().filter(|path| !is_there(path)).collect())
 }
 
 fn copy(from: &[PathBuf], to: &Path) -> Result<()> {
@@ -48,9 +72,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::bake::bolt::tests::database;
+    use crate::save::bolt::tests::database;
 
-    /// A store of containerd with one blob, and one snapshot that `layer` fills. Returns its root and the image's store.
+    /// A store of containerd with two blobs, one of them to be left out, and one snapshot that `layer` fills. Returns its
+    /// root and the image's store.
     fn store(test: &str, layer: impl FnOnce(&Path)) -> (PathBuf, PathBuf) {
         let directory = std::env::temp_dir().join(format!("kind-pack-{}-{test}", std::process::id()));
         let (root, store) = (directory.join("root"), directory.join("store"));
@@ -60,6 +85,10 @@ mod tests {
         };
         DATABASES.iter().for_each(|name| write(root.join(name), &database()));
         write(root.join(BLOBS).join("aa"), b"blob");
+        write(root.join(BLOBS).join("bb"), b"left out");
+        // Of an earlier save.
+        write(root.join(BLOBS).join("cc"), b"blob");
+        write(directory.join("earlier").join(BLOBS).join("cc"), b"blob");
         write(root.join(SNAPSHOTS).join("1/fs/etc/passwd"), b"root");
         fs::create_dir_all(root.join(SNAPSHOTS).join("1/work/work")).unwrap();
         layer(&root.join(SNAPSHOTS).join("1/fs"));
@@ -76,11 +105,11 @@ mod tests {
                     reaper::drain_ours();
                 }
             });
-            let packed = pack_into(&root, &store);
+            let packed = pack_into(&root, &store, &["bb".to_string()].into(), &[root.with_file_name("earlier")]);
             drop(done);
             packed
         });
-        let files = ["blobs/sha256/aa", "fs/etc/passwd", "fs/link", "work"];
+        let files = ["blobs/sha256/aa", "blobs/sha256/bb", "blobs/sha256/cc", "fs/etc/passwd", "fs/link", "work"];
         let at = |name: &&str| match name.strip_prefix("blobs/sha256/") {
             Some(blob) => store.join(BLOBS).join(blob),
             None => store.join(SNAPSHOTS).join("1").join(name),
