@@ -105,9 +105,22 @@ fn unless_missing(done: std::io::Result<()>) -> std::io::Result<()> {
     done.or_else(|cause| if cause.kind() == ErrorKind::NotFound { Ok(()) } else { Err(cause) })
 }
 
+/// FNV-1a, 64 bits wide: against accidents, not against people.
+pub fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_digest_is_the_published_one() {
+        // draft-eastlake-fnv, appendix C.
+        for (text, expected) in [("", 0xcbf29ce484222325), ("a", 0xaf63dc4c8601ec8c), ("foobar", 0x85944171f73967e8)] {
+            assert_eq!(digest(text.as_bytes()), expected, "{text}");
+        }
+    }
 
     #[test]
     fn a_file_is_replaced_whole_with_its_mode_and_may_be_missing_when_it_is_removed() {

@@ -1,12 +1,18 @@
 //! Listens as docker:dind does: on every IPv6 and IPv4 address, or on IPv4 alone if the kernel has no IPv6.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, setsockopt, sockopt, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6};
 
+use crate::threads::Places;
+
+/// After an error that may stay, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections waiting to be accepted; the same as std's.
 const BACKLOG: i32 = 128;
 
@@ -29,6 +35,18 @@ pub fn listen_beside(port: u16) -> io::Result<TcpListener> {
     let socket = socket_for_both()?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
     Ok(listen_on(socket, SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?)
+}
+
+/// Serves each client that connects (`TcpListener::incoming`) in a thread of its own. The connection of one for whom there is no place is closed at once.
+pub fn accept(clients: impl Iterator<Item = io::Result<TcpStream>>, places: &Places, serve: impl Fn(TcpStream) + Clone + Send + 'static) {
+    for client in clients {
+        let Ok(client) = client else {
+            thread::sleep(ACCEPT_PAUSE);
+            continue;
+        };
+        let serve = serve.clone();
+        places.run(move || serve(client));
+    }
 }
 
 /// Whether a port is free on every address. It is bound for a moment, but nobody can connect to it.
@@ -67,9 +85,48 @@ fn listen_on(socket: OwnedFd, address: SocketAddrV6) -> nix::Result<TcpListener>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpStream;
+    use crate::threads::SMALL_STACK;
 
     const ALL: SocketAddrV6 = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0);
+
+    #[test]
+    fn an_error_that_stays_is_not_met_again_at_once() {
+        let errors = std::iter::repeat_with(|| Err(io::Error::from_raw_os_error(libc::EMFILE))).take(3);
+        let begin = std::time::Instant::now();
+        accept(errors, &Places::new(1, SMALL_STACK), drop);
+        assert!(begin.elapsed() >= 3 * ACCEPT_PAUSE);
+    }
+
+    #[test]
+    fn as_many_clients_are_served_at_once_as_there_are_places_and_each_place_is_given_back() {
+        let places = Places::new(2, SMALL_STACK);
+        let (ends, end) = std::sync::mpsc::channel::<()>();
+        let end = std::sync::Arc::new(std::sync::Mutex::new(end));
+        let (tell, served) = std::sync::mpsc::channel();
+        let run = || {
+            let (tell, end) = (tell.clone(), end.clone());
+            places.run(move || {
+                tell.send(()).unwrap();
+                end.lock().unwrap().recv().unwrap();
+                tell.send(()).unwrap();
+            });
+        };
+        let limit = Duration::from_secs(10);
+        run();
+        run();
+        served.recv_timeout(limit).unwrap();
+        served.recv_timeout(limit).unwrap();
+        run();
+        assert!(served.recv_timeout(Duration::from_millis(100)).is_err(), "there are two places only");
+        ends.send(()).unwrap();
+        served.recv_timeout(limit).unwrap();
+        // The place is given back a moment after the last word.
+        let again = crate::supervisor::reaper::poll(Duration::from_millis(5), limit, || {
+            run();
+            served.recv_timeout(Duration::from_millis(50)).ok()
+        });
+        assert!(again.is_some(), "a place that was given back is taken again");
+    }
 
     #[test]
     fn every_address_is_ipv4s_too_with_and_without_ipv6() {

@@ -10,7 +10,6 @@ use crate::config::CNI_BIN_DIR;
 use crate::daemons::containerd;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts;
 use crate::supervisor::reaper;
 use crate::versions;
 
@@ -43,7 +42,7 @@ impl Bundle {
     /// Puts the programs where the node looks for them.
     pub fn install(&self) -> Result<()> {
         for (part, target) in [("bin", BIN_DIR), ("cni", CNI_BIN_DIR)] {
-            mounts::make_dir(target)?;
+            files::make_dir(target)?;
             reaper::run(Command::new("cp").args(["-r", "--"]).arg(self.directory.join(part).join(".")).arg(target))?;
         }
         Ok(())

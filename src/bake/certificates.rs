@@ -14,7 +14,6 @@ use crate::cluster::kubeconfig;
 use crate::config::{CREDENTIALS_DIR, KUBELET_DIR, KUBERNETES_DIR, NODE_NAME, PKI_DIR};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts;
 use crate::openssl::{self, Keys, HUNDRED_YEARS};
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 
@@ -35,7 +34,7 @@ const SIGNED: [(&str, &str); 7] = [
 pub fn create_cas() -> Result<()> {
     for (name, common_name) in CAS {
         let path = format!("{PKI_DIR}/{name}");
-        mounts::make_dir(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
+        files::make_dir(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
         let subject = format!("/CN={common_name}");
         let extensions = ["keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign", &format!("subjectAltName=DNS:{common_name}")];
         new_certificate(&subject, &format!("{path}.key"), &format!("{path}.crt"), None, &extensions)?;
@@ -45,14 +44,14 @@ pub fn create_cas() -> Result<()> {
 
 /// Creates the client's credentials, which are served on purpose, and kubelet's serving certificate.
 pub fn make_ours(static_ip: Ipv4Addr) -> Result<()> {
-    mounts::make_dir(CREDENTIALS_DIR)?;
+    files::make_dir(CREDENTIALS_DIR)?;
     let file = |name: &str| format!("{CREDENTIALS_DIR}/{name}");
     // RSA, like kubeadm's default: Java's fabric8 client needs a library that few have to read any other key.
     openssl::ensure_key(Path::new(&file(CLIENT_KEY)), Keys::Rsa2048, 0o600)?;
     // The API server itself allows this group everything, whatever the roles say.
     sign("/O=system:masters/CN=kind-admin", "clientAuth", "", &file(CLIENT_KEY), &file(CLIENT_CERT))?;
     let pki = format!("{KUBELET_DIR}/pki");
-    mounts::make_dir(&pki)?;
+    files::make_dir(&pki)?;
     let names = format!("subjectAltName=DNS:{NODE_NAME},IP:{static_ip}");
     sign(&format!("/CN={NODE_NAME}"), "serverAuth", &names, &format!("{pki}/kubelet.key"), &format!("{pki}/kubelet.crt"))?;
 

@@ -8,7 +8,6 @@ use crate::bake::bundle::Bundle;
 use crate::config::{CRIU_DIR, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts;
 use crate::restore::criu::{LIBRARIES, LOADER, PROGRAM};
 use crate::restore::machine::Machine;
 use crate::supervisor::reaper;
@@ -34,13 +33,13 @@ pub fn install(bundle: &Bundle) -> Result<bool> {
 
 fn unpack(packages: &[PathBuf]) -> Result<()> {
     let (root, target) = (Path::new(RUN_DIR).join("criu"), Path::new(CRIU_DIR));
-    mounts::make_dir(&root)?;
+    files::make_dir(&root)?;
     for package in packages {
         reaper::run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&root))?;
     }
     let libraries = library_directory(&root)?;
     let loader = loader_in(&libraries)?;
-    mounts::make_dir(target.join(LIBRARIES))?;
+    files::make_dir(target.join(LIBRARIES))?;
     put(&root.join(PACKAGED), &target.join(PROGRAM))?;
     put(&loader, &target.join(LOADER))?;
     // The loader itself lists the libraries that the program needs.
@@ -48,7 +47,7 @@ fn unpack(packages: &[PathBuf]) -> Result<()> {
     for path in needed(&list) {
         put(path, &target.join(LIBRARIES).join(path.file_name().unwrap_or_default()))?;
     }
-    mounts::make_dir(target.join(LICENSES))?;
+    files::make_dir(target.join(LICENSES))?;
     for package in files::list(root.join("usr/share/doc"))? {
         let license = package.join("copyright");
         if license.is_file() {

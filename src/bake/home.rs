@@ -26,8 +26,8 @@ pub struct Home(Vec<PathBuf>);
 pub fn set_apart() -> Result<Home> {
     for target in APART {
         let source = files::below(&Path::new(VOLUME_DIR).join(DIRECTORY), target);
-        mounts::make_dir(&source)?;
-        mounts::make_dir(target)?;
+        files::make_dir(&source)?;
+        files::make_dir(target)?;
         reaper::run(Command::new("cp").arg("-a").arg(format!("{target}/.")).arg(&source))?;
         mounts::bind(&source, target)?;
     }

@@ -11,7 +11,6 @@ use crate::config::RUN_DIR;
 use crate::error::Result;
 use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
-use crate::node::mounts;
 use crate::supervisor::reaper;
 
 /// The script in the hooks directory, and the one next to build.sh, as in the first kind.
@@ -30,7 +29,7 @@ impl Hooks {
     /// `complete`: the bundle contains everything that the scripts pull.
     pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork, complete: bool) -> Result<Hooks> {
         let directory = Path::new(RUN_DIR).join("bin");
-        mounts::make_dir(&directory)?;
+        files::make_dir(&directory)?;
         files::replace(directory.join("docker"), DOCKER, 0o755)?;
 
         let mut environment = scripts::environment(static_ip, cluster);

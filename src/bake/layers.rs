@@ -10,7 +10,6 @@ use std::process::Command;
 use crate::config::{CONTAINERD_ROOT, STORE_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts;
 use crate::node::store::SNAPSHOTS;
 use crate::supervisor::reaper;
 
@@ -32,7 +31,7 @@ pub fn set_apart() -> Result<()> {
             let name = Path::new(snapshot).file_name().unwrap_or_default();
             // The volume still has the original of the store's copy.
             let (from, to) = (Path::new(CONTAINERD_ROOT).join(SNAPSHOTS).join(name).join("fs"), layer.join(name));
-            mounts::make_dir(&to)?;
+            files::make_dir(&to)?;
             fs::rename(&from, to.join("fs")).map_err(|cause| Error::io("move", &from, cause))?;
             files::remove_tree(packed.join(name))?;
         }

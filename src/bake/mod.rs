@@ -27,7 +27,7 @@ use crate::bake::kubeadm::{Addons, Kubeadm};
 use crate::bake::kubeadm_settings::KubeadmSettings;
 use crate::bake::node_settings::NodeSettings;
 use crate::bake::programs::Running;
-use crate::boot::{self, STOP_ORDER};
+use crate::boot::{self, stop_daemon, STOP_ORDER};
 use crate::cluster::api::Api;
 use crate::cluster::{kubectl, load_balancer, postmortem, wait, Cluster};
 use crate::config::{CREDENTIALS_DIR, DAEMON_LIMIT, DEFAULT_STATIC_IP, KUBERNETES_DIR, LOG_DIR, POD_LOG_DIR};
@@ -40,8 +40,8 @@ use crate::daemons::{containerd, dockerd, image_names, kubelet, local_registry};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cluster_network::{ClusterNetwork, CNI};
+use crate::node::directories;
 use crate::node::state_dir::StateDir;
-use crate::node::{directories, mounts};
 use crate::save::{self, dump, finish as end, pack};
 use crate::supervisor::stop;
 use crate::supervisor::Init;
@@ -97,7 +97,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let images = containerd::images()?;
     let hooks = Hooks::prepare(static_ip, &cluster_network, bundle.complete)?;
     // Where a hook may put files of the control plane's settings, such as an audit policy.
-    mounts::make_dir(KUBERNETES_DIR)?;
+    files::make_dir(KUBERNETES_DIR)?;
     hooks.run(hooks::BEFORE_CLUSTER)?;
 
     step("certificates and manifests written", || {
@@ -181,10 +181,6 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     sbom::write(&bundle)?;
     finish::clean_up(init)?;
     end::write(&state, &cluster)
-}
-
-fn stop_daemon(init: &Init, name: &str) {
-    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::stop_daemon(init, step));
 }
 
 /// The form of the configuration that this containerd wants, if this Kubernetes runs on it.

@@ -134,12 +134,12 @@ impl Node {
     fn begin_again(&self, ours: &Arc<Init>, restore: &mut Option<Restore>) -> Result<()> {
         directories::renew(ETCD_DIR)?;
         let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
-        directories::renew_pods()?;
         let (of_removal, cluster) = (ours.clone(), self.cluster.clone());
         threads::start("removal", move || match remove_pods(&of_removal, &cluster) {
             Err(error) if !of_removal.shutdown.stopping() => of_removal.fail(&error),
             Ok(()) | Err(_) => {}
         })?;
+        directories::renew_pods()?;
         let docker = || self.init.daemon(DOCKERD).ok_or_else(|| Error::new("Docker has not been started"));
         self.bring_up(ours, restore, true, docker)
     }

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::boot::cluster::Node;
-pub use crate::boot::order::STOP_ORDER;
+pub use crate::boot::order::{stop_daemon, STOP_ORDER};
 pub use crate::boot::save::unfit as unfit_to_save;
 use crate::cluster::certificates::ApiCertificate;
 use crate::cluster::{postmortem, Cluster};

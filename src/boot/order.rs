@@ -8,7 +8,8 @@ use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::kubelet::KUBELET;
 use crate::node::cgroup;
 use crate::supervisor::reaper;
-use crate::supervisor::stop::Step;
+use crate::supervisor::stop::{self, Step};
+use crate::supervisor::Init;
 
 /// The stop, in order: kubelet and its pods, dockerd and its containers, containerd.
 pub const STOP_ORDER: [Step; 3] = [
@@ -24,3 +25,8 @@ pub const STOP_ORDER: [Step; 3] = [
     },
     Step { daemon: CONTAINERD, before: None, nudge: None, limit: STOP_CONTAINERD },
 ];
+
+/// Stops one of the daemons as the stop would, for good.
+pub fn stop_daemon(init: &Init, name: &str) {
+    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::stop_daemon(init, step));
+}

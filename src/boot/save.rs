@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::boot::order::STOP_ORDER;
+use crate::boot::order::{stop_daemon, STOP_ORDER};
 use crate::cluster::api::Api;
 use crate::cluster::{wait, Cluster};
 use crate::config::{CREDENTIALS_DIR, DOCKER_DIR, LOG_DIR, POLL};
@@ -83,10 +83,6 @@ fn stop_docker(init: &Init, given: &Given, state: &StateDir) -> Result<()> {
     stop_daemon(init, CONTAINERD);
     files::remove_tree(Path::new(DOCKER_DIR).join(BUILD_CACHE))?;
     pack::pack(state, &[])
-}
-
-fn stop_daemon(init: &Init, name: &str) {
-    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::stop_daemon(init, step));
 }
 
 /// Removes from the container's own layer what no image is to have, and what the next start makes again.

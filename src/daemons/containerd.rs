@@ -11,8 +11,8 @@ use crate::daemons::containerd_config::{self, Form};
 use crate::daemons::{prepare, socket_answers_ok};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::node::can_lower_oom_score;
 use crate::node::iptables::Iptables;
-use crate::node::{can_lower_oom_score, mounts};
 use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
@@ -77,7 +77,7 @@ pub fn command_without_cri(form: Form, iptables: &Iptables) -> Result<Command> {
 }
 
 fn command_with(path: &Path, configuration: &str, iptables: &Iptables) -> Result<Command> {
-    mounts::make_dir(RUN_DIR)?;
+    files::make_dir(RUN_DIR)?;
     files::write(path, configuration)?;
     let mut command = Command::new("containerd");
     prepare(&mut command, iptables);
@@ -171,10 +171,15 @@ pub fn delete_leases() -> Result<()> {
     Ok(())
 }
 
+/// Makes containerd delete now, instead of some time later, whatever nothing refers to.
+pub fn run_garbage_collector() -> Result<()> {
+    let lease = ctr(&["leases", "create"])?;
+    ctr(&["leases", "delete", "--sync", lease.trim()]).map(drop)
+}
+
 /// Makes containerd delete the layers of removed containers now instead of some time later.
 pub fn collect_garbage() -> Result<()> {
-    let lease = ctr(&["leases", "create"])?;
-    ctr(&["leases", "delete", "--sync", lease.trim()])?;
+    run_garbage_collector()?;
     let snapshots = ctr(&["snapshots", "ls"])?;
     match snapshots.lines().find(|line| line.split_whitespace().last() == Some("Active")) {
         Some(left) => Err(Error::new(format!("containerd still has the layer of a removed container: {left}"))),

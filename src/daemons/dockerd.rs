@@ -16,7 +16,7 @@ use crate::daemons::{client_variables, is_on_path, prepare, socket_answers_ok, s
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::network::{Network, ETHERNET_MTU};
-use crate::node::{iptables, mounts, pull_hosts};
+use crate::node::{iptables, pull_hosts};
 use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
@@ -79,7 +79,7 @@ fn write_settings(line: &CommandLine, network: &Network, files: Option<&tls::Fil
     add_tls(&mut configuration, files);
     pull_hosts::trust(&settings::insecure_registries(&configuration, &flags))?;
     settings::without_duplicates(&mut configuration, &mut flags);
-    mounts::make_dir(RUN_DIR)?;
+    files::make_dir(RUN_DIR)?;
     let path = Path::new(RUN_DIR).join("daemon.json");
     files::write(&path, Value::Object(configuration).to_string())?;
     Ok((path, flags, users_hosts))
@@ -148,7 +148,7 @@ fn sockets(line: &CommandLine, config: &Config) -> Result<(Vec<String>, PathBuf)
     let host = |path: &Path| format!("unix://{}", path.display());
     if line.explicit && line.names_hosts() {
         let own = config.path(PING_SOCKET);
-        mounts::make_dir(own.parent().unwrap_or(Path::new("/")))?;
+        files::make_dir(own.parent().unwrap_or(Path::new("/")))?;
         return Ok((vec![host(&own)], own));
     }
     let usual = config.path(DOCKER_SOCKET);

@@ -15,8 +15,8 @@ use crate::config::{CONTAINERD_SOCKET, DAEMON_LIMIT, LOG_DIR, POLL};
 use crate::daemons::containerd::{self, CONTAINERD};
 use crate::daemons::containerd_config::Form;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::node::iptables::Iptables;
-use crate::node::mounts;
 use crate::supervisor::reaper::{self, Child};
 
 const LOG: &str = "containerd-without-cri.log";
@@ -26,7 +26,7 @@ const TAIL_LINES: usize = 6;
 /// start that they belong to. Returns how many there were.
 pub fn remove_pods(form: Form, iptables: &Iptables) -> Result<usize> {
     let log = Path::new(LOG_DIR).join(LOG);
-    mounts::make_dir(LOG_DIR)?;
+    files::make_dir(LOG_DIR)?;
     let output = File::create(&log).map_err(|cause| Error::io("write", &log, cause))?;
     let errors = output.try_clone().map_err(|cause| Error::io("write", &log, cause))?;
     let child = reaper::spawn(containerd::command_without_cri(form, iptables)?.stdout(output).stderr(errors))?;

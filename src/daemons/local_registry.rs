@@ -17,9 +17,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::LOCAL_REGISTRY_PORTS;
@@ -27,16 +25,15 @@ use crate::daemons::content::Manifest;
 use crate::daemons::image_records::{self, Record};
 use crate::daemons::made_here::{is_made_here, Name, Reference};
 use crate::error::{Error, Result};
+use crate::listen;
 use crate::node::pull_hosts;
 use crate::node::reach;
-use crate::readiness::client_limits::{read_head, Place};
-use crate::threads;
+use crate::readiness::client_limits::read_head;
+use crate::threads::{self, Places, STACK};
 
 /// Concurrent clients; kubelet has containerd pull a few images at a time.
 const MAX_CLIENTS: usize = 64;
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
-/// After an error such as EMFILE.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a pull may take from our answer until containerd has named the image.
 const PULL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -80,7 +77,8 @@ pub fn start() -> Arc<Given> {
 fn serve(given: Arc<Given>) -> Result<()> {
     let listener = listen()?;
     let port = listener.local_addr().map_err(|cause| Error::new(format!("the node's registry has no address: {cause}")))?.port();
-    threads::start("registry", move || accept(&listener, &given))?;
+    let serve = move |client| serve_client(client, &given);
+    threads::start("registry", move || listen::accept(listener.incoming(), &Places::new(MAX_CLIENTS, STACK), serve))?;
     pull_hosts::ask_first(format!("http://{}:{port}", Ipv4Addr::LOCALHOST))
 }
 
@@ -94,24 +92,6 @@ fn listen() -> Result<TcpListener> {
     }
     let why = last.map(|cause| cause.to_string()).unwrap_or_default();
     Err(Error::new(format!("the node's registry can listen on no port of {LOCAL_REGISTRY_PORTS:?} on loopback: {why}")))
-}
-
-fn accept(listener: &TcpListener, given: &Arc<Given>) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    loop {
-        let Ok((client, _)) = listener.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
-            continue;
-        };
-        let Some(place) = Place::take(&clients, MAX_CLIENTS) else { continue };
-        let given = given.clone();
-        let serve = move || {
-            let _place = place;
-            serve_client(client, &given);
-        };
-        // If no thread can be started, the connection is closed, and containerd asks the registry.
-        let _ = thread::Builder::new().spawn(serve);
-    }
 }
 
 fn serve_client(mut client: TcpStream, given: &Given) {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use crate::error::{Error, Result};
-use crate::node::mounts::make_dir;
+use crate::files::make_dir;
 use crate::node::names;
 use crate::openssl::{self, Certificate, Keys};
 use crate::threads;

@@ -7,7 +7,6 @@ use serde_json::json;
 use crate::config::CNI_CONF_DIR;
 use crate::error::Result;
 use crate::files;
-use crate::node::mounts;
 
 /// The pods' bridge.
 pub const BRIDGE: &str = "cni0";
@@ -23,7 +22,7 @@ pub fn forget_addresses() -> Result<()> {
 
 /// Writes the plugin list. Address allocations are in /run, which is cleared at a restart, as are the pods.
 pub fn write(mtu: u32, subnet: &str) -> Result<()> {
-    mounts::make_dir(CNI_CONF_DIR)?;
+    files::make_dir(CNI_CONF_DIR)?;
     let path = Path::new(CNI_CONF_DIR).join("10-kind.conflist");
     let ipam = json!({
         "type": "host-local",

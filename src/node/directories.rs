@@ -43,8 +43,8 @@ pub fn mount_all() -> Result<()> {
             Medium::Volume => {
                 let source = Path::new(VOLUME_DIR).join(directory.name);
                 files::remove_tree(&source)?;
-                mounts::make_dir(&source)?;
-                mounts::make_dir(directory.target)?;
+                files::make_dir(&source)?;
+                files::make_dir(directory.target)?;
                 mounts::bind(&source, directory.target)?;
             }
         }
@@ -90,7 +90,7 @@ pub fn save_seeds(state: &StateDir) -> Result<()> {
         for part in directory.seed {
             let from = Path::new(directory.target).join(part);
             if from.exists() {
-                mounts::make_dir(&copied)?;
+                files::make_dir(&copied)?;
                 // tar detects holes by the number of blocks, and etcd has allocated all blocks of its log. cp looks for zeros.
                 reaper::run(Command::new("cp").args(["-a", "--sparse=always"]).arg(&from).arg(&copied))?;
             }

@@ -29,10 +29,9 @@ use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::hosts::{self, Question};
 use crate::node::iptables::Iptables;
-use crate::node::mounts;
-use crate::readiness::client_limits::Place;
 use crate::supervisor::reaper;
-use crate::{subnet, threads};
+use crate::threads::{self, Places, SMALL_STACK};
+use crate::{listen, subnet};
 
 const PORT: u16 = 53;
 const SYSTEM_RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -53,8 +52,6 @@ const MAX_DATAGRAM: usize = 4096;
 /// Mark of packets to a name server whose address is in this cluster's Service subnet: none of kube-proxy's
 /// bits (0x4000, 0x8000).
 const PAST_SERVICES: u32 = 0x100_0000;
-/// Bytes; a forwarding thread holds one datagram and little else.
-const STACK: usize = 64 * 1024;
 
 /// Writes the resolv.conf that kubelet gives to pods, and starts the forwarder. Returns its address, or `None` if it
 /// cannot be started and pods have to use the servers that they can reach themselves.
@@ -73,7 +70,7 @@ pub fn prepare(static_ip: Ipv4Addr, cluster: &ClusterNetwork, iptables: &Iptable
         }
         Err(error) => return Err(error),
     };
-    mounts::make_dir(RUN_DIR)?;
+    files::make_dir(RUN_DIR)?;
     files::write(RESOLV_CONF, for_pods(&system, own, services))?;
     Ok(own)
 }
@@ -90,7 +87,7 @@ fn start(forwarder: Forwarder, address: SocketAddr) -> Result<()> {
     let (forwarder, udp) = (Arc::new(forwarder), Arc::new(udp));
     let other = forwarder.clone();
     threads::start("dns-udp", move || serve_udp(&udp, &other))?;
-    threads::start("dns-tcp", move || serve_tcp(tcp.incoming(), &forwarder))
+    threads::start("dns-tcp", move || serve_tcp(&tcp, forwarder))
 }
 
 /// The servers that a resolv.conf(5) names. The C library, too, ignores what follows an address.
@@ -166,47 +163,37 @@ impl Forwarder {
     }
 }
 
-/// Runs `body` in a thread of its own, of which there are `most`. If it fails, the client asks again.
-fn in_background(places: &Arc<AtomicUsize>, most: usize, body: impl FnOnce() -> io::Result<()> + Send + 'static) {
-    let Some(place) = Place::take(places, most) else { return };
-    let body = move || {
-        let _place = place;
-        body()
-    };
-    let _ = thread::Builder::new().stack_size(STACK).spawn(body);
-}
-
 fn serve_udp(socket: &Arc<UdpSocket>, forwarder: &Arc<Forwarder>) {
-    let (mut buffer, places) = ([0; MAX_DATAGRAM], Arc::default());
+    let (mut buffer, places) = ([0; MAX_DATAGRAM], Places::new(MAX_QUERIES, SMALL_STACK));
     loop {
         let Ok((length, client)) = socket.recv_from(&mut buffer) else {
             thread::sleep(PAUSE);
             continue;
         };
         let (query, socket, forwarder) = (buffer[..length].to_vec(), socket.clone(), forwarder.clone());
-        in_background(&places, MAX_QUERIES, move || {
-            let answer = forwarder.answer(&query, ask_by_udp);
-            answer.map_or(Ok(()), |answer| socket.send_to(&answer, client).map(drop))
+        places.run(move || {
+            if let Some(answer) = forwarder.answer(&query, ask_by_udp) {
+                // A client without an answer asks again.
+                let _ = socket.send_to(&answer, client);
+            }
         });
     }
 }
 
-fn serve_tcp(clients: impl Iterator<Item = io::Result<TcpStream>>, forwarder: &Arc<Forwarder>) {
-    let places = Arc::default();
-    for client in clients {
-        let Ok(mut client) = client else {
-            thread::sleep(PAUSE);
-            continue;
-        };
-        let forwarder = forwarder.clone();
-        in_background(&places, MAX_CONNECTIONS, move || {
-            set_limit(&client, ANSWER_LIMIT)?;
-            loop {
-                let query = read_message(&mut client)?;
-                let Some(answer) = forwarder.answer(&query, ask_by_tcp) else { return Ok(()) };
-                write_message(&mut client, &answer)?;
-            }
-        });
+fn serve_tcp(listener: &TcpListener, forwarder: Arc<Forwarder>) {
+    let serve = move |mut client| {
+        // A client that has disconnected or was too slow needs no answer.
+        let _ = answer_by_tcp(&mut client, &forwarder);
+    };
+    listen::accept(listener.incoming(), &Places::new(MAX_CONNECTIONS, SMALL_STACK), serve);
+}
+
+fn answer_by_tcp(client: &mut TcpStream, forwarder: &Forwarder) -> io::Result<()> {
+    set_limit(client, ANSWER_LIMIT)?;
+    loop {
+        let query = read_message(client)?;
+        let Some(answer) = forwarder.answer(&query, ask_by_tcp) else { return Ok(()) };
+        write_message(client, &answer)?;
     }
 }
 
@@ -352,7 +339,7 @@ mod tests {
         let (at, udp, forwarder) = (udp.local_addr().unwrap(), Arc::new(udp), Arc::new(forwarder));
         let other = forwarder.clone();
         thread::spawn(move || serve_udp(&udp, &other));
-        thread::spawn(move || serve_tcp(tcp.incoming(), &forwarder));
+        thread::spawn(move || serve_tcp(&tcp, forwarder));
         at
     }
 
@@ -362,14 +349,6 @@ mod tests {
         let at = serve(forwarder(&[LIVING], "", port));
         let _idle: Vec<TcpStream> = (0..2 * MAX_QUERIES).map(|_| TcpStream::connect(at).unwrap()).collect();
         assert!(ask_by_udp(at, false, QUERY, ANSWER_LIMIT).unwrap().ends_with(b"udp"));
-    }
-
-    #[test]
-    fn an_error_that_stays_is_not_met_again_at_once() {
-        let errors = std::iter::repeat_with(|| Err(io::Error::from_raw_os_error(libc::EMFILE))).take(3);
-        let begin = std::time::Instant::now();
-        serve_tcp(errors, &Arc::new(forwarder(&[], "", 1)));
-        assert!(begin.elapsed() >= 3 * PAUSE);
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
 use crate::node::cni::BRIDGE;
-use crate::node::mounts;
 use crate::supervisor::reaper;
 
 /// Not empty: legacy. Empty: the image's default, which is nft. Not set: the one that works.
@@ -112,7 +111,7 @@ pub fn prepare_for_pods(iptables: &Iptables, subnet: &str) -> Result<()> {
 
 /// Adds rules, as iptables-save(8) writes them.
 fn restore(iptables: &Iptables, rules: &str) -> Result<()> {
-    mounts::make_dir(RUN_DIR)?;
+    files::make_dir(RUN_DIR)?;
     let file = Path::new(RUN_DIR).join("iptables-rules");
     files::write(&file, rules)?;
     reaper::run(iptables.command("iptables-restore").args(["--wait", "--noflush"]).arg(file)).map(drop)
@@ -157,7 +156,7 @@ fn legacy_directory(run: &Path) -> Result<Option<PathBuf>> {
         return Ok(Some(DIND_DIR.into()));
     }
     let directory = run.join("iptables-legacy");
-    mounts::make_dir(&directory)?;
+    files::make_dir(&directory)?;
     for name in PROGRAMS {
         let Some(program) = find(&name.replace("tables", "tables-legacy")) else { return Ok(None) };
         let link = directory.join(name);

@@ -8,7 +8,8 @@ use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use crate::config::{Config, RUN_DIR, SYSCTLS as SETTING};
 use crate::error::Result;
 use crate::files;
-use crate::node::mounts::{bind, make_dir};
+use crate::files::make_dir;
+use crate::node::mounts::bind;
 
 const SYSCTL_DIR: &str = "/proc/sys";
 /// The inotify limits are from kind.sigs.k8s.io/docs/user/known-issues (pods with "too many open files"), the last

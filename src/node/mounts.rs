@@ -12,7 +12,6 @@ use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use crate::config::RUN_DIR;
 use crate::error::{Error, Result};
 use crate::files;
-pub use crate::files::make_dir;
 
 const NONE: Option<&str> = None;
 
@@ -48,7 +47,7 @@ pub fn prepare_for_cluster() -> Result<()> {
 }
 
 pub fn tmpfs(target: &str, options: &str) -> Result<()> {
-    make_dir(target)?;
+    files::make_dir(target)?;
     mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
         .map_err(|cause| Error::io("mount a tmpfs on", target, cause))
 }

@@ -18,7 +18,6 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::config::{CRI_CERTS_DIR, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::files::{self, below, link};
-use crate::node::mounts;
 use crate::node::registry::{CERTS_DIR, DOCKER_HUB_SERVER};
 use crate::threads;
 
@@ -81,7 +80,7 @@ fn change(change: impl FnOnce(&mut Additions)) -> Result<()> {
 /// # Errors
 /// It can only be read, for example, and then nothing changes there.
 pub fn watch() -> Result<()> {
-    mounts::make_dir(CERTS_DIR)?;
+    files::make_dir(CERTS_DIR)?;
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(|cause| Error::io("watch", CERTS_DIR, cause))?;
     watch_all(&inotify);
     let watch = move || loop {
@@ -147,7 +146,7 @@ fn write(root: &Path, additions: &Additions) -> Result<()> {
     let [one, other] = OWN_DIRS.map(|name| below(root, RUN_DIR).join(name));
     let (old, new) = if fs::read_link(&to).is_ok_and(|now| now == one) { (one, other) } else { (other, one) };
     files::remove_tree(&new)?;
-    mounts::make_dir(&new)?;
+    files::make_dir(&new)?;
     for host in additions.insecure.union(&additions.of_images) {
         let own = additions.own.as_ref().filter(|_| additions.of_images.contains(host));
         let is_insecure = additions.insecure.contains(host);
@@ -157,7 +156,7 @@ fn write(root: &Path, additions: &Additions) -> Result<()> {
         }
         let text = description(directory.as_deref(), host, is_insecure);
         let to = new.join(directory_name(host));
-        mounts::make_dir(&to)?;
+        files::make_dir(&to)?;
         // A path in the user's file may be relative to it.
         for entry in directory.iter().flat_map(|directory| entries(directory)).filter(|entry| !entry.ends_with(FILE)) {
             link(&entry, to.join(entry.file_name().unwrap_or_default()))?;

@@ -15,7 +15,6 @@ use crate::config::{
 };
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts;
 
 /// Where dockerd looks for registries' CAs, and containerd too, as configured. A single directory, because
 /// containerd 2.1 treats a list of them as one name when it pulls.
@@ -85,15 +84,15 @@ impl Registries {
         let path = |path: &str| files::below(root, path);
         if let (Some(host), Some(ca)) = (&self.registry, &self.ca) {
             let directory = path(CERTS_DIR).join(host);
-            mounts::make_dir(&directory)?;
+            files::make_dir(&directory)?;
             files::replace(directory.join(CA_FILE), ca, 0o644)?;
         }
         if let Some(mirror) = &self.mirror {
             let directory = path(CERTS_DIR).join("docker.io");
-            mounts::make_dir(&directory)?;
+            files::make_dir(&directory)?;
             let trusted = path(SYSTEM_CERTS_DIR).join(CA_FILE);
             if let Some(ca) = &self.ca {
-                mounts::make_dir(path(SYSTEM_CERTS_DIR))?;
+                files::make_dir(path(SYSTEM_CERTS_DIR))?;
                 files::replace(&trusted, ca, 0o644)?;
             }
             files::replace(directory.join("hosts.toml"), hosts(mirror, self.ca.as_ref().map(|_| &*trusted)), 0o644)?;
@@ -176,7 +175,7 @@ fn log_in(docker: &Path, kubelet: Option<&Path>, registry: &str, login: &Login) 
     config["auths"][registry] = json!({"auth": BASE64_STANDARD.encode(format!("{}:{}", login.user, login.password))});
     let text = config.to_string();
     for file in Some(docker).into_iter().chain(kubelet) {
-        mounts::make_dir(file.parent().unwrap_or(Path::new("/")))?;
+        files::make_dir(file.parent().unwrap_or(Path::new("/")))?;
         files::replace(file, &text, 0o600)?;
     }
     Ok(())

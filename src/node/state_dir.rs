@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use crate::config::{CLUSTER_FILE, CURRENT_STATE, SAVED_STATES};
 use crate::error::{Error, Result};
 use crate::files::{self, below};
-use crate::node::mounts;
 
 /// In a save: the names of the packed ones.
 const PACKED: &str = "packed";
@@ -45,7 +44,7 @@ impl StateDir {
     /// A new one, which does not count yet. A packed one is to have its own part of the store.
     pub fn create(name: &str, is_packed: bool) -> Result<StateDir> {
         let state = StateDir(Path::new(SAVED_STATES).join(name));
-        mounts::make_dir(&state.0)?;
+        files::make_dir(&state.0)?;
         let packed = StateDir::current().packed();
         let names = packed.iter().filter_map(StateDir::name).chain(is_packed.then_some(name));
         files::write(state.0.join(PACKED), names.collect::<Vec<_>>().join("\n"))?;

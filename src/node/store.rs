@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use nix::errno::Errno;
@@ -19,7 +19,7 @@ use nix::sys::statvfs::statvfs;
 use crate::config::{CONTAINERD_ROOT, DOCKER_DIR, STORE_DIR, VOLUME_DIR};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts::make_dir;
+use crate::files::make_dir;
 use crate::node::state_dir::{self, StateDir};
 use crate::supervisor::reaper;
 
@@ -253,10 +253,6 @@ fn overlay(lower: &Path, upper: &Path, work: &Path, merged: &Path) -> nix::Resul
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     mount(Some("overlay"), merged, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
     umount(merged)
-}
-
-pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
-    files::list(path)
 }
 
 fn parent(path: &Path) -> &Path {

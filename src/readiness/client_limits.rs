@@ -23,29 +23,27 @@
 use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::{FilesAddress, FILES_PORT};
 use crate::error::{Error, Result};
-use crate::listen::listen;
+use crate::listen::{self, listen};
 use crate::readiness::files::KUBERNETES_READY;
 use crate::readiness::long_poll;
 use crate::readiness::target::{asked_wait, file_name, path, wish, LOGS, MAX_WAIT};
 use crate::readiness::wishes::ORIGIN;
 use crate::readiness::{wishes, Readiness, Wish};
-use crate::threads;
+use crate::threads::{self, Place, Places, SMALL_STACK};
 
-/// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `STACK` bytes.
+/// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `SMALL_STACK` bytes.
 const MAX_CLIENTS: usize = 512;
-const STACK: usize = 64 * 1024;
 /// How many of them may wait for a file.
 const MAX_WAITING: usize = MAX_CLIENTS / 2;
 /// Longest request head (bytes); browsers send about 1 KiB.
@@ -55,8 +53,6 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a save waits until everything is Ready, which is how long `kubectl wait` does.
 const FIT_LIMIT: Duration = Duration::from_secs(30);
 const FIT_POLL: Duration = Duration::from_millis(250);
-/// After an error such as EMFILE: by then some connection has ended.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A tmpfs in every container, which can be written to even if nothing else can (shm_overview(7)).
 const SHARED_MEMORY: &str = "/dev/shm";
 /// Headers that we drop, because there is one request per connection, and no body.
@@ -91,10 +87,15 @@ pub fn open(addresses: &[FilesAddress], readiness: Arc<Readiness>, others: Clien
     }
     let (listener, inner) =
         inner_socket(dir).map_err(|cause| Error::new(format!("cannot open the file server's inner socket: {cause}")))?;
-    let gate = Arc::new(Gate { inner, readiness, others, clients: Arc::default(), waiting: Arc::default() });
+    let gate = Arc::new(Gate { inner, readiness, others, waiting: Arc::default() });
+    let places = Places::new(MAX_CLIENTS, SMALL_STACK);
     for (listener, is_for_browsers) in listeners {
-        let gate = gate.clone();
-        threads::start("clients", move || accept(&listener, is_for_browsers, &gate))?;
+        let (gate, places) = (gate.clone(), places.clone());
+        let serve = move |client| {
+            // A client that has disconnected or was too slow needs no answer.
+            let _ = gate.serve(client, is_for_browsers);
+        };
+        threads::start("clients", move || listen::accept(listener.incoming(), &places, serve))?;
     }
     Ok(listener)
 }
@@ -122,42 +123,7 @@ struct Gate {
     inner: File,
     readiness: Arc<Readiness>,
     others: Clients,
-    clients: Arc<AtomicUsize>,
     waiting: Arc<AtomicUsize>,
-}
-
-fn accept(public: &TcpListener, is_for_browsers: bool, gate: &Arc<Gate>) {
-    loop {
-        let Ok((client, _)) = public.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
-            continue;
-        };
-        let Some(place) = Place::take(&gate.clients, MAX_CLIENTS) else { continue };
-        let gate = gate.clone();
-        let serve = move || {
-            let _place = place;
-            // A client that has disconnected or was too slow needs no answer.
-            let _ = gate.serve(client, is_for_browsers);
-        };
-        // Without a name: see `logger`. If no thread can be started, the client's connection is closed.
-        let _ = thread::Builder::new().stack_size(STACK).spawn(serve);
-    }
-}
-
-/// One of a limited number of places, which is released however the client's thread ends.
-pub struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    pub fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
-        let place = Place(taken.clone());
-        (taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Gate {
@@ -221,7 +187,7 @@ impl Gate {
                 break None;
             }
             let change = self.readiness.next_change()?;
-            // In a thread of its own: TLS needs more than `STACK`.
+            // In a thread of its own: TLS needs more than `SMALL_STACK`.
             let check = threads::start_for("save", self.others.unfit).map(|check| check.join().unwrap_or_default());
             let unfit = check.unwrap_or_else(|error| Some(error.to_string()));
             if unfit.is_none() || Instant::now() >= end {

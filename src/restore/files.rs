@@ -55,7 +55,7 @@ pub fn save(restore: &Path, paths: &[PathBuf]) -> Result<Vec<SavedFile>> {
         let copy = number.to_string();
         files::write(directory.join(&copy), &bytes)?;
         let mode = metadata.mode() & 0o7777;
-        Ok(SavedFile { path: path.clone(), copy, length: bytes.len() as u64, digest: digest(&bytes), size, mode })
+        Ok(SavedFile { path: path.clone(), copy, length: bytes.len() as u64, digest: files::digest(&bytes), size, mode })
     };
     paths.iter().enumerate().map(save).collect()
 }
@@ -66,7 +66,7 @@ impl SavedFile {
     }
 
     pub fn is_whole(&self, restore: &Path) -> bool {
-        fs::read(self.copy_in(restore)).is_ok_and(|bytes| bytes.len() as u64 == self.length && digest(&bytes) == self.digest)
+        fs::read(self.copy_in(restore)).is_ok_and(|bytes| bytes.len() as u64 == self.length && files::digest(&bytes) == self.digest)
     }
 
     /// Writes the file as it was saved.
@@ -113,20 +113,5 @@ fn collect(directory: &Path, below: &mut Below) -> io::Result<()> {
     Ok(())
 }
 
-/// FNV-1a, 64 bits wide: against accidents, not against people.
-pub fn digest(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_digest_is_the_published_one() {
-        // draft-eastlake-fnv, appendix C.
-        for (text, expected) in [("", 0xcbf29ce484222325), ("a", 0xaf63dc4c8601ec8c), ("foobar", 0x85944171f73967e8)] {
-            assert_eq!(digest(text.as_bytes()), expected, "{text}");
-        }
-    }
-}
+mod tests {}

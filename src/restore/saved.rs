@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ETCD_DIR, KUBERNETES_DIR, PKI_DIR, RESTORED_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
-use crate::node::mounts;
 use crate::restore::files::{self, Below, SavedDirectory, SavedFile};
 use crate::restore::machine::Machine;
 use crate::restore::PROGRAMS;
@@ -125,7 +124,7 @@ impl Saved {
 
 /// Makes the directory of the logs and of the owner's socket. It is as private as the logs of pods.
 pub fn make_directory() -> Result<()> {
-    mounts::make_dir(RESTORED_DIR)?;
+    crate::files::make_dir(RESTORED_DIR)?;
     let private = fs::set_permissions(RESTORED_DIR, Permissions::from_mode(0o700));
     private.map_err(|cause| Error::io("make private", RESTORED_DIR, cause))
 }
@@ -143,7 +142,7 @@ fn inputs() -> Result<BTreeMap<PathBuf, u64>> {
     paths.extend(["controller-manager.conf", "scheduler.conf"].map(|name| Path::new(KUBERNETES_DIR).join(name)));
     let digest = |path: PathBuf| {
         let text = fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
-        Ok((path, files::digest(&text)))
+        Ok((path, crate::files::digest(&text)))
     };
     paths.into_iter().map(digest).collect()
 }

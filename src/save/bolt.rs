@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::files::digest;
 
 const MAGIC: u32 = 0xED0C_DAED;
 const VERSION: u32 = 2;
@@ -54,7 +55,7 @@ fn page_size(bytes: &[u8]) -> Option<usize> {
 fn newest_meta(bytes: &[u8], size: usize) -> Option<&[u8]> {
     let meta = |page: usize| bytes.get(page * size + PAGE_HEADER..)?.get(..META + 8);
     let is_whole =
-        |meta: &&[u8]| word(meta, 0) == Some(MAGIC) && word(meta, 4) == Some(VERSION) && number(meta, META) == Some(fnv(&meta[..META]));
+        |meta: &&[u8]| word(meta, 0) == Some(MAGIC) && word(meta, 4) == Some(VERSION) && number(meta, META) == Some(digest(&meta[..META]));
     [meta(0)?, meta(1)?].into_iter().filter(is_whole).max_by_key(|meta| number(meta, META_TRANSACTION))
 }
 
@@ -112,11 +113,6 @@ fn number(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// FNV-1a, 64 bits.
-fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -135,7 +131,7 @@ pub mod tests {
         let words = [MAGIC, VERSION, SIZE as u32, 0].map(u32::to_le_bytes).concat();
         let numbers = [root, 0, u64::MAX, 9, transaction].map(u64::to_le_bytes).concat();
         let mut meta = [words, numbers].concat();
-        meta.extend(fnv(&meta).to_le_bytes());
+        meta.extend(digest(&meta).to_le_bytes());
         page(id, 4, 0, &[], &meta)
     }
 

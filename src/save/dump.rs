@@ -19,9 +19,7 @@ use crate::cluster::api::Api;
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, PARENT, POLL, RESTORED_DIR, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::node::mounts;
 use crate::node::state_dir::StateDir;
-use crate::node::store;
 use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::start_file;
 use crate::restore::saved::{self, log_of, Program, Saved, Start};
@@ -114,7 +112,7 @@ pub fn control_plane(state: &StateDir, programs: Result<Vec<Start>>, static_ip: 
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    mounts::make_dir(to)?;
+    files::make_dir(to)?;
     reaper::run(Command::new("cp").args(["-a", "--sparse=always"]).arg(from.join(".")).arg(to)).map(drop)
 }
 
@@ -124,11 +122,11 @@ fn save(restore: &Path, programs: &[Start], static_ip: Ipv4Addr) -> Result<u64> 
         return Err(Error::new(why));
     }
     // The memory that is saved has the cluster's keys in it.
-    mounts::make_dir(restore)?;
+    files::make_dir(restore)?;
     let private = fs::set_permissions(restore, Permissions::from_mode(0o700));
     private.map_err(|cause| Error::io("make private", restore, cause))?;
-    mounts::make_dir(saved::images_in(restore))?;
-    mounts::make_dir(RESTORED_DIR)?;
+    files::make_dir(saved::images_in(restore))?;
+    files::make_dir(RESTORED_DIR)?;
     let saved = thread::scope(|scope| {
         // A thread, and what it starts, may have a network of their own.
         let run = scope.spawn(move || {
@@ -236,7 +234,7 @@ fn programs(starts: &[Start], root: i32) -> Result<Vec<Program>> {
 fn ports_of(root: i32) -> Result<BTreeSet<u16>> {
     let mut inodes = BTreeSet::new();
     for pid in processes(root)? {
-        let descriptors = store::read_dir(Path::new(&format!("/proc/{pid}/fd")))?;
+        let descriptors = files::list(Path::new(&format!("/proc/{pid}/fd")))?;
         inodes.extend(descriptors.iter().filter_map(|fd| socket_inode(&fs::read_link(fd).ok()?)));
     }
     Ok(machine::sockets().filter(|socket| inodes.contains(&socket.inode)).map(|socket| socket.port).collect())

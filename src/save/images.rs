@@ -13,9 +13,9 @@ use crate::config::{CONTAINERD_ROOT, RUN_DIR};
 use crate::daemons::containerd::{self, ctr};
 use crate::daemons::image_records;
 use crate::error::{Error, Result};
-use crate::node::mounts;
+use crate::files;
 use crate::node::state_dir::StateDir;
-use crate::node::store::{self, SNAPSHOTS};
+use crate::node::store::SNAPSHOTS;
 use crate::supervisor::reaper;
 use crate::sys;
 
@@ -23,6 +23,8 @@ use crate::sys;
 const OPAQUE: &std::ffi::CStr = c"trusted.overlay.opaque";
 /// containerd's garbage collector skips whatever has this label.
 const KEEP: &str = "containerd.io/gc.root=baked";
+/// Label of an image's configuration, with the name of its snapshot.
+const OWN_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.overlayfs";
 /// Key prefix of the snapshots that replace others.
 const FLAT: &str = "kind-flat";
 
@@ -31,7 +33,7 @@ const FLAT: &str = "kind-flat";
 /// would become a whiteout of its own, and a layer's tar has no `trusted.*` attributes. The blobs, and with them
 /// the image's identity, stay as they are.
 pub fn flatten() -> Result<()> {
-    let snapshots = store::read_dir(&Path::new(CONTAINERD_ROOT).join(SNAPSHOTS))?;
+    let snapshots = files::list(Path::new(CONTAINERD_ROOT).join(SNAPSHOTS))?;
     let hiding: BTreeSet<String> = snapshots
         .iter()
         .filter(|path| hides_something(&path.join("fs")))
@@ -54,7 +56,7 @@ pub fn flatten() -> Result<()> {
 /// If an image's layers hide something, copies its visible files into a snapshot without a parent.
 /// Adds the name of the image's own snapshot and that of its replacement to `flat`.
 fn flatten_image(image: &str, target: &Path, hiding: &BTreeSet<String>, flat: &mut BTreeMap<String, String>) -> Result<()> {
-    mounts::make_dir(target)?;
+    files::make_dir(target)?;
     let (target, view) = (target.to_string_lossy(), target.to_string_lossy());
     ctr(&["images", "mount", image, &target])?;
     let chain = parse(&ctr(&["snapshots", "info", &view])?)?["Parent"].as_str().unwrap_or_default().to_string();
@@ -75,26 +77,46 @@ fn layers(options: &str) -> impl Iterator<Item = &str> {
     options.split("/snapshots/").skip(1).filter_map(|rest| rest.split('/').next())
 }
 
-/// Replaces the original snapshots with the flat ones, and removes their children.
+/// Replaces the original snapshots with the flat ones, and removes what is based on them. That is left to containerd's
+/// garbage collector: when it removes the snapshot of a container or of a build, it leaves its name with the parent, which
+/// containerd then refuses to remove by itself ("cannot remove snapshot with child").
 fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
+    let replaced = with_descendants(flat.keys(), &ctr(&["snapshots", "ls"])?);
+    let mut configs = vec![];
+    for key in &replaced {
+        let list = ctr(&["content", "ls", "--quiet", &format!("labels.\"{OWN_SNAPSHOT}\"==\"{key}\"")])?;
+        configs.extend(list.lines().map(|config| (config.to_string(), key)));
+    }
+    let refer = |config: &str, key: &str| ctr(&["content", "label", config, &format!("{OWN_SNAPSHOT}={key}")]).map(drop);
+    configs.iter().try_for_each(|(config, _)| refer(config, ""))?;
+    containerd::run_garbage_collector()?;
     let list = ctr(&["snapshots", "ls"])?;
-    let mut children: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for line in list.lines().skip(1) {
-        if let [key, parent, _] = line.split_whitespace().collect::<Vec<_>>()[..] {
-            children.entry(parent).or_default().push(key);
+    if let Some(left) = keys(&list).find(|key| replaced.contains(*key)) {
+        return Err(Error::new(format!("containerd keeps the snapshot {left}, though no image refers to it")));
+    }
+    flat.iter().try_for_each(|(chain, key)| ctr(&["snapshots", "commit", chain, key]).map(drop))?;
+    configs.iter().filter(|(_, key)| flat.contains_key(*key)).try_for_each(|(config, key)| refer(config, key))
+}
+
+/// Snapshots, and all that are based on them, directly or not, given what `ctr snapshots ls` prints.
+fn with_descendants<'a>(snapshots: impl Iterator<Item = &'a String>, list: &str) -> BTreeSet<String> {
+    let mut all: BTreeSet<String> = snapshots.cloned().collect();
+    loop {
+        let is_new = |line: &&str| {
+            let [key, parent, _] = line.split_whitespace().collect::<Vec<_>>()[..] else { return false };
+            all.contains(parent) && !all.contains(key)
+        };
+        let new: Vec<String> = list.lines().skip(1).filter(is_new).filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
+        if new.is_empty() {
+            return all;
         }
+        all.extend(new);
     }
-    let (mut order, mut left) = (vec![], flat.keys().map(String::as_str).collect::<Vec<_>>());
-    while let Some(key) = left.pop() {
-        left.extend(children.get(key).into_iter().flatten());
-        order.push(key);
-    }
-    let mut removed = BTreeSet::new();
-    // Children before their parents.
-    for key in order.into_iter().rev().filter(|key| removed.insert(*key)) {
-        ctr(&["snapshots", "rm", key])?;
-    }
-    flat.iter().try_for_each(|(chain, key)| ctr(&["snapshots", "commit", chain, key]).map(drop))
+}
+
+/// The names of snapshots, given what `ctr snapshots ls` prints.
+fn keys(list: &str) -> impl Iterator<Item = &str> {
+    list.lines().skip(1).filter_map(|line| line.split_whitespace().next())
 }
 
 /// Whether a layer has a whiteout or an opaque directory.
@@ -103,7 +125,7 @@ pub fn hides_something(path: &Path) -> bool {
     if metadata.file_type().is_char_device() {
         return metadata.rdev() == 0;
     }
-    let entries = || store::read_dir(path).unwrap_or_default();
+    let entries = || files::list(path).unwrap_or_default();
     metadata.is_dir() && (sys::has_attribute(path, OPAQUE) || entries().iter().any(|entry| hides_something(entry)))
 }
 
@@ -112,7 +134,7 @@ pub fn keep() -> Result<()> {
     for digest in ctr(&["content", "ls", "--quiet"])?.lines() {
         ctr(&["content", "label", digest, KEEP])?;
     }
-    for key in ctr(&["snapshots", "ls"])?.lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
+    for key in keys(&ctr(&["snapshots", "ls"])?) {
         ctr(&["snapshots", "label", key, KEEP])?;
     }
     Ok(())
@@ -137,5 +159,19 @@ mod tests {
         assert_eq!(layers(options).collect::<Vec<_>>(), ["28", "1"]);
         assert_eq!(layers("mount -t bind /r/snapshots/7/fs /mnt -o ro,rbind").collect::<Vec<_>>(), ["7"]);
         assert_eq!(layers("").count(), 0);
+    }
+
+    #[test]
+    fn what_is_based_on_a_snapshot_is_found_however_far_and_in_whatever_order_it_is_listed() {
+        let list = "KEY PARENT KIND\nd c Active\na Committed\nc b Committed\nb a Committed\nother a Committed\nunder other View\n";
+        let found = |keys: &[&str]| {
+            let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
+            with_descendants(keys.iter(), list).into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(found(&["b"]), "b c d");
+        assert_eq!(found(&["d"]), "d");
+        assert_eq!(found(&["other", "c"]), "c d other under");
+        assert_eq!(found(&["a"]), "a b c d other under");
+        assert_eq!(keys(list).collect::<Vec<_>>(), ["d", "a", "c", "b", "other", "under"]);
     }
 }

@@ -9,9 +9,9 @@ use std::process::Command;
 use crate::config::CONTAINERD_ROOT;
 use crate::daemons::image_records;
 use crate::error::{Error, Result};
-use crate::node::mounts;
+use crate::files;
 use crate::node::state_dir::StateDir;
-use crate::node::store::{self, BLOBS, DATABASES, SNAPSHOTS};
+use crate::node::store::{BLOBS, DATABASES, SNAPSHOTS};
 use crate::save::images::hides_something;
 use crate::save::{archives, bolt};
 use crate::supervisor::reaper;
@@ -32,14 +32,14 @@ pub fn pack(state: &StateDir, images: &[String]) -> Result<()> {
 fn pack_into(root: &Path, store: &Path, left_out: &BTreeSet<String>, there: &[PathBuf]) -> Result<()> {
     for database in DATABASES {
         let to = store.join(database);
-        mounts::make_dir(to.parent().unwrap_or(store))?;
+        files::make_dir(to.parent().unwrap_or(store))?;
         fs::copy(root.join(database), &to).map_err(|cause| Error::io("copy", &to, cause))?;
         bolt::clear_free_pages(&to)?;
     }
     let is_kept = |blob: &PathBuf| blob.file_name().is_none_or(|name| !left_out.contains(&*name.to_string_lossy()));
     let blobs: Vec<PathBuf> = new_in(root, BLOBS, there)?.into_iter().filter(is_kept).collect();
     copy(&blobs, &store.join(BLOBS))?;
-    mounts::make_dir(store.join(SNAPSHOTS))?;
+    files::make_dir(store.join(SNAPSHOTS))?;
     for snapshot in new_in(root, SNAPSHOTS, there)? {
         // overlayfs' work directory next to a layer is not part of it, and cannot be in the image.
         let layer = snapshot.join("fs");
@@ -56,11 +56,11 @@ fn new_in(root: &Path, directory: &str, there: &[PathBuf]) -> Result<Vec<PathBuf
         let name = path.file_name().unwrap_or_default();
         there.iter().any(|store| fs::symlink_metadata(store.join(directory).join(name)).is_ok())
     };
-    Ok(store::read_dir(&root.join(directory))?.into_iter().filter(|path| !is_there(path)).collect())
+    Ok(files::list(root.join(directory))?.into_iter().filter(|path| !is_there(path)).collect())
 }
 
 fn copy(from: &[PathBuf], to: &Path) -> Result<()> {
-    mounts::make_dir(to)?;
+    files::make_dir(to)?;
     // The limits are 128 KiB for one argument and 2 MiB for all of them; a hundred paths stay far below.
     from.chunks(100).try_for_each(|some| reaper::run(Command::new("cp").args(["-a", "-t"]).arg(to).args(some)).map(drop))
 }

@@ -15,6 +15,10 @@ FROM kind-lab/busybox:1
 RUN mkdir /replaced && echo below >/replaced/below && echo gone >/deleted
 RUN rm /deleted && rm -r /replaced && mkdir /replaced && echo above >/replaced/above
 DOCKERFILE
+# What a container or a build has used is still flattened: containerd refuses to remove such a layer.
+docker run --rm deletes:1 ls /replaced/above
+printf 'FROM deletes:1\nRUN true\n' | docker build --quiet --tag gone:1 -
+docker image rm gone:1
 # BuildKit, whose cache has more secrets in it than the image: of a stage that is left out, of its arguments, of a
 # mount, and of the context. The login of before-cluster.sh is still there, and so are its other files.
 grep -q "$KIND_TEST_SECRET" ~/.docker/config.json

@@ -66,7 +66,7 @@ impl Cluster {
     /// Runs an image that was built here in a pod.
     fn run_built(&self, name: &str) {
         let dockerfile = format!("printf 'FROM {BUSYBOX}\\nRUN echo {name} >/built && rm /bin/vi\\n' | docker build --tag {name}:1 -");
-        self.container.exec(&["sh", "-c", &dockerfile]).ok();
+        self.container.exec(&["sh", "-c", &format!("{dockerfile} && docker run --rm {name}:1 cat /built")]).ok();
         self.kubectl(&["run", name, &format!("--image={name}:1"), "--command", "--", "sleep", "3600"]).ok();
         self.wait_for_pod(&[name]);
     }
