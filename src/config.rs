@@ -104,6 +104,8 @@ pub const LOCAL_REGISTRY_PORTS: RangeInclusive<u16> = 10082..=10090;
 // Time limits.
 /// How often we look for a socket or file that is about to appear.
 pub const POLL: Duration = Duration::from_millis(20);
+/// The same, until processes have ended that were killed.
+pub const KILL_POLL: Duration = Duration::from_millis(5);
 /// A daemon that has not answered after this long hangs. A cold disk takes several seconds, a starved
 /// machine (a VM under emulation) more than a minute. This is half of the cluster's limit.
 pub const DAEMON_LIMIT: Duration = Duration::from_secs(150);

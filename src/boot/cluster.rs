@@ -12,7 +12,7 @@ use crate::boot::{extensions, save};
 use crate::cluster::api::Api;
 use crate::cluster::certificates::{self, ApiCertificate};
 use crate::cluster::{monitor, Cluster};
-use crate::config::{CREDENTIALS_DIR, ETCD_DIR, STOP_KUBELET};
+use crate::config::{CREDENTIALS_DIR, ETCD_DIR, KILL_POLL, STOP_KUBELET};
 use crate::daemons::cri;
 use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::kubelet::{self, KUBELET};
@@ -30,7 +30,6 @@ use crate::threads;
 
 /// How long killed processes may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-const KILL_POLL: Duration = Duration::from_millis(5);
 
 /// What clusters are brought up on.
 pub struct Node {

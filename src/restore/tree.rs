@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::config::POLL;
+use crate::config::{KILL_POLL, POLL};
 use crate::error::{Error, Result};
 use crate::restore::parent;
 use crate::restore::saved::{Program, Saved};
@@ -87,7 +87,7 @@ fn signal(root: i32) -> Vec<i32> {
 }
 
 fn wait(pids: &[i32]) {
-    reaper::poll(POLL, KILL_LIMIT, || pids.iter().all(|pid| has_ended(*pid)).then_some(()));
+    reaper::poll(KILL_POLL, KILL_LIMIT, || pids.iter().all(|pid| has_ended(*pid)).then_some(()));
 }
 
 /// A process that nobody has reaped yet holds nothing any more.

@@ -102,7 +102,7 @@ pub fn control_plane(state: &StateDir, programs: Result<Vec<Start>>, static_ip: 
     match done {
         Ok(bytes) => {
             let (megabytes, seconds) = (bytes / 1_000_000, began.elapsed().as_secs_f64());
-            log::info!(target: "save", "control plane saved in {seconds:.1} s ({megabytes} MB): starts will restore it");
+            log::info!(target: "save", "control plane saved in {seconds:.1} s ({megabytes} MB)");
         }
         Err(error) => {
             let _ = fs::remove_dir_all(restore);

@@ -106,7 +106,8 @@ fn with_descendants<'a>(snapshots: impl Iterator<Item = &'a String>, list: &str)
             let [key, parent, _] = line.split_whitespace().collect::<Vec<_>>()[..] else { return false };
             all.contains(parent) && !all.contains(key)
         };
-        let new: Vec<String> = list.lines().skip(1).filter(is_new).filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
+        let new: Vec<String> =
+            list.lines().skip(1).filter(is_new).filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
         if new.is_empty() {
             return all;
         }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+use crate::config::KILL_POLL;
 use crate::error::{Error, Result};
 use crate::supervisor::descendants;
 use crate::sys::{reap_one, send_signal, Reaped};
@@ -281,7 +282,7 @@ pub fn kill_all() {
         return;
     }
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    poll(Duration::from_millis(5), KILL_LIMIT, || match reap_one() {
+    poll(KILL_POLL, KILL_LIMIT, || match reap_one() {
         Reaped::NoChildren => Some(()),
         _ => None,
     });

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Resets one container's cluster many times, then kills containers at random moments of a reset.
 
-Usage: resets.py IMAGE [RESETS [KILLS]] [OPTION of docker create]...
+Usage: resets.py IMAGE [RESETS [KILLS]] [--pull IMAGE] [OPTION of docker create]...
 
-Before each reset a job's pods and objects are created. During it a `docker build` runs, a connection into a container
-of the inner Docker stays open, and a poller asks every 10 ms whether the cluster is ready: it must not be told so by
-the earlier cluster. At the end, what could have grown is counted and compared with the count after the first ten.
+Before each reset a job's pods and objects are created. During it a `docker build` runs, a `docker pull` of the image that
+--pull names (from a registry that the container reaches), a connection into a container of the inner Docker stays open,
+and a poller asks every 10 ms whether the cluster is ready: it must not be told so by the earlier cluster. At the end, what could have grown is counted and compared with the count after the first ten.
 Ends with 1 when anything has failed.
 """
 
@@ -70,10 +70,16 @@ class Poller(threading.Thread):
             time.sleep(0.01)
 
 
-def reset(container, connection):
+def in_background(script):
+    return subprocess.Popen(["docker", "exec", NAME, "bash", "-ec", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def reset(container, connection, pulled):
     """Returns the seconds that it took, how the control plane came up, and what was wrong."""
     inside(JOB)
-    build = subprocess.Popen(["docker", "exec", NAME, "bash", "-c", BUILD], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    works = {"build": in_background(BUILD)}
+    if pulled:
+        works["pull"] = in_background(f"docker image rm --force {pulled} >/dev/null 2>&1 || true; docker pull --quiet {pulled}")
     poller = Poller(container)
     poller.start()
     began = time.monotonic()
@@ -93,8 +99,9 @@ def reset(container, connection):
         wrong.append(why)
     if poller.seen not in ([False, True], [True]) or (poller.seen == [True] and took > 1):
         wrong.append(f"readiness was {poller.seen}")
-    if build.wait(LIMIT) != 0:
-        wrong.append(f"the build failed: {build.stdout.read().decode(errors='replace')}")
+    for name, work in works.items():
+        if work.wait(LIMIT) != 0:
+            wrong.append(f"the {name} failed: {work.stdout.read().decode(errors='replace')}")
     connection.stdin.write(b"there?\n")
     connection.stdin.flush()
     if connection.stdout.readline() != b"there?\n":
@@ -118,7 +125,9 @@ def kill(container, took):
 def main():
     image, *rest = sys.argv[1:]
     numbers = [int(word) for word in rest[:2] if word.isdigit()]
-    options = rest[len(numbers):]
+    options, pulled = rest[len(numbers):], None
+    if options[:1] == ["--pull"]:
+        pulled, options = options[1], options[2:]
     resets, kills = (numbers + [RESETS, KILLS][len(numbers):])[:2]
     failed, times, restored = 0, [], 0
     try:
@@ -130,7 +139,7 @@ def main():
         connection = subprocess.Popen(["docker", "exec", "-i", NAME, "docker", "exec", "-i", "lives", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         first = ""
         for number in range(1, resets + 1):
-            took, how, wrong = reset(container, connection)
+            took, how, wrong = reset(container, connection, pulled)
             times.append(took)
             restored += "is restored" in how
             failed += bool(wrong)
