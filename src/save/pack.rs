@@ -77,7 +77,8 @@ mod tests {
     /// A store of containerd with two blobs, one of them to be left out, and one snapshot that `layer` fills. Returns its
     /// root and the image's store.
     fn store(test: &str, layer: impl FnOnce(&Path)) -> (PathBuf, PathBuf) {
-        let directory = std::env::temp_dir().join(format!("kind-pack-{}-{test}", std::process::id()));
+        // overlayfs, on which a container's temporary directory is, lets nobody make a whiteout.
+        let directory = Path::new("/dev/shm").join(format!("kind-pack-{}-{test}", std::process::id()));
         let (root, store) = (directory.join("root"), directory.join("store"));
         let write = |path: PathBuf, bytes: &[u8]| {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
