@@ -37,7 +37,8 @@ pub fn listen_beside(port: u16) -> io::Result<TcpListener> {
     Ok(listen_on(socket, SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?)
 }
 
-/// Serves each client that connects (`TcpListener::incoming`) in a thread of its own. The connection of one for whom there is no place is closed at once.
+/// Serves each client that connects (`TcpListener::incoming`) in a thread of its own. The connection of one for whom there is
+/// no place is closed at once.
 pub fn accept(clients: impl Iterator<Item = io::Result<TcpStream>>, places: &Places, serve: impl Fn(TcpStream) + Clone + Send + 'static) {
     for client in clients {
         let Ok(client) = client else {
