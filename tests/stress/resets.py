@@ -5,9 +5,9 @@ Usage: resets.py IMAGE [RESETS [KILLS]] [--pull IMAGE] [OPTION of docker create]
 
 Before each reset a job's pods and objects are created. During it a `docker build` runs, a `docker pull` of the image that
 --pull names (from a registry that the container reaches), a connection into a container of the inner Docker stays open,
-and a poller asks every 10 ms whether the cluster is ready: it must not be told so by the earlier cluster. At the end, what could have grown is counted and compared with the count after the first ten; each
-build leaves its image, and so two snapshots.
-Ends with 1 when anything has failed.
+and a poller asks every 10 ms whether the cluster is ready: it must not be told so by the earlier cluster. At the end, what
+could have grown is counted and compared with the count after the first ten; each build leaves its image, and so two
+snapshots. Ends with 1 when anything has failed.
 """
 
 import http.client
