@@ -113,6 +113,7 @@ fn docker(arguments: &[&str]) -> Result<String> {
 /// dockerd must have stopped, since it keeps BuildKit's cache with leases, which outlive it.
 pub fn settle_images(state: &StateDir) -> Result<()> {
     containerd::delete_leases()?;
+    images::remove_interrupted()?;
     containerd::collect_garbage()?;
     images::flatten()?;
     images::keep()?;

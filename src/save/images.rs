@@ -53,6 +53,14 @@ pub fn flatten() -> Result<()> {
     containerd::collect_garbage()
 }
 
+/// Removes the snapshots that a `flatten` has left which a kill or a full disk has ended: nothing else ever would.
+pub fn remove_interrupted() -> Result<()> {
+    for key in keys(&ctr(&["snapshots", "ls"])?).filter(|key| key.starts_with(FLAT)) {
+        ctr(&["snapshots", "rm", key])?;
+    }
+    Ok(())
+}
+
 /// If an image's layers hide something, copies its visible files into a snapshot without a parent.
 /// Adds the name of the image's own snapshot and that of its replacement to `flat`.
 fn flatten_image(image: &str, target: &Path, hiding: &BTreeSet<String>, flat: &mut BTreeMap<String, String>) -> Result<()> {

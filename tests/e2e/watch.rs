@@ -81,6 +81,7 @@ impl Watch {
 /// kubelet that has just been started again takes its pods' readiness away for a moment.
 pub fn kill_and_wait(cluster: &Cluster, process: &str) {
     let losses = || losses(&cluster.container.id, KUBERNETES_READY);
+    cluster.ready_within(BOOT_LIMIT).unwrap_or_else(|why| panic!("before {process} is killed: {why}"));
     let before = losses();
     let ready = fetch(&cluster.url("127.0.0.1", KUBERNETES_READY)).is_some_and(|(status, _)| status == 200);
     cluster.kill(process);
