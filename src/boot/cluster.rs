@@ -146,13 +146,13 @@ impl Node {
 
 /// Kills every process of the pods' containers, and waits until they have ended.
 fn kill_pods() -> Result<()> {
-    // containerd's shim of a pod whose sandbox has ended before its containers never ends; a sandbox's process only waits.
+    // containerd's shim of a pod whose sandbox has ended before its containers never ends. A sandbox's process only waits.
     let sandboxes = cri::pods()?;
     let mut left = vec![];
     let ended = reaper::poll(KILL_POLL, KILL_LIMIT, || {
         let containers = cgroup::containers_of_pods();
         let waiting: Vec<i32> =
-            sandboxes.iter().filter_map(|id| containers.get(id)).flat_map(|cgroup| cgroup::processes_in(cgroup)).collect();
+            sandboxes.iter().filter_map(|pod| containers.get(&pod.id)).flat_map(|cgroup| cgroup::processes_in(cgroup)).collect();
         left = cgroup::processes_of_pods();
         left.retain(|pid| !waiting.contains(pid));
         reaper::signal_all(&left, Signal::SIGKILL);
@@ -161,18 +161,37 @@ fn kill_pods() -> Result<()> {
     ended.ok_or_else(|| Error::new(format!("processes of pods do not end, though they were killed: {left:?}")))
 }
 
-/// Removes the pods of the earlier cluster from containerd, for which kubelet waits: it would mistake what is left of them for
-/// pods that are just being started, and look at each for three seconds.
+/// Removes the pods of the earlier cluster from containerd. kubelet waits for those that it would take for the new cluster's.
 fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
+    let has_ended = end_sandboxes()?;
     let pods = cri::pods()?;
-    cri::remove(&pods)?;
+    let count = pods.len();
+    // With a network plugin of the user's, a new pod could get the address of one that is not removed yet.
+    let others_may_stay = has_ended && cluster.network.has_bridge;
+    let (first, others): (Vec<_>, Vec<_>) =
+        pods.into_iter().partition(|pod| !others_may_stay || cluster.pods.iter().any(|baked| baked.name == pod.name));
+    cri::remove(&first)?;
     if init.shutdown.stopping() {
         return Ok(());
     }
     cni::forget_addresses()?;
     network::forget_connections_of_pods(&cluster.network)?;
+    init.readiness.update(|state| state.reset = Reset::Removing);
+    cri::remove(&others)?;
     init.readiness.update(|state| state.reset = Reset::No);
-    log::info!(target: "reset", "{} pods removed in {:.1} s", pods.len(), began.elapsed().as_secs_f64());
+    log::info!(target: "reset", "{count} pods removed in {:.1} s", began.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Kills the processes of the pods' sandboxes, so that no pod has a cgroup any more: kubelet, when it starts, takes one that
+/// is being removed for one that is being created, and looks at it for three seconds (`retry` in cAdvisor's
+/// container/containerd/handler.go). Returns whether it has: not if it seems that a container is being started.
+fn end_sandboxes() -> Result<bool> {
+    let none = |of| reaper::poll(KILL_POLL, KILL_LIMIT, || cri::any(of).map(|any| (!any).then_some(())).transpose()).transpose();
+    if none(cri::RUNNING_CONTAINERS)?.is_none() || cri::any(cri::CREATED_CONTAINERS)? {
+        return Ok(false);
+    }
+    reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGKILL);
+    Ok(none(cri::READY_SANDBOXES)?.is_some())
 }

@@ -1,7 +1,7 @@
 //! Has kubelet sync the pods of a start again, sooner than it would.
 //!
 //! It probes a container at once when it learns that it runs, which is often a moment too early, and then once per
-//! period, a second at least. And when it could not start a pod, for example because a network plugin has failed, it tries
+//! period, which is 10 s unless the pod says otherwise. And when it could not start a pod, for example because a network plugin has failed, it tries
 //! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it syncs the pod again, which
 //! it does when one of the pod's annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go,
 //! `UpdatePod` in pkg/kubelet/pod_workers.go). So as long as the start waits for a pod, this changes an annotation a few
@@ -23,20 +23,21 @@ use crate::threads;
 
 /// Nobody else's.
 const ANNOTATION: &str = "kind-init/probe";
-/// Most programs that a start waits for answer a few tenths of a second after they have started.
+/// How often the pods are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Probes per pod. One that needs longer has its own period.
-const MOST_PROBES: u32 = 6;
-/// Most pods that kubelet could start take less, since it looks once a second which containers run.
+/// kubelet syncs a pod again only when it has looked which containers run, which it does once a second
+/// (`genericPlegRelistPeriod` in pkg/kubelet/kubelet.go).
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Most pods that kubelet could start take less.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1500);
-/// Per pod. One that cannot be started for longer is left to kubelet.
-const MOST_RETRIES: u32 = 30;
+/// Per pod. One that takes longer is left to kubelet.
+const MOST: u32 = 30;
 
 /// What kubelet has been asked for a pod.
 struct Asked {
     probes: u32,
     retries: u32,
-    /// Of the latest retry, or when the pod was first seen.
+    /// The latest time, or when the pod was first seen.
     at: Instant,
 }
 
@@ -69,16 +70,16 @@ impl Asked {
 
     /// Whether kubelet is to be asked now, and counts it.
     fn is_due(&mut self, lag: Lag, now: Instant) -> bool {
-        let (count, most) = match lag {
-            Lag::Unready => (&mut self.probes, MOST_PROBES),
-            Lag::NotStarted if now - self.at >= RETRY_INTERVAL => {
-                self.at = now;
-                (&mut self.retries, MOST_RETRIES)
-            }
-            Lag::NotStarted => return false,
+        let (count, interval) = match lag {
+            Lag::Unready if self.probes == 0 => (&mut self.probes, Duration::ZERO),
+            Lag::Unready => (&mut self.probes, PROBE_INTERVAL),
+            Lag::NotStarted => (&mut self.retries, RETRY_INTERVAL),
         };
-        let is_due = *count < most;
-        *count += u32::from(is_due);
+        let is_due = *count < MOST && now - self.at >= interval;
+        if is_due {
+            *count += 1;
+            self.at = now;
+        }
         is_due
     }
 }
@@ -97,11 +98,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kubelet_is_asked_often_for_a_probe_and_seldom_for_a_start() {
+    fn kubelet_is_asked_for_a_probe_at_once_and_then_now_and_again() {
         let began = Instant::now();
         let mut asked = Asked { probes: 0, retries: 0, at: began };
         let mut retries = |lag| (0..600).filter(|tick| asked.is_due(lag, began + INTERVAL * *tick)).collect::<Vec<_>>();
         assert_eq!(retries(Lag::NotStarted), (15..=450).step_by(15).collect::<Vec<_>>());
-        assert_eq!(retries(Lag::Unready), [0, 1, 2, 3, 4, 5]);
+        asked = Asked { probes: 0, retries: 0, at: began };
+        let mut probes = |lag| (0..600).filter(|tick| asked.is_due(lag, began + INTERVAL * *tick)).collect::<Vec<_>>();
+        assert_eq!(probes(Lag::Unready), (0..300).step_by(10).collect::<Vec<_>>());
     }
 }

@@ -17,29 +17,61 @@ const SERVICE: &str = "/runtime.v1.RuntimeService";
 const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 
 // Field numbers of protobuf messages.
-/// In the response of ListPodSandbox.
+/// In the responses of ListPodSandbox and ListContainers.
 const ITEM: u64 = 1;
 /// In a sandbox, and in the request of RemovePodSandbox.
 const ID: u64 = 1;
+const METADATA: u64 = 2;
+/// In a sandbox's metadata.
+const NAME: u64 = 1;
+const NAMESPACE: u64 = 3;
+/// In the requests of ListPodSandbox and ListContainers, and in their filter.
+const FILTER: u64 = 1;
+const STATE: u64 = 2;
 
-/// The ids of the pods' sandboxes.
-pub fn pods() -> Result<Vec<String>> {
-    ask_until_answered("ListPodSandbox", &[]).map(|answer| ids(&answer))
+/// A sandbox and the containers in it.
+#[derive(Debug, PartialEq)]
+pub struct Pod {
+    /// The sandbox's id.
+    pub id: String,
+    /// `namespace/name`
+    pub name: String,
 }
 
-fn ids(list: &[u8]) -> Vec<String> {
-    let items = fields(list).filter(|(number, _)| *number == ITEM);
-    items.filter_map(|(_, sandbox)| String::from_utf8(field(sandbox, ID)?.to_vec()).ok()).collect()
+pub fn pods() -> Result<Vec<Pod>> {
+    ask_until_answered("ListPodSandbox", &[]).map(|answer| read(&answer))
+}
+
+fn read(list: &[u8]) -> Vec<Pod> {
+    let text = |message, number| std::str::from_utf8(field(message, number)?).ok();
+    let pod = |sandbox| {
+        let metadata = field(sandbox, METADATA)?;
+        let name = format!("{}/{}", text(metadata, NAMESPACE)?, text(metadata, NAME)?);
+        Some(Pod { id: text(sandbox, ID)?.to_string(), name })
+    };
+    fields(list).filter(|(number, _)| *number == ITEM).filter_map(|(_, sandbox)| pod(sandbox)).collect()
+}
+
+/// What `any` can look for: the method that lists them, and the state as a number.
+pub const CREATED_CONTAINERS: (&str, u8) = ("ListContainers", 0);
+pub const RUNNING_CONTAINERS: (&str, u8) = ("ListContainers", 1);
+pub const READY_SANDBOXES: (&str, u8) = ("ListPodSandbox", 0);
+
+/// Whether there are containers or sandboxes in a state. One whose process has ended leaves it once its task is deleted.
+pub fn any((method, state): (&str, u8)) -> Result<bool> {
+    let request = written(FILTER, &written(STATE, &[1 << 3, state]));
+    ask_until_answered(method, &request).map(|answer| field(&answer, ITEM).is_some())
 }
 
 /// Kills and removes pods, with their containers and their networks, several at once.
-pub fn remove(pods: &[String]) -> Result<()> {
+pub fn remove(pods: &[Pod]) -> Result<()> {
     let left = Mutex::new(pods.iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     // Each waits for programs most of the time.
     let workers = pods.len().min(2 * thread::available_parallelism().map_or(1, usize::from));
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(|| std::iter::from_fn(next).try_for_each(|pod| remove_one(pod)))).collect();
+        let workers: Vec<_> =
+            (0..workers).map(|_| scope.spawn(|| std::iter::from_fn(next).try_for_each(|pod| remove_one(&pod.id)))).collect();
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(Error::new("a thread has panicked"))))
     })
 }
@@ -69,10 +101,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ids_of_pods_are_read_from_their_list() {
-        let metadata = [written(1, b"coredns-1"), written(3, b"kube-system")].concat();
-        let sandbox = |id: &[u8]| written(ITEM, &[written(ID, id), written(2, &metadata), vec![3 << 3, 1]].concat());
-        assert_eq!(ids(&[sandbox(b"4f"), sandbox(b"5a")].concat()), ["4f", "5a"]);
-        assert_eq!(ids(b""), [] as [String; 0]);
+    fn pods_are_read_from_the_list_of_sandboxes() {
+        let metadata = [written(NAME, b"coredns-1"), written(2, b"uid"), written(NAMESPACE, b"kube-system")].concat();
+        let sandbox = |id: &[u8]| written(ITEM, &[written(ID, id), written(METADATA, &metadata), vec![3 << 3, 1]].concat());
+        let pod = |id: &str| Pod { id: id.into(), name: "kube-system/coredns-1".into() };
+        assert_eq!(read(&[sandbox(b"4f"), sandbox(b"5a")].concat()), [pod("4f"), pod("5a")]);
+        assert_eq!(read(&written(ITEM, &written(ID, b"4f"))), []);
+        assert_eq!(read(b""), []);
     }
 }

@@ -94,8 +94,8 @@ impl Readiness {
         let mut known = self.known();
         match known.state.reset {
             // The earlier one has not counted since then.
-            Reset::Requested(_) => self.change(&mut known, |state| state.reset = Reset::Removing),
-            Reset::No | Reset::Removing => self.end_cluster(&mut known, Reset::No),
+            Reset::Requested(_) => self.change(&mut known, |state| state.reset = Reset::Ending),
+            Reset::No | Reset::Ending | Reset::Removing => self.end_cluster(&mut known, Reset::No),
         }
         Readiness { shared: self.shared.clone(), cluster: Some(known.cluster) }
     }

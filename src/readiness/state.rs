@@ -85,8 +85,17 @@ pub enum Reset {
     No,
     /// A client has asked for it: nothing of the cluster counts any more.
     Requested(Wish),
-    /// What is left of it is being removed.
+    /// Its pods are being ended. kubelet waits.
+    Ending,
+    /// What is left of them is being removed.
     Removing,
+}
+
+impl Reset {
+    /// Whether kubelet could still mistake what it finds for the new cluster's.
+    pub fn holds_kubelet(self) -> bool {
+        matches!(self, Reset::Requested(_) | Reset::Ending)
+    }
 }
 
 /// What a client asks for. All but the last lead to another cluster.
@@ -189,7 +198,9 @@ impl State {
         match self.reset {
             Reset::No => {}
             Reset::Requested(wish) if wish.saves() => waiting.insert(0, "the cluster: being saved".into()),
-            Reset::Requested(_) | Reset::Removing => waiting.insert(0, "the cluster before the reset: still being removed".into()),
+            Reset::Requested(_) | Reset::Ending | Reset::Removing => {
+                waiting.insert(0, "the cluster before the reset: still being removed".into())
+            }
         }
         if !self.api_server {
             waiting.push(no_answer("the API server"));

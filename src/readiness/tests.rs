@@ -108,7 +108,7 @@ fn a_reset_withdraws_what_is_the_clusters_before_it_is_answered() {
     assert!(node.request(Wish::Save).unwrap_err().contains("just being reset"));
     assert_eq!(node.state().reset, Reset::Requested(Wish::Reset));
     let second = node.begin_cluster();
-    assert_eq!(second.state().reset, Reset::Removing);
+    assert_eq!(second.state().reset, Reset::Ending);
     node.request(Wish::Reset).unwrap();
     assert!(!second.is_over());
     second.update(|state| state.reset = Reset::No);

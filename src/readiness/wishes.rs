@@ -74,7 +74,7 @@ impl Readiness {
     pub fn wait_for_wish(&self) -> Option<Wish> {
         let requested = |state: &State| match state.reset {
             Reset::Requested(wish) => Some(wish),
-            Reset::No | Reset::Removing => None,
+            Reset::No | Reset::Ending | Reset::Removing => None,
         };
         self.wait_until(|state| requested(state).is_some()).then(|| requested(&self.state()))?
     }

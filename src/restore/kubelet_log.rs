@@ -1,5 +1,5 @@
 //! Has kubelet wait for the restored API server before it looks for its node, and in a reset for the
-//! removal of the earlier cluster's pods. A program that logs to a pipe stops when the
+//! end of the earlier cluster's pods. A program that logs to a pipe stops when the
 //! pipe is full; ours holds one line (`O_DIRECT` of pipe(2)), so whoever reads it decides when kubelet goes on, two lines
 //! later at most.
 
@@ -16,7 +16,7 @@ use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::unistd::pipe2;
 
 use crate::error::{Error, Result};
-use crate::readiness::{Readiness, Reset};
+use crate::readiness::Readiness;
 use crate::supervisor::reaper;
 use crate::threads;
 
@@ -57,7 +57,7 @@ fn copy(reader: OwnedFd, mut log: File, readiness: &Readiness) {
         let _ = log.write_all(&line[..length]);
         let asks = String::from_utf8_lossy(&line[..length]).contains(ASKS_FOR_NODE);
         if asks {
-            readiness.wait_until(|state| !state.control_plane.is_coming() && state.reset == Reset::No);
+            readiness.wait_until(|state| !state.control_plane.is_coming() && !state.reset.holds_kubelet());
         }
         // When it answers it has passed that line, and need not be slowed down any more, even if it never came.
         if asks || readiness.state().kubelet {
@@ -82,7 +82,7 @@ mod tests {
     use nix::fcntl::FcntlArg::F_GETPIPE_SZ;
 
     use super::*;
-    use crate::readiness::ControlPlane;
+    use crate::readiness::{ControlPlane, Reset};
 
     const LIMIT: Duration = Duration::from_secs(30);
 
@@ -148,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn in_a_reset_kubelet_waits_for_the_removal_of_earlier_pods_though_the_control_plane_is_restored() {
+    fn in_a_reset_kubelet_waits_for_the_end_of_earlier_pods_though_the_control_plane_is_restored() {
         let kubelet = Kubelet::logs("reset", ASKS_FOR_NODE);
-        kubelet.readiness.update(|state| (state.control_plane, state.reset) = (ControlPlane::Restored, Reset::Removing));
+        kubelet.readiness.update(|state| (state.control_plane, state.reset) = (ControlPlane::Restored, Reset::Ending));
         kubelet.wait(|log| log.contains(ASKS_FOR_NODE));
         thread::sleep(Duration::from_millis(300));
         assert!(!kubelet.has_gone_on());
-        kubelet.readiness.update(|state| state.reset = Reset::No);
+        kubelet.readiness.update(|state| state.reset = Reset::Removing);
         kubelet.wait(|log| log == all(ASKS_FOR_NODE));
     }
 

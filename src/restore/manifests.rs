@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::cluster::api::Api;
 use crate::config::{CLUSTER_LIMIT, STATIC_POD_DIR};
 use crate::error::{Error, Result};
-use crate::readiness::{ControlPlane, Reset};
+use crate::readiness::ControlPlane;
 use crate::restore::PROGRAMS;
 use crate::supervisor::{reaper, Init};
 use crate::threads;
@@ -45,7 +45,7 @@ pub fn show_when_needed(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
     let is_restored = init.readiness.state().control_plane == ControlPlane::Restored;
     threads::start("manifests", move || {
         // In a reset, kubelet begins to start pods only then.
-        init.readiness.wait_until(|state| state.reset == Reset::No);
+        init.readiness.wait_until(|state| !state.reset.holds_kubelet());
         let limit = if is_restored { LATEST } else { CLUSTER_LIMIT };
         let is_needed = || if is_restored { init.readiness.state().cluster_up() } else { api.readiness().is_some() };
         reaper::poll(POLL, limit, || (init.shutdown.stopping() || is_needed()).then_some(()));

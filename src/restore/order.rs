@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cluster::api::Api;
 use crate::error::Result;
-use crate::readiness::{ControlPlane, Reset};
+use crate::readiness::ControlPlane;
 use crate::restore::priority::{self, Yielding, YIELD_LIMIT};
 use crate::restore::start::Restore;
 use crate::restore::{kubelet_log, manifests, CONTROLLERS, PROGRAMS};
@@ -33,7 +33,7 @@ impl Restore {
             // kubelet finds its API server when it first looks; otherwise it would wait before it looks again.
             ControlPlane::Restoring { port_is_held: false } => {
                 start_docker()?;
-                init.readiness.wait_until(|state| !state.control_plane.is_coming() && state.reset == Reset::No);
+                init.readiness.wait_until(|state| !state.control_plane.is_coming() && !state.reset.holds_kubelet());
                 if control_plane() == ControlPlane::Cold {
                     manifests::hide(&CONTROLLERS);
                 }
@@ -42,7 +42,7 @@ impl Restore {
             // The API server takes longest, so it is started first.
             ControlPlane::Undecided | ControlPlane::Cold => {
                 manifests::hide(&CONTROLLERS);
-                init.readiness.wait_until(|state| state.reset == Reset::No);
+                init.readiness.wait_until(|state| !state.reset.holds_kubelet());
                 init.supervise(kubelet)?;
                 start_docker()?;
             }

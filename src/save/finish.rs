@@ -24,6 +24,9 @@ const NODE_LEASES: &str = "kube-node-lease";
 pub fn describe(api: &Api, cluster: Cluster) -> Result<Cluster> {
     let list: Vec<Pod> = api.get::<List<Pod>>("/api/v1/pods")?.items;
     let baked = |pod: &Pod| BakedPod { name: pod.metadata.full_name(), is_static: pods::is_static(pod), owner: pods::owner(pod) };
+    if let Some(advice) = slow_probes(&list) {
+        log::info!(target: "save", "{advice}");
+    }
     let dns: Option<Service> = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
     let bake = "/proc/sys/kernel/random/uuid";
     Ok(Cluster {
@@ -33,6 +36,22 @@ pub fn describe(api: &Api, cluster: Cluster) -> Result<Cluster> {
         containers: list.iter().flat_map(pods::container_ids).chain(containerd::pod_containers(None)?).collect(),
         ..cluster
     })
+}
+
+/// Which pods a start may have to wait for though they answer: a kubelet that has just been started begins with each probe after
+/// a random part of its period (`run` in pkg/kubelet/prober/worker.go).
+fn slow_probes(pods: &[Pod]) -> Option<String> {
+    let period = |pod: &Pod| {
+        let of_containers = pod.spec.containers.iter().map(|of| of.readiness_probe.period_seconds.max(of.startup_probe.period_seconds));
+        of_containers.max().unwrap_or_default()
+    };
+    let slow: Vec<&Pod> = pods.iter().filter(|pod| !pods::is_static(pod) && period(pod) > 1).collect();
+    let longest = slow.iter().map(|pod| period(pod)).max()?;
+    let names: Vec<_> = slow.iter().map(|pod| pod.metadata.full_name()).collect();
+    Some(format!(
+        "each start waits up to {longest} s for the first readiness probe of {}; with periodSeconds: 1, at most 1 s",
+        names.join(", ")
+    ))
 }
 
 /// Stops the pods, and removes the leases that they and the controllers have left: whoever elects a leader would wait until
@@ -136,6 +155,21 @@ pub fn write(state: &StateDir, cluster: &Cluster) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_whose_probes_begin_late_are_named() {
+        let pod = |name: &str, probes: &str| -> Pod {
+            serde_json::from_str(&format!(
+                r#"{{"metadata": {{"namespace": "a", "name": "{name}"}}, "spec": {{"containers": [{{}}, {{{probes}}}]}}}}"#
+            ))
+            .unwrap()
+        };
+        let fine = [pod("none", ""), pod("fast", r#""readinessProbe": {"periodSeconds": 1}"#)];
+        assert_eq!(slow_probes(&fine), None);
+        let slow = [pod("b", r#""readinessProbe": {"periodSeconds": 10}"#), pod("c", r#""startupProbe": {"periodSeconds": 5}"#)];
+        let advice = slow_probes(&[&fine[..], &slow].concat()).unwrap();
+        assert!(advice.contains("up to 10 s for the first readiness probe of a/b, a/c;"), "{advice}");
+    }
 
     #[test]
     fn a_leaders_lease_goes_and_a_nodes_and_anybodys_data_stay() {
