@@ -5,17 +5,17 @@
 mod cluster;
 pub mod extensions;
 mod image_archives;
-mod order;
 mod save;
 pub mod scripts;
+mod stop_order;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::boot::cluster::Node;
-pub use crate::boot::order::{stop_daemon, STOP_ORDER};
 pub use crate::boot::save::unfit as unfit_to_save;
+pub use crate::boot::stop_order::{stop_daemon, STOP_ORDER};
 use crate::cluster::certificates::ApiCertificate;
 use crate::cluster::{postmortem, Cluster};
 use crate::config::{Config, API_PORT, DAEMON_LIMIT, DOCKER_DIR, LOG_DIR, POD_LOG_DIR};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::boot::order::{stop_daemon, STOP_ORDER};
+use crate::boot::stop_order::{stop_daemon, STOP_ORDER};
 use crate::cluster::api::Api;
 use crate::cluster::{wait, Cluster};
 use crate::config::{CREDENTIALS_DIR, DOCKER_DIR, LOG_DIR, POLL};

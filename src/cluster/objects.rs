@@ -68,22 +68,7 @@ objects! {
 
     Pod {
         metadata: Metadata,
-        spec: PodSpec,
         status: PodStatus,
-    }
-
-    PodSpec {
-        containers: Vec<Container>,
-    }
-
-    Container {
-        readiness_probe: Probe,
-        startup_probe: Probe,
-    }
-
-    /// Without a period if there is none.
-    Probe {
-        period_seconds: u64,
     }
 
     PodStatus {

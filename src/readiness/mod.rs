@@ -322,7 +322,8 @@ impl Known {
             if self.succeeded(name, directory.remove(name)) {
                 self.written.remove(name);
                 if [DOCKER_READY, KUBERNETES_READY].contains(&name) && !self.state.ending && self.state.reset == Reset::No {
-                    log::warn!(target: "readiness", "{name} is no longer true");
+                    let why = self.state.waiting().into_iter().next().map(|why| format!(": {why}"));
+                    log::warn!(target: "readiness", "{name} is no longer true{}", why.unwrap_or_default());
                 }
             }
         }

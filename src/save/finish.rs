@@ -13,7 +13,7 @@ use crate::files;
 use crate::node::cgroup;
 use crate::node::state_dir::StateDir;
 use crate::save::etcd::{self, Etcd};
-use crate::save::{control_plane, images};
+use crate::save::{control_plane, images, probes};
 use crate::supervisor::reaper;
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
@@ -24,9 +24,6 @@ const NODE_LEASES: &str = "kube-node-lease";
 pub fn describe(api: &Api, cluster: Cluster) -> Result<Cluster> {
     let list: Vec<Pod> = api.get::<List<Pod>>("/api/v1/pods")?.items;
     let baked = |pod: &Pod| BakedPod { name: pod.metadata.full_name(), is_static: pods::is_static(pod), owner: pods::owner(pod) };
-    if let Some(advice) = slow_probes(&list) {
-        log::info!(target: "save", "{advice}");
-    }
     let dns: Option<Service> = api.get("/api/v1/namespaces/kube-system/services/kube-dns").ok();
     let bake = "/proc/sys/kernel/random/uuid";
     Ok(Cluster {
@@ -38,29 +35,15 @@ pub fn describe(api: &Api, cluster: Cluster) -> Result<Cluster> {
     })
 }
 
-/// Which pods a start may have to wait for though they answer: a kubelet that has just been started begins with each probe after
-/// a random part of its period (`run` in pkg/kubelet/prober/worker.go).
-fn slow_probes(pods: &[Pod]) -> Option<String> {
-    let period = |pod: &Pod| {
-        let of_containers = pod.spec.containers.iter().map(|of| of.readiness_probe.period_seconds.max(of.startup_probe.period_seconds));
-        of_containers.max().unwrap_or_default()
-    };
-    let slow: Vec<&Pod> = pods.iter().filter(|pod| !pods::is_static(pod) && period(pod) > 1).collect();
-    let longest = slow.iter().map(|pod| period(pod)).max()?;
-    let names: Vec<_> = slow.iter().map(|pod| pod.metadata.full_name()).collect();
-    Some(format!(
-        "each start waits up to {longest} s for the first readiness probe of {}; with periodSeconds: 1, at most 1 s",
-        names.join(", ")
-    ))
-}
-
-/// Stops the pods, and removes the leases that they and the controllers have left: whoever elects a leader would wait until
-/// they are over. kubelet must have stopped.
+/// Stops the pods, and prepares what is saved of them: without the leases that they and the controllers have left, since whoever
+/// elects a leader would wait until they are over, and with probes for which no start waits. kubelet must have stopped.
 pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
     control_plane::kill_workloads()?;
     for name in ["kube-scheduler", "kube-controller-manager"] {
         control_plane::end(name)?;
     }
+    // No controller sees it.
+    probes::quicken(api)?;
     for path in leaders_leases(&api.get(LEASES)?, &cluster.pods) {
         // A webhook whose pod has just been stopped may refuse it.
         if let Err(error) = api.delete(&path) {
@@ -155,21 +138,6 @@ pub fn write(state: &StateDir, cluster: &Cluster) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pods_whose_probes_begin_late_are_named() {
-        let pod = |name: &str, probes: &str| -> Pod {
-            serde_json::from_str(&format!(
-                r#"{{"metadata": {{"namespace": "a", "name": "{name}"}}, "spec": {{"containers": [{{}}, {{{probes}}}]}}}}"#
-            ))
-            .unwrap()
-        };
-        let fine = [pod("none", ""), pod("fast", r#""readinessProbe": {"periodSeconds": 1}"#)];
-        assert_eq!(slow_probes(&fine), None);
-        let slow = [pod("b", r#""readinessProbe": {"periodSeconds": 10}"#), pod("c", r#""startupProbe": {"periodSeconds": 5}"#)];
-        let advice = slow_probes(&[&fine[..], &slow].concat()).unwrap();
-        assert!(advice.contains("up to 10 s for the first readiness probe of a/b, a/c;"), "{advice}");
-    }
 
     #[test]
     fn a_leaders_lease_goes_and_a_nodes_and_anybodys_data_stay() {

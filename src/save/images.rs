@@ -85,13 +85,12 @@ fn layers(options: &str) -> impl Iterator<Item = &str> {
     options.split("/snapshots/").skip(1).filter_map(|rest| rest.split('/').next())
 }
 
-/// Replaces the original snapshots with the flat ones, and removes what is based on them. That is left to containerd's
-/// garbage collector: when it removes the snapshot of a container or of a build, it leaves its name with the parent, which
+/// Replaces the original snapshots with the flat ones, and removes what is based on them: containers' and builds', since every
+/// image on a layer that hides something is flat itself. That is left to containerd's garbage collector: when it removes the snapshot of a container or of a build, it leaves its name with the parent, which
 /// containerd then refuses to remove by itself ("cannot remove snapshot with child").
 fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
-    let replaced = with_descendants(flat.keys(), &ctr(&["snapshots", "ls"])?);
     let mut configs = vec![];
-    for key in &replaced {
+    for key in flat.keys() {
         let list = ctr(&["content", "ls", "--quiet", &format!("labels.\"{OWN_SNAPSHOT}\"==\"{key}\"")])?;
         configs.extend(list.lines().map(|config| (config.to_string(), key)));
     }
@@ -99,28 +98,11 @@ fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
     configs.iter().try_for_each(|(config, _)| refer(config, ""))?;
     containerd::run_garbage_collector()?;
     let list = ctr(&["snapshots", "ls"])?;
-    if let Some(left) = keys(&list).find(|key| replaced.contains(*key)) {
+    if let Some(left) = keys(&list).find(|key| flat.contains_key(*key)) {
         return Err(Error::new(format!("containerd keeps the snapshot {left}, though no image refers to it")));
     }
     flat.iter().try_for_each(|(chain, key)| ctr(&["snapshots", "commit", chain, key]).map(drop))?;
-    configs.iter().filter(|(_, key)| flat.contains_key(*key)).try_for_each(|(config, key)| refer(config, key))
-}
-
-/// Snapshots, and all that are based on them, directly or not, given what `ctr snapshots ls` prints.
-fn with_descendants<'a>(snapshots: impl Iterator<Item = &'a String>, list: &str) -> BTreeSet<String> {
-    let mut all: BTreeSet<String> = snapshots.cloned().collect();
-    loop {
-        let is_new = |line: &&str| {
-            let [key, parent, _] = line.split_whitespace().collect::<Vec<_>>()[..] else { return false };
-            all.contains(parent) && !all.contains(key)
-        };
-        let new: Vec<String> =
-            list.lines().skip(1).filter(is_new).filter_map(|line| Some(line.split_whitespace().next()?.into())).collect();
-        if new.is_empty() {
-            return all;
-        }
-        all.extend(new);
-    }
+    configs.iter().try_for_each(|(config, key)| refer(config, key))
 }
 
 /// The names of snapshots, given what `ctr snapshots ls` prints.
@@ -171,16 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_based_on_a_snapshot_is_found_however_far_and_in_whatever_order_it_is_listed() {
-        let list = "KEY PARENT KIND\nd c Active\na Committed\nc b Committed\nb a Committed\nother a Committed\nunder other View\n";
-        let found = |keys: &[&str]| {
-            let keys: Vec<String> = keys.iter().map(|key| key.to_string()).collect();
-            with_descendants(keys.iter(), list).into_iter().collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(found(&["b"]), "b c d");
-        assert_eq!(found(&["d"]), "d");
-        assert_eq!(found(&["other", "c"]), "c d other under");
-        assert_eq!(found(&["a"]), "a b c d other under");
-        assert_eq!(keys(list).collect::<Vec<_>>(), ["d", "a", "c", "b", "other", "under"]);
+    fn the_names_of_snapshots_are_read_from_their_list() {
+        assert_eq!(keys("KEY PARENT KIND\nd c Active\na Committed\n").collect::<Vec<_>>(), ["d", "a"]);
     }
 }

@@ -14,5 +14,6 @@ pub mod finish;
 mod images;
 pub mod manifest;
 pub mod pack;
+mod probes;
 
 pub use archives::{keeps_all, VARIABLE as KEEP_ARCHIVES};

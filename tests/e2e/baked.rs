@@ -47,6 +47,24 @@ fn an_image_of_images_sh_is_there_for_docker_and_for_pods() {
 
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_baked_pod_is_probed_every_second_and_what_made_it_is_as_it_was() {
+    let of_probe = |object: &str, spec: &str| {
+        let probe = format!("--output=jsonpath={{{spec}.containers[0].readinessProbe['periodSeconds','failureThreshold']}}");
+        shared().kubectl(&["-n", "from-hook", "get", object, &probe]).ok()
+    };
+    assert_eq!(of_probe("pods", ".items[*].spec"), "1 30");
+    assert_eq!(of_probe("deployment/web", ".spec.template.spec"), "10 3");
+    // Whose ReplicaSet has kept it.
+    let owner = "--output=jsonpath={.items[*].metadata.ownerReferences[0].name}";
+    let sets = "--output=jsonpath={.items[*].metadata.name}";
+    assert_eq!(
+        shared().kubectl(&["-n", "from-hook", "get", "pods", owner]).ok(),
+        shared().kubectl(&["-n", "from-hook", "get", "replicasets", sets]).ok()
+    );
+}
+
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn an_operator_that_elects_a_leader_finds_no_lease_of_the_bake() {
     let leases = shared().kubectl(&["-n", "from-hook", "get", "leases", "--output=name"]).ok();
     assert_eq!(leases, "lease.coordination.k8s.io/data", "a lease that no pod holds is somebody's data");

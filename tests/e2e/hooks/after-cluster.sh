@@ -52,7 +52,6 @@ spec:
           command: [sh, -c, 'echo from-hook >/tmp/index.html; exec httpd -f -p 8080 -h /tmp']
           readinessProbe:
             httpGet: {port: 8080, path: /index.html}
-            periodSeconds: 1
 YAML
 echo "after-cluster" >>/var/lib/from-hook
 # An ingress controller's Service, as a hook that waits for it would bake it.
