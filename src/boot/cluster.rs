@@ -164,13 +164,16 @@ fn kill_pods() -> Result<()> {
 /// Removes the pods of the earlier cluster from containerd. kubelet waits for those that it would take for the new cluster's.
 fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
-    let has_ended = end_sandboxes()?;
-    let pods = cri::pods()?;
-    let count = pods.len();
+    let have_ended = end_sandboxes(init)?;
+    if init.shutdown.stopping() {
+        return Ok(());
+    }
+    if !have_ended {
+        log::info!(target: "reset", "kubelet waits until all pods are removed: containerd was just starting one, or is slow to end them");
+    }
     // With a network plugin of the user's, a new pod could get the address of one that is not removed yet.
-    let others_may_stay = has_ended && cluster.network.has_bridge;
-    let (first, others): (Vec<_>, Vec<_>) =
-        pods.into_iter().partition(|pod| !others_may_stay || cluster.pods.iter().any(|baked| baked.name == pod.name));
+    let others_may_stay = have_ended && cluster.network.has_bridge && !cni::has_foreign_allocations();
+    let (first, others): (Vec<_>, Vec<_>) = cri::pods()?.into_iter().partition(|pod| !others_may_stay || cluster.has_baked(&pod.name));
     cri::remove(&first)?;
     if init.shutdown.stopping() {
         return Ok(());
@@ -180,16 +183,17 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     init.readiness.update(|state| state.reset = Reset::Removing);
     cri::remove(&others)?;
     init.readiness.update(|state| state.reset = Reset::No);
-    log::info!(target: "reset", "{count} pods removed in {:.1} s", began.elapsed().as_secs_f64());
+    log::info!(target: "reset", "{} pods removed in {:.1} s", first.len() + others.len(), began.elapsed().as_secs_f64());
     Ok(())
 }
 
-/// Kills the processes of the pods' sandboxes, so that no pod has a cgroup any more: kubelet, when it starts, takes one that
+/// Kills the processes of the pods' sandboxes, so that no container has a cgroup any more: kubelet, when it starts, takes one that
 /// is being removed for one that is being created, and looks at it for three seconds (`retry` in cAdvisor's
 /// container/containerd/handler.go). Returns whether it has: not if it seems that a container is being started.
-fn end_sandboxes() -> Result<bool> {
+fn end_sandboxes(init: &Init) -> Result<bool> {
     let none = |of| reaper::poll(KILL_POLL, KILL_LIMIT, || cri::any(of).map(|any| (!any).then_some(())).transpose()).transpose();
-    if none(cri::RUNNING_CONTAINERS)?.is_none() || cri::any(cri::CREATED_CONTAINERS)? {
+    // In this order: a container that is created may run a moment later.
+    if cri::any(cri::CREATED_CONTAINERS)? || none(cri::RUNNING_CONTAINERS)?.is_none() || init.shutdown.stopping() {
         return Ok(false);
     }
     reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGKILL);

@@ -28,5 +28,5 @@ pub const STOP_ORDER: [Step; 3] = [
 
 /// Stops one of the daemons as the stop would, for good.
 pub fn stop_daemon(init: &Init, name: &str) {
-    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::one(init, step));
+    STOP_ORDER.iter().filter(|step| step.daemon == name).for_each(|step| stop::stop_one(init, step));
 }

@@ -75,6 +75,11 @@ impl Cluster {
         })
     }
 
+    /// Whether a start brings up a pod of that name.
+    pub fn has_baked(&self, name: &str) -> bool {
+        self.pods.iter().any(|pod| pod.name == name)
+    }
+
     /// The text that `load` reads.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("strings, numbers and lists can always be written as JSON")

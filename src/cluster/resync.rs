@@ -1,11 +1,11 @@
 //! Has kubelet sync the pods of a start again, sooner than it would.
 //!
-//! It probes a container at once when it learns that it runs, which is often a moment too early, and then once per
-//! period, which is 10 s unless the pod says otherwise. And when it could not start a pod, for example because a network plugin has failed, it tries
-//! again after 10 to 15 s (`backOffPeriod` in pkg/kubelet/kubelet.go). It does both when it syncs the pod again, which
-//! it does when one of the pod's annotations changes (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go,
-//! `UpdatePod` in pkg/kubelet/pod_workers.go). So as long as the start waits for a pod, this changes an annotation a few
-//! times. It is removed when the cluster is ready.
+//! Once the random part of a period is over with which it begins (`save/probes.rs`), it probes a container when it learns that it
+//! runs, which is often a moment too early, and then once per period, which is 10 s unless the pod says otherwise. And when it
+//! could not start a pod, for example because a network plugin has failed, it tries again after 10 to 15 s (`backOffPeriod` in
+//! pkg/kubelet/kubelet.go). It does both when it syncs the pod again, which it does when one of the pod's annotations changes
+//! (`UpdatePodStatus` in pkg/kubelet/prober/prober_manager.go, `UpdatePod` in pkg/kubelet/pod_workers.go). So as long as the
+//! start waits for a pod, this changes an annotation a few times. It is removed when the cluster is ready.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Most pods that kubelet could start take less.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// Per pod. One that takes longer is left to kubelet.
-const MOST: u32 = 30;
+const MOST_REQUESTS: u32 = 30;
 
 /// What kubelet has been asked for a pod.
 struct Asked {
@@ -75,7 +75,7 @@ impl Asked {
             Lag::Unready => (&mut self.probes, PROBE_INTERVAL),
             Lag::NotStarted => (&mut self.retries, RETRY_INTERVAL),
         };
-        let is_due = *count < MOST && now - self.at >= interval;
+        let is_due = *count < MOST_REQUESTS && now - self.at >= interval;
         if is_due {
             *count += 1;
             self.at = now;

@@ -38,6 +38,7 @@ pub struct Pod {
     pub name: String,
 }
 
+/// Every pod that containerd has, whether it runs or not.
 pub fn pods() -> Result<Vec<Pod>> {
     ask_until_answered("ListPodSandbox", &[]).map(|answer| read(&answer))
 }
@@ -52,15 +53,20 @@ fn read(list: &[u8]) -> Vec<Pod> {
     fields(list).filter(|(number, _)| *number == ITEM).filter_map(|(_, sandbox)| pod(sandbox)).collect()
 }
 
-/// What `any` can look for: the method that lists them, and the state as a number.
+/// What `any` can look for: the method that lists it, and the state as a number.
 pub const CREATED_CONTAINERS: (&str, u8) = ("ListContainers", 0);
 pub const RUNNING_CONTAINERS: (&str, u8) = ("ListContainers", 1);
 pub const READY_SANDBOXES: (&str, u8) = ("ListPodSandbox", 0);
 
-/// Whether there are containers or sandboxes in a state. One whose process has ended leaves it once its task is deleted.
+/// Whether there are containers or sandboxes in a state. A container whose process has ended stays in its state until containerd
+/// has deleted its task.
 pub fn any((method, state): (&str, u8)) -> Result<bool> {
-    let request = written(FILTER, &written(STATE, &[1 << 3, state]));
-    ask_until_answered(method, &request).map(|answer| field(&answer, ITEM).is_some())
+    ask_until_answered(method, &in_state(state)).map(|answer| field(&answer, ITEM).is_some())
+}
+
+/// A request to list what is in a state.
+fn in_state(state: u8) -> Vec<u8> {
+    written(FILTER, &written(STATE, &[1 << 3, state]))
 }
 
 /// Kills and removes pods, with their containers and their networks, several at once.
@@ -108,5 +114,11 @@ mod tests {
         assert_eq!(read(&[sandbox(b"4f"), sandbox(b"5a")].concat()), [pod("4f"), pod("5a")]);
         assert_eq!(read(&written(ITEM, &written(ID, b"4f"))), []);
         assert_eq!(read(b""), []);
+    }
+
+    #[test]
+    fn a_request_by_state_is_a_filter_in_a_filter() {
+        // `{filter: {state: {state: CONTAINER_RUNNING}}}`
+        assert_eq!(in_state(1), [0x0a, 4, 0x12, 2, 0x08, 1]);
     }
 }

@@ -20,6 +20,11 @@ pub fn forget_addresses() -> Result<()> {
     ALLOCATIONS.iter().try_for_each(files::remove_tree)
 }
 
+/// Whether there are any.
+pub fn has_foreign_allocations() -> bool {
+    files::list(ALLOCATIONS[0]).is_ok_and(|networks| !networks.is_empty())
+}
+
 /// Writes the plugin list. Address allocations are in /run, which is cleared at a restart, as are the pods.
 pub fn write(mtu: u32, subnet: &str) -> Result<()> {
     files::make_dir(CNI_CONF_DIR)?;

@@ -86,8 +86,9 @@ fn layers(options: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Replaces the original snapshots with the flat ones, and removes what is based on them: containers' and builds', since every
-/// image on a layer that hides something is flat itself. That is left to containerd's garbage collector: when it removes the snapshot of a container or of a build, it leaves its name with the parent, which
-/// containerd then refuses to remove by itself ("cannot remove snapshot with child").
+/// image on a layer that hides something is flat itself. That is left to containerd's garbage collector: when it removes the
+/// snapshot of a container or of a build, it leaves its name with the parent, which containerd then refuses to remove by itself
+/// ("cannot remove snapshot with child").
 fn replace(flat: &BTreeMap<String, String>) -> Result<()> {
     let mut configs = vec![];
     for key in flat.keys() {

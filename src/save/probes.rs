@@ -1,9 +1,10 @@
-//! Has kubelet probe saved pods every second, with as much patience as before.
+//! Has kubelet probe saved pods every second.
 //!
 //! A kubelet that has just been started begins with each probe after a random part of its period (`run` in
 //! pkg/kubelet/prober/worker.go): each start would wait for it, for five seconds on average with the default of ten. The probes
-//! of a pod cannot be changed, so it is replaced by one that differs in nothing else, while kubelet and the controllers are
-//! stopped. What its owner makes later has the owner's probes. Those that run a program are left alone, since it would take CPU.
+//! of a pod cannot be changed, so it is replaced by one with the same name, labels, owner and specification, while kubelet and
+//! the controllers are stopped; its UID is new. What its owner makes later has the owner's probes. A probe that runs a program
+//! is left as it is, since it would take CPU.
 
 use serde_json::{json, Value};
 
@@ -15,23 +16,32 @@ const READINESS: &str = "readinessProbe";
 /// What keeps a pod from being Ready.
 const PROBES: [&str; 2] = [READINESS, "startupProbe"];
 const DELAY: &str = "initialDelaySeconds";
+/// Those that make pods, and never compare them with what they would make now.
+const OWNERS: [&str; 3] = ["ReplicaSet", "StatefulSet", "DaemonSet"];
+/// Sidecars are among the latter.
+const CONTAINERS: [&str; 2] = ["containers", "initContainers"];
 /// The API's default.
 const FAILURE_THRESHOLD: u64 = 3;
 
 pub fn quicken(api: &Api) -> Result<()> {
     let mut late = vec![];
     for mut pod in api.get::<List<Value>>("/api/v1/pods")?.items {
-        let name = format!("{}/{}", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-        if !is_replaceable(&pod) {
+        // One that has ended is never Ready, and kubelet's own are as the bake has made them.
+        if pod["status"]["phase"] != "Running" || !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null() {
             continue;
         }
-        let is_changed = quicken_probes(&mut pod["spec"]);
-        if (is_changed && !replace(api, &pod)?) || has_slow_probe(&pod["spec"]) {
-            late.push(name);
+        let is_replaceable = is_replaceable(&pod);
+        let is_quick = !quicken_probes(&mut pod) || (is_replaceable && replace(api, &pod)?);
+        if !is_quick || has_slow_probe(&pod["spec"]) {
+            late.push(format!("{}/{}", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"])));
         }
     }
     if !late.is_empty() {
-        log::info!(target: "save", "each start waits for the first readiness probe of {}, which may come late", late.join(", "));
+        log::info!(
+            target: "save",
+            "each start may wait for the first readiness probe of {} as long as its period is: set periodSeconds: 1 (\"Readiness probes\" in docs/cluster.md)",
+            late.join(", ")
+        );
     }
     Ok(())
 }
@@ -40,11 +50,18 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Not one of kubelet's own, nor one that has ended or whose end somebody waits for.
+/// Whether its owner does not look at the probes, and nothing depends on its UID or its status. Whoever has made a pod by hand may
+/// apply it again, and an operator may find that it differs.
 fn is_replaceable(pod: &Value) -> bool {
-    let metadata = &pod["metadata"];
-    let is_wanted = metadata["deletionTimestamp"].is_null() && metadata["finalizers"].as_array().is_none_or(Vec::is_empty);
-    is_wanted && metadata["annotations"]["kubernetes.io/config.mirror"].is_null() && pod["status"]["phase"] == "Running"
+    let (metadata, spec) = (&pod["metadata"], &pod["spec"]);
+    let is_owner =
+        |owner: &Value| owner["controller"] == true && owner["apiVersion"] == "apps/v1" && OWNERS.contains(&text(&owner["kind"]));
+    let any = |list: &Value, is: &dyn Fn(&Value) -> bool| list.as_array().into_iter().flatten().any(is);
+    let depends_on_more = any(&spec["readinessGates"], &|_| true)
+        || any(&spec["resourceClaims"], &|_| true)
+        || any(&spec["volumes"], &|volume| !volume["ephemeral"].is_null());
+    let may_go = metadata["deletionTimestamp"].is_null() && !any(&metadata["finalizers"], &|_| true);
+    any(&metadata["ownerReferences"], &is_owner) && may_go && !depends_on_more
 }
 
 fn number(probe: &Value, field: &str) -> u64 {
@@ -56,26 +73,38 @@ fn is_slow(probe: &Value) -> bool {
 }
 
 fn has_slow_probe(spec: &Value) -> bool {
-    let containers = spec["containers"].as_array().into_iter().flatten();
+    let containers = CONTAINERS.iter().flat_map(|kind| spec[*kind].as_array()).flatten();
     containers.flat_map(|container| PROBES.map(|name| &container[name])).any(is_slow)
 }
 
 /// Returns whether any was changed.
-fn quicken_probes(spec: &mut Value) -> bool {
-    let before = spec.clone();
-    for container in spec["containers"].as_array_mut().into_iter().flatten() {
-        for name in PROBES {
-            let Some(probe) = container.get_mut(name).filter(|probe| is_slow(probe) && probe["exec"].is_null()) else { continue };
-            let failures = probe["failureThreshold"].as_u64().unwrap_or(FAILURE_THRESHOLD);
-            probe["failureThreshold"] = json!(failures * number(probe, "periodSeconds").max(1));
-            probe["periodSeconds"] = json!(1);
-            // Who answers a request knows whether it is ready; who only listens may be told to wait for a reason.
-            if name == READINESS && probe["tcpSocket"].is_null() {
-                probe[DELAY] = json!(0);
+fn quicken_probes(pod: &mut Value) -> bool {
+    let before = pod["spec"].clone();
+    let is_dns = pod["metadata"]["namespace"] == "kube-system" && pod["metadata"]["labels"]["k8s-app"] == "kube-dns";
+    for kind in CONTAINERS {
+        for container in pod["spec"].get_mut(kind).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+            // A start asks the DNS itself (`cluster/dns.rs`).
+            if is_dns {
+                container.remove(READINESS);
+            }
+            for name in PROBES {
+                if let Some(probe) = container.get_mut(name).filter(|probe| is_slow(probe) && probe["exec"].is_null()) {
+                    quicken_probe(name, probe);
+                }
             }
         }
     }
-    *spec != before
+    pod["spec"] != before
+}
+
+fn quicken_probe(name: &str, probe: &mut Value) {
+    let failures = probe["failureThreshold"].as_u64().unwrap_or(FAILURE_THRESHOLD) * number(probe, "periodSeconds").max(1);
+    probe["failureThreshold"] = json!(failures.min(i32::MAX as u64));
+    probe["periodSeconds"] = json!(1);
+    // A program that answers requests knows whether it is ready; for one that only listens, the delay may be there for a reason.
+    if name == READINESS && probe["tcpSocket"].is_null() {
+        probe[DELAY] = json!(0);
+    }
 }
 
 /// Replaces the pod of that name, unless the API server would not take it: a webhook may refuse it, for example.
@@ -85,8 +114,9 @@ fn replace(api: &Api, pod: &Value) -> Result<bool> {
     let kept = ["name", "namespace", "generateName", "labels", "annotations", "ownerReferences"];
     let kept: serde_json::Map<_, _> = kept.iter().filter_map(|field| Some((field.to_string(), metadata.get(field)?.clone()))).collect();
     let new = json!({"metadata": kept, "spec": pod["spec"]});
-    // It ends at the name, which is taken.
-    if let Err(error) = api.create(&format!("{pods}?dryRun=All"), &new) {
+    // That the name is taken is found last, after admission and validation, and counts as success.
+    let trial = api.create(&format!("{pods}?dryRun=All"), &new);
+    if let Err(error) = trial.and_then(|()| api.delete(&format!("{pods}/{name}?gracePeriodSeconds=0&dryRun=All"))) {
         log::debug!(target: "save", "{error}");
         return Ok(false);
     }
@@ -101,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_probe_is_asked_every_second_and_may_fail_for_as_long() {
-        let of = |probe: &str, value: Value| json!({"containers": [{"name": "beside"}, {probe: value}]});
+        let of = |probe: &str, value: Value| json!({"spec": {"containers": [{"name": "beside"}], "initContainers": [{probe: value}]}});
         let http = json!({"httpGet": {"port": 80}, "periodSeconds": 10, "failureThreshold": 3, "initialDelaySeconds": 5});
         let tcp = json!({"tcpSocket": {"port": 80}, "periodSeconds": 5, "failureThreshold": 60, "initialDelaySeconds": 5});
         let exec = json!({"exec": {"command": ["pg_isready"]}, "periodSeconds": 10});
@@ -114,27 +144,46 @@ mod tests {
             (READINESS, &fast, None),
             ("livenessProbe", &http, None),
         ] {
-            let mut spec = of(name, before.clone());
-            let is_changed = quicken_probes(&mut spec);
+            let mut pod = of(name, before.clone());
+            let is_changed = quicken_probes(&mut pod);
             let mut after = before.clone();
             if let Some((period, failures, delay)) = expected {
                 after["periodSeconds"] = json!(period);
                 after["failureThreshold"] = json!(failures);
                 after[DELAY] = json!(delay);
             }
-            assert_eq!((is_changed, spec), (expected.is_some(), of(name, after)), "{name} {before}");
+            assert_eq!((is_changed, pod), (expected.is_some(), of(name, after)), "{name} {before}");
         }
-        assert!(has_slow_probe(&of(READINESS, exec)) && has_slow_probe(&of("startupProbe", tcp)));
-        assert!(!has_slow_probe(&of(READINESS, fast)) && !has_slow_probe(&json!({"containers": [{"name": "a"}]})));
+        let is_slow = |probe: &str, value: &Value| has_slow_probe(&of(probe, value.clone())["spec"]);
+        assert!(is_slow(READINESS, &exec) && is_slow("startupProbe", &tcp));
+        assert!(!is_slow(READINESS, &fast) && !is_slow("livenessProbe", &http));
     }
 
     #[test]
-    fn pods_that_run_and_may_go_are_replaced() {
-        let pod = |metadata: Value, phase: &str| json!({"metadata": metadata, "status": {"phase": phase}});
-        assert!(is_replaceable(&pod(json!({"name": "a"}), "Running")));
-        assert!(!is_replaceable(&pod(json!({"name": "a"}), "Succeeded")));
-        assert!(!is_replaceable(&pod(json!({"finalizers": ["batch.kubernetes.io/job-tracking"]}), "Running")));
-        assert!(!is_replaceable(&pod(json!({"deletionTimestamp": "2026-11-30T16:00:00Z"}), "Running")));
-        assert!(!is_replaceable(&pod(json!({"annotations": {"kubernetes.io/config.mirror": "x"}}), "Running")));
+    fn the_dns_has_no_readiness_probe_since_each_start_asks_it() {
+        let container = |probes: Value| json!({"spec": {"containers": [probes]}, "metadata": {"namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}}});
+        let mut pod = container(json!({"readinessProbe": {"periodSeconds": 1}, "livenessProbe": {"periodSeconds": 10}}));
+        assert!(quicken_probes(&mut pod));
+        assert_eq!(pod, container(json!({"livenessProbe": {"periodSeconds": 10}})));
+    }
+
+    #[test]
+    fn pods_of_the_apis_own_controllers_are_replaced() {
+        let pod = |change: fn(&mut Value)| {
+            let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a", "controller": true});
+            let volumes = json!([{"name": "scratch", "emptyDir": {}}]);
+            let mut pod = json!({"metadata": {"name": "a", "ownerReferences": [owner]}, "spec": {"volumes": volumes}});
+            change(&mut pod);
+            is_replaceable(&pod)
+        };
+        assert!(pod(|_| {}));
+        assert!(!pod(|pod| pod["metadata"]["finalizers"] = json!(["batch.kubernetes.io/job-tracking"])));
+        assert!(!pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-11-30T16:00:00Z")));
+        assert!(!pod(|pod| pod["metadata"]["ownerReferences"] = json!(null)));
+        assert!(!pod(|pod| pod["metadata"]["ownerReferences"][0]["kind"] = json!("Cluster")));
+        assert!(!pod(|pod| pod["metadata"]["ownerReferences"][0]["controller"] = json!(false)));
+        assert!(!pod(|pod| pod["spec"]["readinessGates"] = json!([{"conditionType": "example.com/is-registered"}])));
+        assert!(!pod(|pod| pod["spec"]["resourceClaims"] = json!([{"name": "gpu"}])));
+        assert!(!pod(|pod| pod["spec"]["volumes"][0] = json!({"name": "scratch", "ephemeral": {}})));
     }
 }

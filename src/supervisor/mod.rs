@@ -124,7 +124,7 @@ mod tests {
                     assert!(cluster.shutdown.stopping() && !node.shutdown.stopping());
                     assert!(!node.readiness.state().kubelet);
                 }
-                stop::one(&node, &STEP);
+                stop::stop_one(&node, &STEP);
                 // Longer than the pause after which one that dies is started again.
                 thread::sleep(Duration::from_millis(500));
                 assert!(daemon.ends_within(Duration::ZERO), "round {round}: it was started again");

@@ -40,7 +40,7 @@ pub fn request(init: &Arc<Init>, signal: i32, order: &'static [Step]) {
 pub fn everything(init: &Init, order: &[Step]) -> u8 {
     let started = Instant::now();
     let status = init.readiness.end();
-    order.iter().for_each(|step| one(init, step));
+    order.iter().for_each(|step| stop_one(init, step));
     reaper::kill_all();
     if !init.daemons().is_empty() {
         log::info!(target: "stop", "stopped in {:.1} s", started.elapsed().as_secs_f64());
@@ -49,7 +49,7 @@ pub fn everything(init: &Init, order: &[Step]) -> u8 {
 }
 
 /// Stops one daemon for good.
-pub fn one(init: &Init, step: &Step) {
+pub fn stop_one(init: &Init, step: &Step) {
     let hurried = |limit| if init.shutdown.hurrying() { Duration::ZERO } else { limit };
     if let Some(before) = step.before {
         before();
