@@ -40,6 +40,9 @@ impl Queries {
         let send = || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_nonblocking(true)?;
+            // Before kube-proxy has made its rules, the query leaves the node, and in a pod of another cluster that one's DNS
+            // would answer, whose address is the same. The pods of ours are no hop away.
+            socket.set_ttl(1)?;
             socket.connect(self.server)?;
             socket.send(&query(id(), NAME)).map(|_| socket)
         };
