@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -11,6 +12,8 @@ const PORT: u16 = 53;
 /// Every cluster has this Service.
 const NAME: &str = "kubernetes.default.svc.cluster.local";
 const HEADER: usize = 12;
+/// kube-proxy's, in its mode `ipvs`, in which a Service is a hop.
+const IPVS_DEVICE: &str = "/sys/class/net/kube-ipvs0";
 /// The time between two queries: first, for as many as that, and then.
 const FIRST_INTERVAL: Duration = Duration::from_millis(50);
 const FIRST_QUERIES: u32 = 200;
@@ -22,14 +25,18 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// instead of waiting for one answer we keep sending new ones.
 pub struct Queries {
     server: SocketAddr,
+    /// They are no hop away. A query that no rule of kube-proxy's sends there yet leaves the node: in a pod of another cluster
+    /// that one's DNS, which has the same address, would answer it, unless it may make no hop.
+    pods_are_here: bool,
     sent: u32,
     /// With the time of its query.
     sockets: VecDeque<(Instant, UdpSocket)>,
 }
 
 impl Queries {
-    pub fn new(server: Ipv4Addr) -> Queries {
-        Queries { server: (server, PORT).into(), sent: 0, sockets: VecDeque::new() }
+    /// `pods_are_here`: whether they are on our own bridge.
+    pub fn new(server: Ipv4Addr, pods_are_here: bool) -> Queries {
+        Queries { server: (server, PORT).into(), pods_are_here, sent: 0, sockets: VecDeque::new() }
     }
 
     /// Sends another query, and gives up those that are too old.
@@ -40,9 +47,9 @@ impl Queries {
         let send = || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_nonblocking(true)?;
-            // Before kube-proxy has made its rules, the query leaves the node, and in a pod of another cluster that one's DNS
-            // would answer, whose address is the same. The pods of ours are no hop away.
-            socket.set_ttl(1)?;
+            if self.pods_are_here && !Path::new(IPVS_DEVICE).exists() {
+                socket.set_ttl(1)?;
+            }
             socket.connect(self.server)?;
             socket.send(&query(id(), NAME)).map(|_| socket)
         };
@@ -108,7 +115,7 @@ mod tests {
     }
 
     fn queries(server: &UdpSocket) -> Queries {
-        Queries { server: server.local_addr().unwrap(), sent: 0, sockets: VecDeque::new() }
+        Queries { server: server.local_addr().unwrap(), pods_are_here: true, sent: 0, sockets: VecDeque::new() }
     }
 
     #[test]
@@ -119,6 +126,7 @@ mod tests {
             queries.send();
             assert!(!queries.wait_for_answer(), "nobody has answered");
         }
+        assert!(queries.sockets.iter().all(|(_, socket)| socket.ttl().unwrap() == 1), "a query may leave the node");
         let mut message = [0; 512];
         // The first query is answered before the third is sent.
         let (length, asker) = server.recv_from(&mut message).unwrap();

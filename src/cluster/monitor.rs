@@ -23,7 +23,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
     if cluster.network.has_bridge && !cluster.network.enforces_policies {
         network_policies::start(init, api.clone())?;
     }
-    node::start(init, api.clone(), cluster.dns)?;
+    node::start(init, api.clone(), cluster)?;
     let alive = Alive::follow(&init.readiness, cluster)?;
     resync::start(init, api.clone(), alive.clone())?;
     let init = init.clone();

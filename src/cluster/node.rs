@@ -3,14 +3,13 @@
 //! Pods can be Ready before the node: kubelet reports the node at times of its own, and until then the scheduler places
 //! nothing on it. When the node no longer is, the control plane says of its pods that they are not.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::api::Api;
 use crate::cluster::dns::Queries;
-use crate::cluster::follow;
 use crate::cluster::objects::Node;
+use crate::cluster::{follow, Cluster};
 use crate::config::NODE_NAME;
 use crate::error::Result;
 use crate::readiness::{Pods, State};
@@ -22,11 +21,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// The milestone at which every baked pod is Ready for the first time.
 pub const PODS: &str = "pods";
 
-/// Asks until the answers are yes. A cluster without a `dns` Service counts as answered.
-pub fn start(init: &Arc<Init>, api: Arc<Api>, dns: Option<Ipv4Addr>) -> Result<()> {
-    let asking = init.clone();
+/// Asks until the answers are yes. A cluster without a Service for its DNS counts as answered.
+pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
+    let (asking, dns, has_bridge) = (init.clone(), cluster.dns, cluster.network.has_bridge);
     follow::start(init, "node", is_unknown, move || {
-        ask(&asking, &api, dns);
+        ask(&asking, &api, dns.map(|dns| Queries::new(dns, has_bridge)));
         Ok(())
     })
 }
@@ -35,13 +34,12 @@ fn is_unknown(state: &State) -> bool {
     state.pods == Pods::Ready && !(state.node && state.dns) && !state.ending
 }
 
-fn ask(init: &Init, api: &Api, dns: Option<Ipv4Addr>) {
+fn ask(init: &Init, api: &Api, mut queries: Option<Queries>) {
     if !init.readiness.has_reached(PODS) {
         log::info!(target: "cluster", "every baked pod is Ready");
         init.readiness.milestone(PODS);
     }
     let asked = init.readiness.state();
-    let mut queries = dns.map(Queries::new);
     loop {
         let state = init.readiness.state();
         if !is_unknown(&state) || state.outages != asked.outages {
