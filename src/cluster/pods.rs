@@ -34,9 +34,12 @@ pub enum Lag {
 /// The pods that readiness depends on, by `namespace/name`.
 pub type Known = BTreeMap<String, Seen>;
 
+/// kubelet's annotation of what it reports of a pod that it made from a file.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Whether kubelet made the pod from a file.
 pub fn is_static(pod: &Pod) -> bool {
-    pod.metadata.annotations.contains_key("kubernetes.io/config.mirror")
+    pod.metadata.annotations.contains_key(MIRROR)
 }
 
 /// The same for a pod in kubelet's own list.

@@ -10,6 +10,7 @@ use serde_json::{json, Value};
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::List;
+use crate::cluster::pods::MIRROR;
 use crate::error::Result;
 
 const READINESS: &str = "readinessProbe";
@@ -27,7 +28,7 @@ pub fn quicken(api: &Api) -> Result<()> {
     let mut late = vec![];
     for mut pod in api.get::<List<Value>>("/api/v1/pods")?.items {
         // One that has ended is never Ready, and kubelet's own are as the bake has made them.
-        if pod["status"]["phase"] != "Running" || !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null() {
+        if pod["status"]["phase"] != "Running" || !pod["metadata"]["annotations"][MIRROR].is_null() {
             continue;
         }
         let is_replaceable = is_replaceable(&pod);
