@@ -170,7 +170,7 @@ pub fn start_containerd(init: &Init, form: Form, pause_image: &str, iptables: &I
     let answers = containerd.wait_until_answers(2 * DAEMON_LIMIT);
     if !answers {
         // If it kept dying, the supervisor has already failed the boot with the end of its log; here it hangs.
-        init.fail(&Error::new("containerd does not answer").advise(format!("Its log is {LOG_DIR}/containerd.log in the container")));
+        init.fail(&containerd::error("containerd does not answer"));
     }
     Ok(answers)
 }

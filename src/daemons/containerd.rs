@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
+use crate::config::{CONTAINERD_SOCKET, DOCKER_SOCKET, LOG_DIR, NAMESPACE, REQUEST_LIMIT, RUN_DIR};
 use crate::daemons::containerd_config::{self, Form};
 use crate::daemons::{prepare, socket_answers_ok};
 use crate::error::{Error, Result};
@@ -17,6 +17,11 @@ use crate::supervisor::daemon::Spec;
 use crate::supervisor::reaper;
 
 pub const CONTAINERD: &str = "containerd";
+
+/// An error for what containerd does not do.
+pub fn error(message: impl Into<String>) -> Error {
+    Error::new(message).advise(format!("Its log is {LOG_DIR}/{CONTAINERD}.log in the container"))
+}
 
 /// Selects what the CRI plugin created, as opposed to what dockerd created in the same namespace.
 const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";

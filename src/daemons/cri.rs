@@ -2,24 +2,27 @@
 //! whoever removed them in another way would leave those names reserved.
 //! <https://kubernetes.io/docs/concepts/containers/cri/>
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crate::config::{CONTAINERD_SOCKET, POLL};
-use crate::daemons::grpc;
 use crate::daemons::protobuf::{field, fields, written};
+use crate::daemons::{containerd, grpc};
 use crate::error::{Error, Result};
 use crate::supervisor::reaper;
 
 const SERVICE: &str = "/runtime.v1.RuntimeService";
+/// containerd's own interface below that one: <https://pkg.go.dev/github.com/containerd/containerd/api/services/tasks/v1>.
+const DELETE_TASK: &str = "/containerd.services.tasks.v1.Tasks/Delete";
 /// For one pod: its network is taken down by programs, and its layers are unmounted.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
 
 // Field numbers of protobuf messages.
 /// In the responses of ListPodSandbox and ListContainers.
 const ITEM: u64 = 1;
-/// In a sandbox, and in the request of RemovePodSandbox.
+/// In a sandbox and a container, and in the requests of RemovePodSandbox and of a task's deletion.
 const ID: u64 = 1;
 const METADATA: u64 = 2;
 /// In a sandbox's metadata.
@@ -28,6 +31,8 @@ const NAMESPACE: u64 = 3;
 /// In the requests of ListPodSandbox and ListContainers, and in their filter.
 const FILTER: u64 = 1;
 const STATE: u64 = 2;
+/// In the filter of ListContainers.
+const SANDBOX: u64 = 3;
 
 /// A sandbox and the containers in it.
 #[derive(Debug, PartialEq)]
@@ -44,13 +49,16 @@ pub fn pods() -> Result<Vec<Pod>> {
 }
 
 fn read(list: &[u8]) -> Vec<Pod> {
-    let text = |message, number| std::str::from_utf8(field(message, number)?).ok();
     let pod = |sandbox| {
         let metadata = field(sandbox, METADATA)?;
         let name = format!("{}/{}", text(metadata, NAMESPACE)?, text(metadata, NAME)?);
         Some(Pod { id: text(sandbox, ID)?.to_string(), name })
     };
     fields(list).filter(|(number, _)| *number == ITEM).filter_map(|(_, sandbox)| pod(sandbox)).collect()
+}
+
+fn text(message: &[u8], number: u64) -> Option<&str> {
+    std::str::from_utf8(field(message, number)?).ok()
 }
 
 /// What `any` can look for: the method that lists it, and the state as a number.
@@ -82,24 +90,55 @@ pub fn remove(pods: &[Pod]) -> Result<()> {
     })
 }
 
-/// Removes one that may have gone.
-fn remove_one(id: &str) -> Result<()> {
-    ask_until_answered("RemovePodSandbox", &written(ID, id.as_bytes())).map(drop)
+/// Removes one that may have gone. When kubelet is killed while containerd starts a container for it, containerd can keep a task
+/// that it takes for running, and refuses from then on: <https://github.com/containerd/containerd/issues/11037>.
+fn remove_one(sandbox: &str) -> Result<()> {
+    ask_until("RemovePodSandbox", &written(ID, sandbox.as_bytes()), || delete_tasks(sandbox)).map(drop)
+}
+
+/// Deletes the tasks of a pod's containers, whose processes have been killed, as far as containerd can.
+fn delete_tasks(sandbox: &str) {
+    let Ok(Some(containers)) = ask("ListContainers", &in_sandbox(sandbox)) else { return };
+    for (_, container) in fields(&containers).filter(|(number, _)| *number == ITEM) {
+        let task = text(container, ID).map(|id| written(ID, id.as_bytes())).unwrap_or_default();
+        match grpc::ask(DELETE_TASK, &task, REMOVAL_LIMIT) {
+            Ok(Some(_)) => log::info!(target: "containerd", "deleted the task of a killed container, which it still took for running"),
+            Ok(None) => {}
+            Err(error) => log::debug!(target: "containerd", "{DELETE_TASK}: {error}"),
+        }
+    }
+}
+
+/// A request to list a pod's containers.
+fn in_sandbox(sandbox: &str) -> Vec<u8> {
+    written(FILTER, &written(SANDBOX, sandbox.as_bytes()))
+}
+
+fn ask(method: &str, request: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    grpc::ask(&format!("{SERVICE}/{method}"), request, REMOVAL_LIMIT)
+}
+
+fn ask_until_answered(method: &str, request: &[u8]) -> Result<Vec<u8>> {
+    ask_until(method, request, || {})
 }
 
 /// Asks again after a refusal, since what uses a pod may have been killed only a moment ago, and after an error, since
 /// containerd may be coming back.
-fn ask_until_answered(method: &str, request: &[u8]) -> Result<Vec<u8>> {
+fn ask_until(method: &str, request: &[u8], after_refusal: impl Fn()) -> Result<Vec<u8>> {
     let mut last = None;
-    let answer = reaper::poll(POLL, REMOVAL_LIMIT, || match grpc::ask(&format!("{SERVICE}/{method}"), request, REMOVAL_LIMIT) {
+    let answer = reaper::poll(POLL, REMOVAL_LIMIT, || match ask(method, request) {
+        Ok(None) => {
+            after_refusal();
+            None
+        }
         Ok(answer) => answer,
         Err(cause) => {
             last = Some(cause);
             None
         }
     });
-    let why = || last.map_or("it refuses, and its log says why".to_string(), |cause| cause.to_string());
-    answer.ok_or_else(|| Error::new(format!("containerd on {CONTAINERD_SOCKET} does not answer {method}: {}", why())))
+    let silent = |cause| format!("containerd on {CONTAINERD_SOCKET} does not answer {method}: {cause}");
+    answer.ok_or_else(|| containerd::error(last.map_or_else(|| format!("containerd refuses {method}"), silent)))
 }
 
 #[cfg(test)]

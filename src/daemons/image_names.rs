@@ -17,11 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::LOG_DIR;
+use crate::daemons::containerd;
 use crate::daemons::image_records::{self, Changes, Record};
 use crate::daemons::local_registry::Given;
 use crate::daemons::made_here::{self, Name};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::node::pull_hosts;
 use crate::node::state_dir::StateDir;
 use crate::readiness::{Reset, Wish};
@@ -168,8 +168,7 @@ fn settle(baked: &[Record], given: &Given, seen: &mut Seen) -> Result<Vec<Record
         if image_records::create(record)? {
             seen.restored += 1;
         } else if !image_records::list()?.iter().any(|there| there.name == record.name) {
-            return Err(Error::new(format!("containerd does not give the baked image {} its name back", record.name))
-                .advise(format!("Its log is {LOG_DIR}/containerd.log in the container")));
+            return Err(containerd::error(format!("containerd does not give the baked image {} its name back", record.name)));
         }
     }
     for (name, is_last) in &plan.delete {

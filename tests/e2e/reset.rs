@@ -275,6 +275,27 @@ fn scripts_run_again_and_one_that_fails_fails_that_reset_alone() {
     assert_eq!(cluster.container.inspect("{{.State.ExitCode}}"), "0");
 }
 
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_task_of_which_the_cri_plugin_knows_nothing_does_not_fail_a_reset() {
+    let cluster = Cluster::ready(&[]);
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: half}, spec: {restartPolicy: Never, containers: [
+      {name: ended, image: BUSYBOX, command: ['true']}, {name: runs, image: BUSYBOX, command: [sleep, '3600']}]}}";
+    cluster.create_object(&pod.replace("BUSYBOX", BUSYBOX));
+    let ended = "jsonpath={.status.containerStatuses[0].state.terminated.reason}=Completed";
+    cluster.kubectl(&["wait", &format!("--for={ended}"), "pod/half", "--timeout=60s"]).ok();
+    // What containerd keeps when kubelet is killed while it starts a container: https://github.com/containerd/containerd/issues/11037.
+    let container = cluster.field("pod/half", "{.status.containerStatuses[0].containerID}").replace("containerd://", "");
+    let ctr = |arguments: &[&str]| {
+        let fixed = ["ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io", "tasks"];
+        cluster.container.exec(&[&fixed[..], arguments].concat()).ok()
+    };
+    ctr(&["start", "--detach", "--null-io", &container]);
+    cluster.reset();
+    wait_for("the task to be gone", LIMIT, || (!ctr(&["ls", "--quiet"]).contains(&container)).then_some(()));
+    assert!(cluster.container.logs().contains("deleted the task of a killed container"), "the reset did not meet what this is about");
+}
+
 /// What a reset could leave behind, counted.
 const COUNTED: &str = include_str!("../stress/leftovers.sh");
 
