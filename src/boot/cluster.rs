@@ -181,6 +181,10 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     cni::forget_addresses()?;
     network::forget_connections_of_pods(&cluster.network)?;
     init.readiness.update(|state| state.reset = Reset::Removing);
+    // Until kubelet answers, both would only wait for the CPU; from then on kubelet waits most of the time.
+    if !init.readiness.wait_until(|state| state.kubelet || state.failure.is_some()) {
+        return Ok(());
+    }
     cri::remove(&others)?;
     init.readiness.update(|state| state.reset = Reset::No);
     log::info!(target: "reset", "{} pods removed in {:.1} s", first.len() + others.len(), began.elapsed().as_secs_f64());
