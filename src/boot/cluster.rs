@@ -57,7 +57,7 @@ impl Node {
         let kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
         let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
         certificates::follow(ours, cluster.static_ip, certificate)?;
-        restore.bring_up(kubelet, api.clone(), start_docker)?;
+        restore.start_daemons(kubelet, api.clone(), start_docker)?;
         if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, &cluster.network) {
             log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
         }
@@ -91,7 +91,7 @@ impl Node {
                     }
                 }
                 // Only a consequence of the stop.
-                Err(error) if self.init.shutdown.stopping() => log::debug!(target: wish.name(), "{error}"),
+                Err(error) if self.init.readiness.is_over() => log::debug!(target: wish.name(), "{error}"),
                 Err(error) => ours.fail(&error),
             }
         }
@@ -135,7 +135,7 @@ impl Node {
         let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
         let (of_removal, cluster) = (ours.clone(), self.cluster.clone());
         threads::start("removal", move || match remove_pods(&of_removal, &cluster) {
-            Err(error) if !of_removal.shutdown.stopping() => of_removal.fail(&error),
+            Err(error) if !of_removal.readiness.is_over() => of_removal.fail(&error),
             Ok(()) | Err(_) => {}
         })?;
         directories::renew_pods()?;
@@ -165,7 +165,7 @@ fn kill_pods() -> Result<()> {
 fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
     let have_ended = end_sandboxes(init)?;
-    if init.shutdown.stopping() {
+    if init.readiness.is_over() {
         return Ok(());
     }
     if !have_ended {
@@ -175,7 +175,7 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let others_may_stay = have_ended && cluster.network.has_bridge && !cni::has_foreign_allocations();
     let (first, others): (Vec<_>, Vec<_>) = cri::pods()?.into_iter().partition(|pod| !others_may_stay || cluster.has_baked(&pod.name));
     cri::remove(&first)?;
-    if init.shutdown.stopping() {
+    if init.readiness.is_over() {
         return Ok(());
     }
     cni::forget_addresses()?;
@@ -197,7 +197,7 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
 fn end_sandboxes(init: &Init) -> Result<bool> {
     let none = |of| reaper::poll(KILL_POLL, KILL_LIMIT, || cri::any(of).map(|any| (!any).then_some(())).transpose()).transpose();
     // In this order: a container that is created may run a moment later.
-    if cri::any(cri::CREATED_CONTAINERS)? || none(cri::RUNNING_CONTAINERS)?.is_none() || init.shutdown.stopping() {
+    if cri::any(cri::CREATED_CONTAINERS)? || none(cri::RUNNING_CONTAINERS)?.is_none() || init.readiness.is_over() {
         return Ok(false);
     }
     reaper::signal_all(&cgroup::processes_of_pods(), Signal::SIGKILL);

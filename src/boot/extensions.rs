@@ -43,7 +43,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, is_reset: bool)
     let body = move || match work.run(&init, &api, &cluster, is_reset) {
         Ok(true) => init.readiness.update(|state| state.extensions = Extensions::Done),
         Ok(false) => {}
-        Err(_) if init.shutdown.stopping() => {}
+        Err(_) if init.readiness.is_over() => {}
         Err(error) => init.fail(&error),
     };
     threads::start("extensions", body)
@@ -84,7 +84,7 @@ impl Work {
         init.readiness.milestone(CLUSTER_UP);
         let end = Instant::now() + EXTENSIONS_LIMIT;
         let left = || end.saturating_duration_since(Instant::now());
-        let is_over = || init.shutdown.stopping();
+        let is_over = || init.readiness.is_over();
         if !self.manifests.is_empty() {
             let started = Instant::now();
             log::info!(target: "manifests", "the cluster is up: applying {} from {MANIFESTS_DIR}", with_plural(self.manifests.len(), "file"));
@@ -128,7 +128,7 @@ fn apply(path: &Path, limit: Duration) -> Result<()> {
 fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duration) -> Result<()> {
     let mut waiting = vec![];
     let ready = reaper::poll(WAIT_POLL, limit, || {
-        if init.shutdown.stopping() {
+        if init.readiness.is_over() {
             return Some(false);
         }
         let now = wait::unready(api, &cluster.containers).unwrap_or_else(|error| vec![error.to_string()]);

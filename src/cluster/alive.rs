@@ -96,11 +96,11 @@ impl Alive {
         if !watched.apply(&self.cluster, change) {
             return;
         }
-        if watched.lacks_a_container() && watched.waiting(&self.cluster, &mut self.readiness.state().restored).is_empty() {
+        if watched.lacks_a_container() && watched.waiting(&self.cluster, &mut self.readiness.state().restored_pods).is_empty() {
             self.find(&mut watched, running());
         }
         self.readiness.update(|state| {
-            let waiting = watched.waiting(&self.cluster, &mut state.restored);
+            let waiting = watched.waiting(&self.cluster, &mut state.restored_pods);
             state.pods = if waiting.is_empty() { Pods::Ready } else { Pods::Waiting(waiting) };
         });
     }
@@ -117,7 +117,7 @@ impl Alive {
             true
         });
         self.readiness.update(|state| {
-            let waiting = watched.waiting(&self.cluster, &mut state.restored);
+            let waiting = watched.waiting(&self.cluster, &mut state.restored_pods);
             if state.pods == Pods::Ready && !waiting.is_empty() {
                 state.pods = Pods::Waiting(waiting);
             }
@@ -356,9 +356,9 @@ mod tests {
     fn a_restored_program_that_ends_while_containers_are_searched_for_is_not_ready() {
         let other = "kube-system/kube-scheduler-kind";
         let alive = alive("restored", &[POD, other]);
-        alive.readiness.update(|state| state.restored = [other.to_string()].into());
+        alive.readiness.update(|state| state.restored_pods = [other.to_string()].into());
         let ends = || {
-            alive.readiness.update(|state| state.restored.clear());
+            alive.readiness.update(|state| state.restored_pods.clear());
             BTreeMap::new()
         };
         assert!(!alive.is_ready(ready(&["a"]), ends));

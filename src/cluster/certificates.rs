@@ -90,18 +90,18 @@ pub fn follow(init: &Arc<Init>, static_ip: Ipv4Addr, certificate: &Arc<ApiCertif
             let shows = || {
                 let shown = handshake::shows(static_ip, &Path::new(CREDENTIALS_DIR).join(CA_CERT), &files.path(CERTIFICATE))?;
                 // Whatever the API server of an earlier cluster has shown does not count.
-                Ok(shown && !init.shutdown.stopping())
+                Ok(shown && !init.readiness.is_over())
             };
             let pause = |time| {
-                init.shutdown.pause(time);
-                !init.shutdown.stopping()
+                init.readiness.pause(time);
+                !init.readiness.is_over()
             };
             let served = own_names().and_then(|own| ours.serve_all(own, sign, shows, pause));
             if let Some(error) = served.as_ref().err().map(Error::to_string).filter(|error| *error != reported) {
                 log::warn!(target: "cluster", "the API server's certificate gets no further names: {error}");
                 reported = error;
             }
-            init.shutdown.pause(if served.is_ok_and(|served| served) { PAUSE } else { LOOK_LIMIT });
+            init.readiness.pause(if served.is_ok_and(|served| served) { PAUSE } else { LOOK_LIMIT });
             ours.wait_until_asked(own_cluster);
         }
     })

@@ -21,9 +21,9 @@ pub fn start(
 ) -> Result<()> {
     let init = init.clone();
     threads::start(name, move || {
-        while !init.shutdown.stopping() && init.readiness.wait_until(when) {
+        while !init.readiness.is_over() && init.readiness.wait_until(when) {
             until_done(&init, when, &mut follow);
-            init.shutdown.pause(FIRST_PAUSE);
+            init.readiness.pause(FIRST_PAUSE);
         }
     })
 }
@@ -31,10 +31,10 @@ pub fn start(
 /// Tries until it succeeds, or the state is no longer right for it.
 pub fn until_done(init: &Init, when: fn(&State) -> bool, mut attempt: impl FnMut() -> Result<()>) {
     let mut pause = FIRST_PAUSE;
-    while !init.shutdown.stopping() && when(&init.readiness.state()) {
+    while !init.readiness.is_over() && when(&init.readiness.state()) {
         let Err(error) = attempt() else { return };
         log::debug!(target: "cluster", "{error}");
-        init.shutdown.pause(pause);
+        init.readiness.pause(pause);
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }

@@ -32,10 +32,10 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
 
 fn follow(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
     let mut served = false;
-    while !init.shutdown.stopping() {
+    while !init.readiness.is_over() {
         if !api.is_ready() {
             init.readiness.update(|state| state.api_server = false);
-            init.shutdown.pause(POLL);
+            init.readiness.pause(POLL);
             continue;
         }
         init.readiness.update(|state| state.api_server = true);
@@ -53,7 +53,7 @@ fn follow(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
         if let Err(error) = followed {
             log::debug!(target: "cluster", "{error}");
             init.readiness.update(|state| state.api_server = false);
-            init.shutdown.pause(POLL);
+            init.readiness.pause(POLL);
         }
     }
     Ok(())

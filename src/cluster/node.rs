@@ -55,7 +55,7 @@ fn ask(init: &Init, api: &Api, mut queries: Option<Queries>) {
         }
         init.readiness.update(|state| confirm(state, &asked, node, dns));
         if dns && !node {
-            init.shutdown.pause(POLL);
+            init.readiness.pause(POLL);
         }
     }
 }

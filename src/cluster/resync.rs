@@ -54,7 +54,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, alive: Arc<Alive>) -> Result<()> {
                     annotate(&api, &pod, &json!(asked.times().to_string()));
                 }
             }
-            init.shutdown.pause(INTERVAL);
+            init.readiness.pause(INTERVAL);
         }
         if init.readiness.wait_until(|state| state.kubernetes_ready()) {
             let annotated = asked.iter().filter(|(_, asked)| asked.times() > 0);

@@ -42,7 +42,7 @@ fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Resul
     let began = Instant::now();
     loop {
         // A failure was logged when it happened.
-        if init.shutdown.stopping() || init.readiness.state().failure.is_some() {
+        if init.readiness.is_over() || init.readiness.state().failure.is_some() {
             return Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping"));
         }
         let unready = unready()?;
@@ -52,7 +52,7 @@ fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Resul
         if began.elapsed() >= CLUSTER_LIMIT {
             return Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), unready.join(", "))));
         }
-        init.shutdown.pause(POLL);
+        init.readiness.pause(POLL);
     }
 }
 

@@ -56,19 +56,19 @@ pub fn keep(init: &Arc<Init>, baked: Vec<Record>, given: Arc<Given>) -> Result<(
     let init = init.clone();
     let body = move || {
         let mut failures = 0;
-        while !init.shutdown.stopping() {
+        while !init.readiness.is_over() {
             match follow(&baked, &given) {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
                     // Only once, and not while containerd is merely being restarted.
-                    let ends = init.shutdown.stopping() || init.readiness.state().reset == Reset::Requested(Wish::SaveAndStop);
+                    let ends = init.readiness.is_over() || init.readiness.state().reset == Reset::Requested(Wish::SaveAndStop);
                     if failures == TOLD && !ends {
                         log::warn!(target: "images", "images may lack a name, have one too many, or not be found by pods that pull at each start: {error}");
                     }
                 }
             }
-            init.shutdown.pause(RETRY);
+            init.readiness.pause(RETRY);
         }
     };
     threads::start("images", body)

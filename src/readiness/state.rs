@@ -39,7 +39,7 @@ pub struct State {
     /// For users: how it came up, and why it was not restored.
     pub control_plane_note: Option<String>,
     /// The static pods, as `namespace/name`, whose programs run restored and whose containers are not there yet.
-    pub restored: BTreeSet<String>,
+    pub restored_pods: BTreeSet<String>,
     /// Whether the API server calls the node Ready, without which no new pod is scheduled.
     pub node: bool,
     pub dns: bool,
@@ -236,7 +236,7 @@ impl State {
 
     /// A restored program has ended: its pod counted as Ready because it ran.
     pub fn program_ended(&mut self, pod: &str) {
-        if self.restored.remove(pod) && self.pods == Pods::Ready {
+        if self.restored_pods.remove(pod) && self.pods == Pods::Ready {
             self.pods = Pods::Waiting(vec![format!("{pod}: its program has ended")]);
         }
     }
@@ -283,7 +283,7 @@ pub mod tests {
             api_server: true,
             pods: Pods::Ready,
             control_plane: ControlPlane::Cold,
-            restored: BTreeSet::new(),
+            restored_pods: BTreeSet::new(),
             node: true,
             dns: true,
             services: true,
@@ -377,9 +377,9 @@ pub mod tests {
             // Its container has been seen: it is as every other pod.
             ("b", Pods::Ready, Pods::Ready),
         ] {
-            let mut state = State { restored: restored(), pods: before, ..ready() };
+            let mut state = State { restored_pods: restored(), pods: before, ..ready() };
             state.program_ended(pod);
-            assert_eq!((state.pods, state.restored.contains("a")), (after, pod != "a"), "{pod}");
+            assert_eq!((state.pods, state.restored_pods.contains("a")), (after, pod != "a"), "{pod}");
         }
     }
 

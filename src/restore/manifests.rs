@@ -48,8 +48,8 @@ pub fn show_when_needed(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
         init.readiness.wait_until(|state| !state.reset.holds_kubelet());
         let limit = if is_restored { LATEST } else { CLUSTER_LIMIT };
         let is_needed = || if is_restored { init.readiness.state().cluster_up() } else { api.readiness().is_some() };
-        reaper::poll(POLL, limit, || (init.shutdown.stopping() || is_needed()).then_some(()));
-        if !init.shutdown.stopping() {
+        reaper::poll(POLL, limit, || (init.readiness.is_over() || is_needed()).then_some(()));
+        if !init.readiness.is_over() {
             show().unwrap_or_else(|error| init.fail(&error));
         }
     })

@@ -12,7 +12,7 @@ use crate::supervisor::daemon::{Daemon, FirstStart, Spec};
 
 impl Restore {
     /// Starts kubelet, and Docker by calling `start_docker`.
-    pub fn bring_up(&self, kubelet: Spec, api: Arc<Api>, start_docker: impl FnOnce() -> Result<Arc<Daemon>>) -> Result<()> {
+    pub fn start_daemons(&self, kubelet: Spec, api: Arc<Api>, start_docker: impl FnOnce() -> Result<Arc<Daemon>>) -> Result<()> {
         let init = &self.init;
         let control_plane = || init.readiness.state().control_plane;
         init.readiness.wait_until(|state| state.control_plane != ControlPlane::Undecided);

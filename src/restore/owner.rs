@@ -113,7 +113,7 @@ pub fn start(init: &Arc<Init>, stand_ins: &UnixListener, saved: &Saved, processe
     let own = |(program, process): (&Program, Process)| Owned { program: program.clone(), process, runs: true, stand_in: None };
     let owned = saved.programs.iter().zip(processes).map(own).collect();
     let mut owner = Owner { init: init.clone(), owned, etcd_ends: None };
-    init.readiness.update(|state| state.restored = saved.programs.iter().map(|program| pod_of(&program.name)).collect());
+    init.readiness.update(|state| state.restored_pods = saved.programs.iter().map(|program| pod_of(&program.name)).collect());
     threads::start("restored", move || owner.run(&listener))
 }
 
@@ -141,7 +141,7 @@ impl Owner {
             }
         }
         // Whoever asks from now on finds no socket, and becomes the program. Another cluster has one of its own there.
-        if !self.init.shutdown.stopping() {
+        if !self.init.readiness.is_over() {
             let _ = std::fs::remove_file(socket());
         }
     }
@@ -180,7 +180,7 @@ impl Owner {
         let Some(index) = self.owned.iter().position(|owned| owned.program.name == name) else {
             return send(&reader, &Answer::Plain);
         };
-        let is_over = self.init.shutdown.stopping();
+        let is_over = self.init.readiness.is_over();
         let owned = &mut self.owned[index];
         if owned.runs && owned.stand_in.is_none() && owned.program.start.argv == argv && !is_over {
             send(&reader, &Answer::Restored { log_from: owned.program.logged });
@@ -200,7 +200,7 @@ impl Owner {
         let owned = &mut self.owned[index];
         while let Some(stand_in) = &mut owned.stand_in {
             match receive(stand_in) {
-                Some(Request::Signal(_)) if owned.program.name == ETCD && self.init.shutdown.stopping() => {
+                Some(Request::Signal(_)) if owned.program.name == ETCD && self.init.readiness.is_over() => {
                     self.etcd_ends.get_or_insert(etcd_ends);
                 }
                 Some(Request::Signal(signal)) => owned.process.signal(signal),
@@ -240,7 +240,7 @@ impl Owner {
         }
         let pod = pod_of(&owned.program.name);
         self.init.readiness.update(|state| state.program_ended(&pod));
-        if !self.init.shutdown.stopping() {
+        if !self.init.readiness.is_over() {
             log::warn!(target: "restore", "{} has ended with status {status}; its container runs the program itself from now on", owned.program.name);
         }
         if self.etcd_ends.is_some() && !self.others_run() {
@@ -363,11 +363,11 @@ mod tests {
     #[test]
     fn a_stand_in_and_its_program_end_together() {
         let owner = Test::start("together", &[API_SERVER, CONTROLLERS[0], CONTROLLERS[1]]);
-        owner.init.readiness.update(|state| state.restored = [pod_of(API_SERVER)].into());
+        owner.init.readiness.update(|state| state.restored_pods = [pod_of(API_SERVER)].into());
         let (mut first, _) = owner.claim(API_SERVER, API_SERVER);
         owner.programs[0].handle().signal(Signal::SIGKILL);
         assert_eq!(receive(&mut first), Some(ENDED));
-        assert!(owner.init.readiness.wait_until(|state| state.restored.is_empty()));
+        assert!(owner.init.readiness.wait_until(|state| state.restored_pods.is_empty()));
         assert_eq!(owner.claim(API_SERVER, API_SERVER).1, Answer::Plain, "its container is started again");
         drop(owner.claim(CONTROLLERS[0], CONTROLLERS[0]).0);
         owner.wait_for_end(1);

@@ -149,13 +149,13 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     if yielding == Yielding::Later {
         reaper::poll(POLL, priority::YIELD_LIMIT, || docker_has_started(init).then_some(()));
-        if init.shutdown.stopping() {
+        if init.readiness.is_over() {
             return Err(Error::new("the container stops"));
         }
     }
     let began = Instant::now();
     let mut end = began + LIMIT;
-    let root = saved.put_files().and_then(|()| bring_back(init, &saved, yielding, &mut end));
+    let root = saved.put_files().and_then(|()| run_criu(init, &saved, yielding, &mut end));
     // From here on whoever has connected is the restored server's client.
     drop(held);
     let look_after = |processes| owner::start(init, &stand_ins, &saved, processes);
@@ -175,11 +175,11 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
 
 /// Whether nobody has to yield to Docker any more: it answers, or the container stops.
 fn docker_has_started(init: &Init) -> bool {
-    init.readiness.has_reached(DOCKERD) || init.shutdown.stopping()
+    init.readiness.has_reached(DOCKERD) || init.readiness.is_over()
 }
 
 /// Runs CRIU. Returns the process id of the programs' parent.
-fn bring_back(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -> Result<i32> {
+fn run_criu(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -> Result<i32> {
     let work = Path::new(RESTORED_DIR);
     let child = reaper::spawn(
         criu::restore(&saved::images_in(&saved.restore), work).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()),
@@ -220,7 +220,7 @@ fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> 
     let processes = tree::find(root, saved)?;
     let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
-    reaper::poll(POLL, left, || (init.shutdown.stopping() || is_ready()).then_some(()))
+    reaper::poll(POLL, left, || (init.readiness.is_over() || is_ready()).then_some(()))
         .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
     Ok(processes)
 }

@@ -16,27 +16,25 @@ use crate::readiness::{Failure, Readiness};
 use crate::supervisor::daemon::{Daemon, Spec};
 use crate::supervisor::shutdown::Shutdown;
 
-/// What the threads share: the settings, the state, whether the init is stopping, and the daemons. A cluster's threads have
+/// What the threads share: the settings, the state, the requests to stop, and the daemons. A cluster's threads have
 /// one of their own (`begin_cluster`).
 pub struct Init {
     pub config: Arc<Config>,
     pub readiness: Arc<Readiness>,
-    pub shutdown: Shutdown,
+    pub shutdown: Arc<Shutdown>,
     daemons: Arc<Mutex<Vec<Arc<Daemon>>>>,
 }
 
 impl Init {
     pub fn new(config: Config) -> Init {
         let readiness = Arc::new(Readiness::new(config.path(STATE_DIR)));
-        let shutdown = Shutdown { readiness: readiness.clone(), requests: Arc::default() };
-        Init { config: Arc::new(config), readiness, shutdown, daemons: Arc::default() }
+        Init { config: Arc::new(config), readiness, shutdown: Arc::default(), daemons: Arc::default() }
     }
 
     /// Begins a cluster, which ends an earlier one: to whoever has that one's `Init`, it is as if the init stopped.
     pub fn begin_cluster(&self) -> Arc<Init> {
         let readiness = Arc::new(self.readiness.begin_cluster());
-        let shutdown = Shutdown { readiness: readiness.clone(), requests: self.shutdown.requests.clone() };
-        Arc::new(Init { config: self.config.clone(), readiness, shutdown, daemons: self.daemons.clone() })
+        Arc::new(Init { config: self.config.clone(), readiness, shutdown: self.shutdown.clone(), daemons: self.daemons.clone() })
     }
 
     pub fn end_cluster(&self) {
@@ -121,7 +119,7 @@ mod tests {
                 assert!(daemon.wait_until_answers(LIMIT) && cluster.readiness.wait_until(|state| state.kubelet), "round {round}");
                 if round == 0 {
                     node.end_cluster();
-                    assert!(cluster.shutdown.stopping() && !node.shutdown.stopping());
+                    assert!(cluster.readiness.is_over() && !node.readiness.is_over());
                     assert!(!node.readiness.state().kubelet);
                 }
                 stop::stop_one(&node, &STEP);

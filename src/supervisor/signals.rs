@@ -89,7 +89,7 @@ pub fn serve(mut signals: Signals, init: &Arc<Init>, plan: &Plan) {
         match node_action(signal) {
             Action::Reap => {
                 // A stop ends everything in its own order.
-                if reaper::drain() && !init.shutdown.stopping() {
+                if reaper::drain() && !init.readiness.is_over() {
                     (plan.orphan_ended)();
                 }
             }
