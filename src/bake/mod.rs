@@ -166,7 +166,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     step("images settled", || {
         // CRI's names are the only ones left on images that hooks have since rebuilt.
         image_names::tidy(&given)?;
-        // So that nobody is warned that Docker is gone.
+        // From here on nothing is started again, and nobody is warned that Docker is gone.
         init.readiness.end();
         stop_daemon(init, DOCKERD);
         end::settle_images(&state)

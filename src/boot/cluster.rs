@@ -161,7 +161,8 @@ fn kill_pods() -> Result<()> {
     ended.ok_or_else(|| Error::new(format!("processes of pods do not end, though they were killed: {left:?}")))
 }
 
-/// Removes the pods of the earlier cluster from containerd. kubelet waits for those that it would take for the new cluster's.
+/// Removes the pods of the earlier cluster from containerd: before kubelet looks, those that it would take for the new
+/// cluster's; the others when it answers.
 fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
     let have_ended = end_sandboxes(init)?;
@@ -180,15 +181,23 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
     }
     cni::forget_addresses()?;
     network::forget_connections_of_pods(&cluster.network)?;
-    init.readiness.update(|state| state.reset = Reset::Removing);
-    // Until kubelet answers, both would only wait for the CPU; from then on kubelet waits most of the time.
-    if !init.readiness.wait_until(|state| state.kubelet || state.failure.is_some()) {
-        return Ok(());
+    log_removal(&first, began);
+    if !others.is_empty() {
+        init.readiness.update(|state| state.reset = Reset::Removing);
+        // kubelet's start needs the CPU, and for most of the time after it kubelet only waits. After a failure it may never answer.
+        if !init.readiness.wait_until(|state| state.kubelet || state.failure.is_some()) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        cri::remove(&others)?;
+        log_removal(&others, began);
     }
-    cri::remove(&others)?;
     init.readiness.update(|state| state.reset = Reset::No);
-    log::info!(target: "reset", "{} pods removed in {:.1} s", first.len() + others.len(), began.elapsed().as_secs_f64());
     Ok(())
+}
+
+fn log_removal(pods: &[cri::Pod], began: Instant) {
+    log::info!(target: "reset", "{} pods removed in {:.1} s", pods.len(), began.elapsed().as_secs_f64());
 }
 
 /// Kills the processes of the pods' sandboxes, so that no container has a cgroup any more: kubelet, when it starts, takes one that

@@ -18,7 +18,7 @@ use crate::supervisor::reaper;
 
 pub const CONTAINERD: &str = "containerd";
 
-/// An error for what containerd does not do.
+/// An error about containerd, which names its log.
 pub fn error(message: impl Into<String>) -> Error {
     Error::new(message).advise(format!("Its log is {LOG_DIR}/{CONTAINERD}.log in the container"))
 }

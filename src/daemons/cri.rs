@@ -49,16 +49,13 @@ pub fn pods() -> Result<Vec<Pod>> {
 }
 
 fn read(list: &[u8]) -> Vec<Pod> {
+    let text = |message, number| std::str::from_utf8(field(message, number)?).ok();
     let pod = |sandbox| {
         let metadata = field(sandbox, METADATA)?;
         let name = format!("{}/{}", text(metadata, NAMESPACE)?, text(metadata, NAME)?);
         Some(Pod { id: text(sandbox, ID)?.to_string(), name })
     };
     fields(list).filter(|(number, _)| *number == ITEM).filter_map(|(_, sandbox)| pod(sandbox)).collect()
-}
-
-fn text(message: &[u8], number: u64) -> Option<&str> {
-    std::str::from_utf8(field(message, number)?).ok()
 }
 
 /// What `any` can look for: the method that lists it, and the state as a number.
@@ -91,7 +88,7 @@ pub fn remove(pods: &[Pod]) -> Result<()> {
 }
 
 /// Removes one that may have gone. When kubelet is killed while containerd starts a container for it, containerd can keep a task
-/// that it takes for running, and refuses from then on: <https://github.com/containerd/containerd/issues/11037>.
+/// that it takes for running, and then refuses to remove the pod: <https://github.com/containerd/containerd/issues/11037>.
 fn remove_one(sandbox: &str) -> Result<()> {
     ask_until("RemovePodSandbox", &written(ID, sandbox.as_bytes()), || delete_tasks(sandbox)).map(drop)
 }
@@ -99,10 +96,12 @@ fn remove_one(sandbox: &str) -> Result<()> {
 /// Deletes the tasks of a pod's containers, whose processes have been killed, as far as containerd can.
 fn delete_tasks(sandbox: &str) {
     let Ok(Some(containers)) = ask("ListContainers", &in_sandbox(sandbox)) else { return };
-    for (_, container) in fields(&containers).filter(|(number, _)| *number == ITEM) {
-        let task = text(container, ID).map(|id| written(ID, id.as_bytes())).unwrap_or_default();
-        match grpc::ask(DELETE_TASK, &task, REMOVAL_LIMIT) {
-            Ok(Some(_)) => log::info!(target: "containerd", "deleted the task of a killed container, which it still took for running"),
+    let ids = fields(&containers).filter(|(number, _)| *number == ITEM).filter_map(|(_, container)| field(container, ID));
+    for id in ids {
+        match grpc::ask(DELETE_TASK, &written(ID, id), REMOVAL_LIMIT) {
+            Ok(Some(_)) => {
+                log::info!(target: "containerd", "deleted the task of a killed container that containerd still took for running")
+            }
             Ok(None) => {}
             Err(error) => log::debug!(target: "containerd", "{DELETE_TASK}: {error}"),
         }
@@ -128,6 +127,7 @@ fn ask_until(method: &str, request: &[u8], after_refusal: impl Fn()) -> Result<V
     let mut last = None;
     let answer = reaper::poll(POLL, REMOVAL_LIMIT, || match ask(method, request) {
         Ok(None) => {
+            last = None;
             after_refusal();
             None
         }
@@ -156,8 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn a_request_by_state_is_a_filter_in_a_filter() {
+    fn a_request_by_state_or_pod_is_a_filter_in_a_filter() {
         // `{filter: {state: {state: CONTAINER_RUNNING}}}`
         assert_eq!(in_state(1), [0x0a, 4, 0x12, 2, 0x08, 1]);
+        // `{filter: {pod_sandbox_id: "4f"}}`
+        assert_eq!(in_sandbox("4f"), [0x0a, 4, 0x1a, 2, b'4', b'f']);
     }
 }

@@ -14,6 +14,7 @@ pub struct Failure {
 /// file of any length.
 const MOST_OF_REASON: usize = 16 * 1024;
 const MOST_WAITING: usize = 100;
+const BEFORE_RESET: &str = "the cluster before the reset: still being removed";
 
 impl Failure {
     /// A status of 0 becomes 1, since it would hide the failure.
@@ -87,7 +88,7 @@ pub enum Reset {
     Requested(Wish),
     /// Its pods are being ended. kubelet waits.
     Ending,
-    /// What is left of them is being removed.
+    /// What is left of them is removed once kubelet answers.
     Removing,
 }
 
@@ -198,9 +199,9 @@ impl State {
         match self.reset {
             Reset::No => {}
             Reset::Requested(wish) if wish.saves() => waiting.insert(0, "the cluster: being saved".into()),
-            Reset::Requested(_) | Reset::Ending | Reset::Removing => {
-                waiting.insert(0, "the cluster before the reset: still being removed".into())
-            }
+            Reset::Requested(_) | Reset::Ending => waiting.insert(0, BEFORE_RESET.into()),
+            // kubelet comes first.
+            Reset::Removing => waiting.push(BEFORE_RESET.into()),
         }
         if !self.api_server {
             waiting.push(no_answer("the API server"));
