@@ -43,8 +43,10 @@ fn inherited(pid: i32) -> Inherited {
 const DIRTY: &str = "cd /proc; trap '' USR1 HUP TRAP 40; exec 7</dev/null 8>/dev/null; \
                      exec env --block-signal=USR2 --block-signal=TERM \"$0\" \"$@\";";
 
+/// The daemon, once it sleeps: before that, its loader has files open.
 fn sleeper(parent: &Running) -> i32 {
-    let find = || children(parent.pid()).into_iter().find(|child| child.name == "sleep").map(|child| child.pid);
+    let sleeps = |child: &common::Process| child.name == "sleep" && child.state == 'S';
+    let find = || children(parent.pid()).into_iter().find(sleeps).map(|child| child.pid);
     wait_for("the daemon runs", LIMIT, find)
 }
 
@@ -68,7 +70,7 @@ fn without_the_init_everything_is_inherited() {
     let Some(mut container) = Container::new() else { return };
     container.before = DIRTY.replace("\"$0\" \"$@\"", "sleep 1000");
     let sleep = container.start(&["run"]);
-    wait_for("the control runs", LIMIT, || process(sleep.pid()).filter(|process| process.name == "sleep"));
+    wait_for("the control runs", LIMIT, || process(sleep.pid()).filter(|process| process.name == "sleep" && process.state == 'S'));
     let found = inherited(sleep.pid());
     assert!(found.masks.iter().all(|mask| *mask != 0), "{:x?}", found.masks);
     assert!(found.directory == "/proc" && found.descriptors.contains_key(&7), "{} {:?}", found.directory, found.descriptors);
