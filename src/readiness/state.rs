@@ -333,6 +333,9 @@ pub mod tests {
             assert!(!state.kubernetes_ready(), "{line}");
             assert_eq!(state.waiting(), [line]);
         }
+        // In a reset, kubelet comes before the removal that waits for it.
+        let removing = State { reset: Reset::Removing, kubelet: false, ..ready() };
+        assert_eq!(removing.waiting(), [no_answer("kubelet"), BEFORE_RESET.to_string()]);
         let ending = State { ending: true, ..ready() };
         assert!(!ending.kubernetes_ready() && !ending.docker_ready() && ending.waiting().is_empty());
     }
