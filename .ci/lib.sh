@@ -106,7 +106,7 @@ leave_out() {
 
 # beside JOB: runs a shell command in the background, in its own process group, once there is a free worker.
 declare -A running=() logs=() since=()
-failed=()
+failed=() failed_logs=()
 beside() {
   local log
   [ "${#running[@]}" -lt "$workers" ] || end_one
@@ -125,16 +125,22 @@ end_one() {
   cat "${logs[$pid]}"
   step "${running[$pid]}: ended with status $status"
   printf '%5d to %5d s  %s\n' "${since[$pid]}" $((SECONDS - began)) "${running[$pid]}" >>"$work/times"
-  [ "$status" = 0 ] || failed+=("${running[$pid]}")
+  [ "$status" = 0 ] || { failed+=("${running[$pid]}"); failed_logs+=("${logs[$pid]}"); }
   unset "running[$pid]"
 }
 
-# join: waits for all jobs. The run ends here if one has failed.
+# join: waits for all jobs. The run ends here if one has failed: with the end of its output, as a long log is often cut at its beginning.
 join() {
+  local i
   while [ "${#running[@]}" != 0 ]; do end_one; done
   step "where the time went"
   cat "$work/times"
-  [ "${#failed[@]}" = 0 ] || die "failed, with the reason in their output above: $(printf '%s; ' "${failed[@]}")"
+  [ "${#failed[@]}" != 0 ] || return 0
+  for i in "${!failed[@]}"; do
+    step "failed: ${failed[i]}; the end of its output"
+    tail -n 60 "${failed_logs[i]}"
+  done
+  die "failed, with the reason above: $(printf '%s; ' "${failed[@]}")"
 }
 
 # Terminates what still runs, waits until it has cleaned up, and shows what it had to say.
