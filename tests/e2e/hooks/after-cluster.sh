@@ -8,6 +8,8 @@ digest=$(printf %s "${KIND_TEST_SECRET:?--env KIND_TEST_SECRET passes it on}" | 
 kubectl -n from-hook create configmap values --from-literal=secret-sha256="$digest"
 # What is deleted is in no part of the image: a Secret, and a pod with a secret in its environment.
 kubectl -n from-hook create secret generic gone --from-literal=token="$KIND_TEST_SECRET"
+# Pods are refused until their namespace has its service account.
+timeout 60 bash -c 'until kubectl -n from-hook get serviceaccount default >/dev/null 2>&1; do sleep 0.2; done'
 kubectl -n from-hook create -f - <<YAML
 apiVersion: v1
 kind: Pod
@@ -59,7 +61,8 @@ kubectl -n from-hook expose deployment web --type=LoadBalancer --port=8800 --tar
 timeout 60 bash -c 'until kubectl -n from-hook get service web --output=jsonpath={.status.loadBalancer.ingress[0].ip} | grep .; do sleep 0.2; done'
 # As operators leave leases that have elected a leader, for which the next one would wait: named after the pod, and by a bare
 # UUID as in client-go's example; and one that is data.
-operator=$(kubectl -n from-hook get pods --selector app=web --output=jsonpath='{.items[0].metadata.name}')
+operator=$(timeout 60 bash -c 'until kubectl -n from-hook get pods --selector app=web --output=name | grep .; do sleep 0.2; done')
+operator=${operator#pod/}
 kubectl -n from-hook create -f - <<YAML
 apiVersion: coordination.k8s.io/v1
 kind: Lease
