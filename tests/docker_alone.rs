@@ -183,7 +183,7 @@ fn a_socket_of_another_engine_is_refused_before_it_is_asked_anything() {
         let mut kind = container.start(&["run"]);
         assert_eq!(kind.wait(LIMIT), 1, "mounted: {is_mounted}");
         let errors: Vec<String> = kind.stderr().lines().filter(|line| line.starts_with("ERROR")).map(str::to_string).collect();
-        assert!(errors.len() == 1 && errors[0].contains("docker.sock is another Docker's"), "{errors:?}");
+        assert!(errors.len() == 1 && errors[0].contains("docker.sock belongs to another Docker daemon"), "{errors:?}");
         let asked: Vec<String> = asked.try_iter().filter(|request| !request.is_empty()).collect();
         assert!(asked.is_empty() && !container.root.join("var/kind/docker-ready").exists(), "{asked:?}");
     }

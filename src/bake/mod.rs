@@ -40,8 +40,8 @@ use crate::daemons::{containerd, dockerd, image_names, kubelet, local_registry};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cluster_network::{ClusterNetwork, CNI};
-use crate::node::directories;
 use crate::node::state_dir::StateDir;
+use crate::node::{directories, network};
 use crate::save::{self, dump, finish as end, pack};
 use crate::supervisor::stop;
 use crate::supervisor::Init;
@@ -72,7 +72,8 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
     let home = home::set_apart()?;
-    let network = boot::prepare_node(&init.config, static_ip, &cluster_network)?;
+    let network_here = network::in_this_container(&cluster_network)?;
+    let network = boot::prepare_node(&init.config, static_ip, &network_here)?;
     bundle.install()?;
     let saves = criu::install(&bundle)?;
     dockerd::require_version()?;
@@ -95,7 +96,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let addons =
         Addons { dns: has_dns && !settings.disables("dns"), proxy: !settings.disables("proxy"), tolerant: node_settings.has_taints() };
     let images = containerd::images()?;
-    let hooks = Hooks::prepare(static_ip, &cluster_network, bundle.complete)?;
+    let hooks = Hooks::prepare(static_ip, &network_here, bundle.complete)?;
     // Where a hook may put files of the control plane's settings, such as an audit policy.
     files::make_dir(KUBERNETES_DIR)?;
     hooks.run(hooks::BEFORE_CLUSTER)?;
@@ -116,7 +117,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     })?;
     // A hook may wait for what it has installed, such as an ingress controller's Service.
     init.readiness.update(|state| state.api_server = true);
-    load_balancer::start(init, api.clone(), static_ip, &cluster_network)?;
+    load_balancer::start(init, api.clone(), static_ip, &network_here)?;
     // It found no API server to register its static pods with, and would retry only after a minute or more.
     kubelet.restart();
     step("cluster set up", || {

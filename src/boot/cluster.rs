@@ -18,9 +18,11 @@ use crate::daemons::dockerd::DOCKERD;
 use crate::daemons::kubelet::{self, KUBELET};
 use crate::daemons::local_registry::Given;
 use crate::error::{Error, Result};
+use crate::node::cluster_network::ClusterNetwork;
 use crate::node::iptables::{self, Iptables};
+use crate::node::network::forget_connections_of_pods;
 use crate::node::state_dir::StateDir;
-use crate::node::{capacity, cgroup, cni, directories, network};
+use crate::node::{capacity, cgroup, cni, directories};
 use crate::readiness::{Reset, Wish};
 use crate::restore;
 use crate::restore::start::Restore;
@@ -35,6 +37,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 pub struct Node {
     pub init: Arc<Init>,
     pub cluster: Cluster,
+    /// The cluster's network in this container.
+    pub network: ClusterNetwork,
     pub iptables: Iptables,
     pub certificate: Arc<ApiCertificate>,
     /// What pods were given by the node's registry.
@@ -51,18 +55,18 @@ impl Node {
         is_reset: bool,
         start_docker: impl FnOnce() -> Result<Arc<Daemon>>,
     ) -> Result<()> {
-        let Node { cluster, iptables, certificate, .. } = self;
+        let Node { cluster, network, iptables, certificate, .. } = self;
         let mut arguments = if ours.config.enforce_capacity { capacity::kubelet_flags()? } else { vec![] };
         arguments.extend(ours.config.kubelet_arguments.clone());
         let kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
         let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
         certificates::follow(ours, cluster.static_ip, certificate)?;
         restore.start_daemons(kubelet, api.clone(), start_docker)?;
-        if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, &cluster.network) {
+        if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, network) {
             log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
         }
-        extensions::start(ours, api.clone(), cluster, is_reset)?;
-        monitor::start(ours, api, cluster)
+        extensions::start(ours, api.clone(), cluster, network, is_reset)?;
+        monitor::start(ours, api, cluster, network)
     }
 
     /// Resets the cluster, or saves it, whenever a client asks for it, until the container stops. What goes wrong fails that
@@ -124,7 +128,7 @@ impl Node {
         });
         restore.map_or(Ok(()), Restore::end)?;
         if !kubelet.is_none_or(|kubelet| kubelet.ends_within(STOP_KUBELET)) {
-            return Err(Error::new("kubelet does not end, though it was killed"));
+            return Err(Error::new("kubelet has not ended after SIGKILL"));
         }
         kill_pods()
     }
@@ -133,8 +137,8 @@ impl Node {
     fn begin_again(&self, ours: &Arc<Init>, restore: &mut Option<Restore>) -> Result<()> {
         directories::renew(ETCD_DIR)?;
         let restore = restore.insert(restore::start::begin(ours, &self.cluster)?);
-        let (of_removal, cluster) = (ours.clone(), self.cluster.clone());
-        threads::start("removal", move || match remove_pods(&of_removal, &cluster) {
+        let (of_removal, cluster, network) = (ours.clone(), self.cluster.clone(), self.network.clone());
+        threads::start("removal", move || match remove_pods(&of_removal, &cluster, &network) {
             Err(error) if !of_removal.readiness.is_over() => of_removal.fail(&error),
             Ok(()) | Err(_) => {}
         })?;
@@ -158,12 +162,12 @@ fn kill_pods() -> Result<()> {
         reaper::signal_all(&left, Signal::SIGKILL);
         left.is_empty().then_some(())
     });
-    ended.ok_or_else(|| Error::new(format!("processes of pods do not end, though they were killed: {left:?}")))
+    ended.ok_or_else(|| Error::new(format!("processes of pods have not ended after SIGKILL: {left:?}")))
 }
 
 /// Removes the pods of the earlier cluster from containerd: before kubelet looks, those that it would take for the new
 /// cluster's; the others when it answers.
-fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
+fn remove_pods(init: &Init, cluster: &Cluster, network: &ClusterNetwork) -> Result<()> {
     let began = Instant::now();
     let have_ended = end_sandboxes(init)?;
     if init.readiness.is_over() {
@@ -173,14 +177,14 @@ fn remove_pods(init: &Init, cluster: &Cluster) -> Result<()> {
         log::info!(target: "reset", "kubelet waits until all pods are removed: containerd was just starting one, or is slow to end them");
     }
     // With a network plugin of the user's, a new pod could get the address of one that is not removed yet.
-    let others_may_stay = have_ended && cluster.network.has_bridge && !cni::has_foreign_allocations();
+    let others_may_stay = have_ended && network.has_bridge && !cni::has_foreign_allocations();
     let (first, others): (Vec<_>, Vec<_>) = cri::pods()?.into_iter().partition(|pod| !others_may_stay || cluster.has_baked(&pod.name));
     cri::remove(&first)?;
     if init.readiness.is_over() {
         return Ok(());
     }
     cni::forget_addresses()?;
-    network::forget_connections_of_pods(&cluster.network)?;
+    forget_connections_of_pods(network);
     log_removal(&first, began);
     if !others.is_empty() {
         init.readiness.update(|state| state.reset = Reset::Removing);

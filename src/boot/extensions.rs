@@ -12,6 +12,7 @@ use crate::cluster::{kubectl, wait};
 use crate::config::{EXTENSIONS_LIMIT, IMAGES_DIR, MANIFESTS_DIR, READY_SCRIPT, READY_SCRIPTS_DIR};
 use crate::error::{Error, Result};
 use crate::files::{below, with_extensions};
+use crate::node::cluster_network::ClusterNetwork;
 use crate::readiness::{Extensions, State};
 use crate::supervisor::reaper;
 use crate::supervisor::Init;
@@ -33,14 +34,16 @@ struct Work {
 
 /// Loads the images once Docker answers; applies the manifests and runs the scripts once the cluster is up. Starts no
 /// thread if there are none. Scripts are told whether this is a reset.
-pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, is_reset: bool) -> Result<()> {
+pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, network: &ClusterNetwork, is_reset: bool) -> Result<()> {
     let work = Work::find(Path::new("/"))?;
     if work == Work::default() {
         init.readiness.update(|state| state.extensions = Extensions::Done);
         return Ok(());
     }
+    let mut environment = scripts::environment(cluster.static_ip, network);
+    environment.extend(is_reset.then(|| (RESET, "1".to_string())));
     let (init, cluster) = (init.clone(), cluster.clone());
-    let body = move || match work.run(&init, &api, &cluster, is_reset) {
+    let body = move || match work.run(&init, &api, &cluster, &environment) {
         Ok(true) => init.readiness.update(|state| state.extensions = Extensions::Done),
         Ok(false) => {}
         Err(_) if init.readiness.is_over() => {}
@@ -61,7 +64,7 @@ impl Work {
     }
 
     /// Returns whether all of it is done; if not, its cluster is over.
-    fn run(&self, init: &Init, api: &Api, cluster: &Cluster, is_reset: bool) -> Result<bool> {
+    fn run(&self, init: &Init, api: &Api, cluster: &Cluster, environment: &[(&'static str, String)]) -> Result<bool> {
         if !self.images.is_empty() {
             // Not earlier, so that clients who wait only for Docker do not wait longer.
             if !init.readiness.wait_until(State::docker_ready) {
@@ -99,14 +102,12 @@ impl Work {
             init.readiness.milestone("manifests");
         }
         if !self.scripts.is_empty() {
-            let mut environment = scripts::environment(cluster.static_ip, &cluster.network);
-            environment.extend(is_reset.then(|| (RESET, "1".to_string())));
             for path in &self.scripts {
                 if is_over() {
                     return Ok(false);
                 }
                 // At the stop it may go on as long as everything else.
-                scripts::run(path, &environment, left(), || is_over() && !init.shutdown.requested())?;
+                scripts::run(path, environment, left(), || is_over() && !init.shutdown.requested())?;
             }
             init.readiness.milestone("scripts");
         }
@@ -140,7 +141,7 @@ fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duratio
     });
     match ready {
         Some(true) => Ok(()),
-        Some(false) => Err(Error::new("the container is stopping")),
+        Some(false) => Err(Error::new("the container stops, or a reset has begun")),
         None => Err(Error::new(format!(
             "the manifests in {MANIFESTS_DIR} are not ready after {} s: {}",
             EXTENSIONS_LIMIT.as_secs(),

@@ -92,7 +92,8 @@ pub fn with_cluster(
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(state, &cluster.bake)?;
-    let network = prepare_node(&init.config, cluster.static_ip, &cluster.network)?;
+    let cluster_network = network::in_this_container(&cluster.network)?;
+    let network = prepare_node(&init.config, cluster.static_ip, &cluster_network)?;
     registries.prepare(Path::new("/"), true)?;
     if !ignored.is_empty() {
         log::warn!(target: "dockerd", "not passed on to dockerd: {}", ignored.join(", "));
@@ -130,7 +131,7 @@ pub fn with_cluster(
         }
         init.supervise(dockerd)
     };
-    let node = Node { init: init.clone(), cluster: cluster.clone(), iptables, certificate, given };
+    let node = Node { init: init.clone(), cluster: cluster.clone(), network: cluster_network, iptables, certificate, given };
     node.bring_up(&ours, &restore, false, start_docker)?;
     node.serve_wishes(restore)
 }
@@ -155,9 +156,8 @@ pub fn prepare_node(config: &Config, static_ip: Ipv4Addr, cluster: &ClusterNetwo
     }
     let mtu = network::mtu(&interface);
     if cluster.has_bridge {
-        let subnet = network::pod_subnet(cluster)?;
-        cni::write(mtu, subnet)?;
-        iptables::prepare_for_pods(&iptables, subnet)?;
+        cni::write(mtu, &cluster.pod_subnet)?;
+        iptables::prepare_for_pods(&iptables, &cluster.pod_subnet)?;
     } else {
         cni::forget_addresses()?;
     }

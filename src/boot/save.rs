@@ -69,7 +69,7 @@ pub fn save(init: &Init, cluster: &Cluster, given: &Given, wish: Wish) -> Result
         store::forget_starts()?;
     }
     state.make_current()?;
-    log::info!(target: "save", "resets and starts lead to the cluster as it is now");
+    log::info!(target: "save", "saved: resets and restarts return to the cluster as it is now");
     Ok(())
 }
 

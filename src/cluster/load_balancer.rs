@@ -34,7 +34,7 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr, network: &Clu
     let balancer = Arc::new(Balancer {
         api,
         taken: taken_ports(init.config.files_addresses.iter().map(|files| files.address.port())),
-        own: OwnAddresses::new(static_ip, network)?,
+        own: OwnAddresses::new(static_ip, network),
         services: Mutex::default(),
     });
     let (init_of_watch, other) = (init.clone(), balancer.clone());

@@ -10,6 +10,7 @@ use crate::cluster::api::Api;
 use crate::cluster::{load_balancer, network_policies, node, resync, Cluster};
 use crate::config::CREDENTIALS_DIR;
 use crate::error::{Error, Result};
+use crate::node::cluster_network::ClusterNetwork;
 use crate::readiness::files::{CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG};
 use crate::supervisor::Init;
 use crate::threads;
@@ -18,9 +19,9 @@ use crate::threads;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Starts the threads that follow the cluster until it is over.
-pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
-    load_balancer::start(init, api.clone(), cluster.static_ip, &cluster.network)?;
-    if cluster.network.has_bridge && !cluster.network.enforces_policies {
+pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, network: &ClusterNetwork) -> Result<()> {
+    load_balancer::start(init, api.clone(), cluster.static_ip, network)?;
+    if network.has_bridge && !network.enforces_policies {
         network_policies::start(init, api.clone())?;
     }
     node::start(init, api.clone(), cluster)?;

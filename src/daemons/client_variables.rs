@@ -52,7 +52,7 @@ pub fn take() -> Vec<String> {
         std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()).filter(|name| is_of_a_library(name)).collect();
     of_libraries.iter().for_each(|name| std::env::remove_var(name));
     if !of_libraries.is_empty() {
-        log::info!(target: "kind", "for the job's own programs, and not passed on to the daemons here: {}", of_libraries.join(", "));
+        log::info!(target: "kind", "for the job's own programs, not passed to the daemons: {}", of_libraries.join(", "));
     }
     let get = |name: &str| std::env::var(name).ok();
     let found = for_clients(get);

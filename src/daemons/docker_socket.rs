@@ -19,8 +19,11 @@ pub fn refuse(config: &Config) -> Result<()> {
     let sockets = [Some(config.path(DOCKER_SOCKET)), socket_of_environment().map(PathBuf::from)];
     match sockets.into_iter().flatten().find(|path| is_mounted(path) || has_listener(path)) {
         None => Ok(()),
-        Some(path) => Err(Error::new(format!("{} is another Docker's, mounted from outside: in here it is dockerd's own", path.display()))
-            .advise("Start this container without that volume (GitLab's runner: [runners.docker] volumes are for services too)")),
+        Some(path) => Err(Error::new(format!(
+            "{} belongs to another Docker daemon, mounted from outside: dockerd in here needs the path itself",
+            path.display()
+        ))
+        .advise("Start this container without that volume (GitLab's runner: [runners.docker] volumes are for services too)")),
     }
 }
 
@@ -56,7 +59,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
         let message = refuse(&config).unwrap_err().to_string();
-        assert!(message.contains("docker.sock is another Docker's"), "{message}");
+        assert!(message.contains("docker.sock belongs to another Docker daemon"), "{message}");
         drop(listener);
         assert!(path.exists());
         refuse(&config).unwrap();

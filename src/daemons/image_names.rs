@@ -64,7 +64,7 @@ pub fn keep(init: &Arc<Init>, baked: Vec<Record>, given: Arc<Given>) -> Result<(
                     // Only once, and not while containerd is merely being restarted.
                     let ends = init.readiness.is_over() || init.readiness.state().reset == Reset::Requested(Wish::SaveAndStop);
                     if failures == TOLD && !ends {
-                        log::warn!(target: "images", "images may lack a name, have one too many, or not be found by pods that pull at each start: {error}");
+                        log::warn!(target: "images", "image names are not kept in step: images may lack a name, have one too many, or not be found by pods that always pull: {error}");
                     }
                 }
             }
@@ -139,7 +139,7 @@ fn follow(baked: &[Record], given: &Given) -> Result<()> {
         let there = settle(baked, given, &mut seen)?;
         origins.look(&there)?;
         if let Err(error) = pull_hosts::set_hosts_of_images(hosts(&there)) {
-            log::warn!(target: "images", "pods do not get what was built under a new registry's name: {error}");
+            log::warn!(target: "images", "pods cannot pull images that were built here under a new registry's name: {error}");
         }
         match changes.wait(first.take().or(seen.limit()))? {
             Some(true) => {}

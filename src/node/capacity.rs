@@ -14,8 +14,6 @@ use crate::node::cgroup::CGROUP_DIR;
 
 const MEMINFO: &str = "/proc/meminfo";
 const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
-/// With less than a whole core, the control plane's own requests (750m) no longer fit.
-const LEAST_MILLIS: u64 = 1000;
 
 /// What the container may use; `None` where there is no limit.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,9 +28,6 @@ struct Limits {
 pub fn kubelet_flags() -> Result<Vec<String>> {
     let (online, kilobytes) = (parse_list(&files::read(ONLINE_CPUS)?), total_kilobytes(&files::read(MEMINFO)?));
     let limits = Limits::read(Path::new(CGROUP_DIR));
-    if let Some(millis) = limits.cpu_millis.filter(|millis| *millis < LEAST_MILLIS) {
-        log::warn!(target: "limits", "{millis}m of CPU are too few for the control plane: the node has {LEAST_MILLIS}m");
-    }
     let (memory, millis) = (limits.kilobytes(kilobytes), limits.millis(&online));
     log::info!(target: "limits", "{ENFORCE_CAPACITY}: pods may request {} MiB of memory and {millis}m of CPU", memory / 1024);
     let (memory, millis) = (kilobytes - memory, (1000 * online.len() as u64).saturating_sub(millis));
@@ -78,7 +73,7 @@ impl Limits {
     /// The CPU time that the node has.
     fn millis(&self, online: &[u32]) -> u64 {
         let of_cpus = 1000 * self.allowed(online).len() as u64;
-        self.cpu_millis.map_or(of_cpus, |millis| millis.min(of_cpus)).max(LEAST_MILLIS)
+        self.cpu_millis.map_or(of_cpus, |millis| millis.min(of_cpus))
     }
 
     fn have_less_time_than_cpus(&self, online: &[u32]) -> bool {
@@ -152,8 +147,7 @@ mod tests {
             (Some(1500), Some(vec![2]), 1000, false),
             (None, Some(vec![1, 3]), 2000, false),
             (None, Some(vec![]), 4000, false),
-            // The control plane must fit.
-            (Some(300), None, 1000, true),
+            (Some(300), None, 300, true),
         ] {
             let limits = Limits { memory_bytes: None, cpu_millis, cpus };
             assert_eq!((limits.millis(&online), limits.have_less_time_than_cpus(&online)), (millis, less), "{limits:?}");

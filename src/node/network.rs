@@ -90,18 +90,18 @@ pub fn route_services(interface: &str, cluster: &ClusterNetwork) -> Result<()> {
     reaper::run(Command::new("ip").args(["route", "replace", &cluster.service_subnet, "dev", interface])).map(drop)
 }
 
-/// The subnet for pods: the one that was baked, unless it is the default; then the first one that does not overlap with
-/// a network of the container.
-pub fn pod_subnet(cluster: &ClusterNetwork) -> Result<&str> {
-    if cluster.pod_subnet != POD_SUBNET || !cluster.has_bridge {
-        return Ok(&cluster.pod_subnet);
+/// The baked cluster's network in this container: pods have the baked subnet, unless it is the default one; then the first that
+/// does not overlap with a network of the container.
+pub fn in_this_container(baked: &ClusterNetwork) -> Result<ClusterNetwork> {
+    if baked.pod_subnet != POD_SUBNET || !baked.has_bridge {
+        return Ok(baked.clone());
     }
     let addresses = addresses()?;
     let (subnet, taken) = choose_pod_subnet(&addresses);
     if let Some(by) = taken {
         log::info!(target: "network", "pods get addresses of {subnet}, since {} is in {POD_SUBNET} itself", by.interface);
     }
-    Ok(subnet)
+    Ok(ClusterNetwork { pod_subnet: subnet.into(), ..baked.clone() })
 }
 
 /// The subnet, and the address that conflicts with the default one. If the container's network is so large that it
@@ -125,13 +125,11 @@ pub fn mtu(interface: &str) -> u32 {
 
 /// Has the kernel forget the connections of pods that are gone: it would send on what belongs to them, to an address that is
 /// nobody's or another pod's by now (conntrack(8)).
-pub fn forget_connections_of_pods(cluster: &ClusterNetwork) -> Result<()> {
-    let subnet = pod_subnet(cluster)?;
+pub fn forget_connections_of_pods(cluster: &ClusterNetwork) {
     for end in ["--src", "--reply-src"] {
         // It fails if there are none.
-        let _ = reaper::run(Command::new("conntrack").args(["--delete", end, subnet]));
+        let _ = reaper::run(Command::new("conntrack").args(["--delete", end, &cluster.pod_subnet]));
     }
-    Ok(())
 }
 
 /// Lets the kernel route between pods, Docker's bridge and the outside.

@@ -24,8 +24,8 @@ pub struct OwnAddresses {
 }
 
 impl OwnAddresses {
-    pub fn new(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> Result<OwnAddresses> {
-        Ok(OwnAddresses { static_ip, pod_subnet: network::pod_subnet(cluster)?.into() })
+    pub fn new(static_ip: Ipv4Addr, cluster: &ClusterNetwork) -> OwnAddresses {
+        OwnAddresses { static_ip, pod_subnet: cluster.pod_subnet.clone() }
     }
 
     /// The current addresses, starting with the default route's interface; the static address if there is no other.

@@ -47,7 +47,7 @@ fn connect(server: &str, limits: &Limits, end: Instant) -> Result<(), String> {
     let (host, port) = server.rsplit_once(':').ok_or_else(|| format!("{server} has no port"))?;
     let port = port.parse().map_err(|_| format!("{server} has no port"))?;
     let addresses = addresses(host.trim_start_matches('[').trim_end_matches(']'), limits.name);
-    let mut last = Err(format!("no name server knows {host}, or none answers"));
+    let mut last = Err(format!("cannot resolve {host}: no name server knows it, or none answers"));
     for address in addresses {
         let left = end.saturating_duration_since(Instant::now()).min(limits.connect);
         let connected = if left.is_zero() {

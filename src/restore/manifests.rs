@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub fn hide(programs: &[&str]) {
     if let Err(error) = hide_in(Path::new(STATIC_POD_DIR), programs) {
         // For example because the user has mounted a manifest.
-        log::warn!(target: "boot", "the whole control plane starts at once: {error}");
+        log::warn!(target: "boot", "the controllers cannot be delayed until the API server answers: {error}");
     }
 }
 

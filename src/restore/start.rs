@@ -33,6 +33,8 @@ use crate::{files, threads, versions};
 const LIMIT: Duration = Duration::from_secs(15);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// Why a restore is given up for which there is no cluster any more.
+const ENDS: &str = "the container stops, or a reset has begun";
 
 /// The control plane's part of a start.
 pub struct Restore {
@@ -104,7 +106,9 @@ fn prepare(init: &Init, cluster: &Cluster) -> Result<Prepared> {
     saved::make_directory()?;
     let stand_ins = owner::listen()?;
     let held = HeldPort::listen(&init.config, &saved.ports);
-    let held = held.inspect_err(|error| log::info!(target: "restore", "kubelet is started after the restore, not beside it: {error}")).ok();
+    let held = held
+        .inspect_err(|error| log::info!(target: "restore", "kubelet waits for the restore, instead of starting beside it: {error}"))
+        .ok();
     Ok(Prepared { saved, stand_ins, held })
 }
 
@@ -127,7 +131,7 @@ fn require_wanted(setting: Option<bool>, version: &str) -> Result<()> {
     match setting {
         Some(false) => Err(Error::new("KIND_RESTORE=0")),
         None if !versions::notices_certificates(version) => {
-            Err(Error::new(format!("a running API server of Kubernetes {version} sees a new certificate once a minute only"))
+            Err(Error::new(format!("a running API server of Kubernetes {version} reloads its certificate only once a minute"))
                 .advise("KIND_RESTORE=1 restores it all the same"))
         }
         Some(true) | None => Ok(()),
@@ -150,7 +154,7 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     if yielding == Yielding::Later {
         reaper::poll(POLL, priority::YIELD_LIMIT, || docker_has_started(init).then_some(()));
         if init.readiness.is_over() {
-            return Err(Error::new("the container stops"));
+            return Err(Error::new(ENDS));
         }
     }
     let began = Instant::now();
@@ -220,8 +224,11 @@ fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> 
     let processes = tree::find(root, saved)?;
     let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
-    reaper::poll(POLL, left, || (init.readiness.is_over() || is_ready()).then_some(()))
-        .ok_or_else(|| Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs())))?;
+    let answered = reaper::poll(POLL, left, || match init.readiness.is_over() {
+        true => Some(Err(Error::new(ENDS))),
+        false => is_ready().then_some(Ok(())),
+    });
+    answered.unwrap_or_else(|| Err(Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs()))))?;
     Ok(processes)
 }
 
@@ -249,7 +256,7 @@ mod tests {
         for (setting, version, refused) in [
             (None, "v1.36.3", None),
             (None, "v1.23.0", None),
-            (None, "v1.22.17", Some("Kubernetes v1.22.17 sees a new certificate once a minute only. KIND_RESTORE=1 restores")),
+            (None, "v1.22.17", Some("Kubernetes v1.22.17 reloads its certificate only once a minute. KIND_RESTORE=1 restores")),
             (None, "v1.20.2", Some("once a minute")),
             (None, "v2.0.0", None),
             (Some(true), "v1.20.2", None),

@@ -47,7 +47,7 @@ pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
     for path in leaders_leases(&api.get(LEASES)?, &cluster.pods) {
         // A webhook whose pod has just been stopped may refuse it.
         if let Err(error) = api.delete(&path) {
-            log::warn!(target: "save", "a lease stays, and the next leader waits until it is over: {error}");
+            log::warn!(target: "save", "a leader's lease cannot be deleted, so the next leader waits until it expires: {error}");
         }
     }
     Ok(())

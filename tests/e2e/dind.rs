@@ -285,5 +285,5 @@ fn variables_for_a_jobs_own_programs_change_nothing_here() {
     cluster.kubectl(&["run", "pod", &format!("--image={BUSYBOX}"), "--command", "--", "sleep", "3600"]).ok();
     cluster.wait_for_pod(&["pod"]);
     let log = cluster.container.logs();
-    assert!(log.contains("not passed on to the daemons here: ") && log.contains("OPENSSL_CONF") && !log.contains("WARN"), "{log}");
+    assert!(log.contains("not passed to the daemons: ") && log.contains("OPENSSL_CONF") && !log.contains("WARN"), "{log}");
 }

@@ -5,6 +5,8 @@ use crate::cluster::{fetch, kubectl_with, shared, Cluster, BOOT_LIMIT, LIMIT};
 use crate::engine::{docker, image, session, Container, Network, BUSYBOX};
 use crate::process::wait_for;
 
+const POD_IPS: &str = "jsonpath={.items[*].status.podIP}";
+
 /// Boots a container that no port can be published of, and waits by asking inside.
 fn boot(network: &str) -> Container {
     let container = Container::create(&["--privileged", "--network", network, image()]);
@@ -249,6 +251,24 @@ fn networks_that_are_made_inside_have_the_outer_networks_mtu() {
         let mtu = cluster.inner_docker(&["run", "--rm", "--network", network, BUSYBOX, "cat", "/sys/class/net/eth0/mtu"]).ok();
         assert_eq!(mtu, "1400", "{network}");
     }
+}
+
+/// A job's scripts may have a proxy, which must not get what is for the cluster's pods.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn in_a_network_with_the_pods_own_addresses_pods_get_others_and_scripts_know_them() {
+    let network = Network::create("pods-own", &["--subnet", "10.244.77.0/24"]);
+    let cluster = Cluster::create(&["--network", &network.name]);
+    cluster.put("/kubernetes-ready.sh", "echo \"$NO_PROXY\" >>/seen\n");
+    cluster.container.start();
+    cluster.wait_until_ready();
+    cluster.reset();
+    let seen = cluster.container.exec(&["cat", "/seen"]).ok();
+    let lines: Vec<&str> = seen.lines().collect();
+    assert!(lines.len() == 2 && lines.iter().all(|line| line.contains(",10.245.0.0/16,") && !line.contains("10.244")), "{seen}");
+    let addresses =
+        cluster.kubectl(&["get", "pods", "--namespace", "kube-system", "--selector", "k8s-app=kube-dns", "--output", POD_IPS]).ok();
+    assert!(!addresses.is_empty() && addresses.split_whitespace().all(|address| address.starts_with("10.245.")), "{addresses}");
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn what_was_pulled_comes_from_its_registry_and_from_the_node_if_that_does_not_an
     let message = "{.status.containerStatuses[0].state.waiting.message}";
     let said = || cluster.field("pod/missing", message);
     let said = wait_for("the reason", LIMIT, || Some(said()).filter(|said| said.contains("HEAD")));
-    assert!(said.contains(&format!("this node has no such image, and no way to its registry: no name server knows {REGISTRY}")), "{said}");
+    assert!(said.contains(&format!("this node has no such image, and no way to its registry: cannot resolve {REGISTRY}")), "{said}");
 }
 
 #[test]
