@@ -11,9 +11,9 @@ use crate::config::{Config, POLL, STATE_DIR};
 use crate::error::{Error, Result};
 use crate::node::state_dir::StateDir;
 use crate::readiness::files::FAILED;
+use crate::readiness::operations::GUARD;
 use crate::readiness::target::{BAKED, MAX_WAIT, RESET, SAVE, STOP};
-use crate::readiness::wishes::GUARD;
-use crate::readiness::Wish;
+use crate::readiness::Operation;
 
 /// For the answer to arrive after `MAX_WAIT`.
 const MORE: Duration = Duration::from_secs(10);
@@ -29,24 +29,24 @@ ContainerConfig: pass no secret to `docker run`, but to `docker exec`.";
 ///
 /// # Errors
 /// It cannot be done now, or it failed; the error has the reason.
-pub fn run(wish: Wish) -> Result<String> {
+pub fn run(operation: Operation) -> Result<String> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     let (began, before) = (Instant::now(), StateDir::current());
-    let target = match wish {
-        Wish::Reset => format!("{RESET}?wait={MAX_WAIT}"),
-        Wish::ResetToBaked => format!("{RESET}?{BAKED}&wait={MAX_WAIT}"),
-        Wish::Save => format!("{SAVE}?wait={MAX_WAIT}"),
-        Wish::SaveAndStop => format!("{SAVE}?{STOP}"),
+    let target = match operation {
+        Operation::Reset => format!("{RESET}?wait={MAX_WAIT}"),
+        Operation::ResetToBaked => format!("{RESET}?{BAKED}&wait={MAX_WAIT}"),
+        Operation::Save => format!("{SAVE}?wait={MAX_WAIT}"),
+        Operation::SaveAndStop => format!("{SAVE}?{STOP}"),
     };
-    ask(&config, &target, wish)?;
+    ask(&config, &target, operation)?;
     let took = format!("after {:.1} s", began.elapsed().as_secs_f64());
-    Ok(match wish {
-        Wish::Save => format!("the cluster is saved, and ready {took}: resets and starts of this container lead to it\n"),
-        Wish::Reset | Wish::ResetToBaked => {
+    Ok(match operation {
+        Operation::Save => format!("the cluster is saved, and ready {took}: resets and starts of this container lead to it\n"),
+        Operation::Reset | Operation::ResetToBaked => {
             let how = if StateDir::current().is_saved() { "saved" } else { "baked" };
             format!("the cluster is as it was {how}, and ready {took}\n")
         }
-        Wish::SaveAndStop => {
+        Operation::SaveAndStop => {
             wait_until_saved(&config, &before)?;
             let took = began.elapsed().as_secs_f64();
             format!(
@@ -57,12 +57,12 @@ pub fn run(wish: Wish) -> Result<String> {
     })
 }
 
-fn ask(config: &Config, target: &str, wish: Wish) -> Result<()> {
+fn ask(config: &Config, target: &str, operation: Operation) -> Result<()> {
     let address = loopback(config.files_address());
     let url = format!("http://{address}{target}");
     let limit = Duration::from_secs(MAX_WAIT) + MORE;
     let agent: Agent = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(limit)).build().into();
-    let answer = agent.post(&url).header(GUARD, wish.name()).send_empty();
+    let answer = agent.post(&url).header(GUARD, operation.name()).send_empty();
     let mut answer = answer
         .map_err(|cause| Error::new(format!("nothing answers at {address}: {cause}")).advise("Is this a container that runs kind?"))?;
     let text = answer.body_mut().read_to_string().unwrap_or_default();

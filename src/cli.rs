@@ -4,7 +4,7 @@ use crate::bake::Bake;
 use crate::config::{AWAIT_KUBE_PROXY, EXEC_WITH_SOCKET, PARENT, STAND_IN};
 use crate::daemons::settings::CommandLine;
 use crate::error::{Error, Result};
-use crate::readiness::Wish;
+use crate::readiness::Operation;
 use crate::status::Service;
 
 pub const HELP: &str = "\
@@ -60,7 +60,7 @@ pub enum Invocation {
     Bake(Bake),
     Status(Output),
     Healthcheck(Option<Service>),
-    Ask(Wish),
+    Ask(Operation),
     Logs,
     /// A command line of the other kind's.
     Namesake(Vec<String>),
@@ -108,11 +108,11 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["healthcheck", "docker"] => Ok(Invocation::Healthcheck(Some(Service::Docker))),
         ["healthcheck", "kubernetes"] => Ok(Invocation::Healthcheck(Some(Service::Kubernetes))),
         ["healthcheck", ..] => Err(usage("healthcheck takes docker, kubernetes or no argument".into())),
-        ["reset"] => Ok(Invocation::Ask(Wish::Reset)),
-        ["reset", "--baked"] => Ok(Invocation::Ask(Wish::ResetToBaked)),
+        ["reset"] => Ok(Invocation::Ask(Operation::Reset)),
+        ["reset", "--baked"] => Ok(Invocation::Ask(Operation::ResetToBaked)),
         ["reset", ..] => Err(usage("reset takes no arguments but --baked".into())),
-        ["save"] => Ok(Invocation::Ask(Wish::Save)),
-        ["save", "--stop"] => Ok(Invocation::Ask(Wish::SaveAndStop)),
+        ["save"] => Ok(Invocation::Ask(Operation::Save)),
+        ["save", "--stop"] => Ok(Invocation::Ask(Operation::SaveAndStop)),
         ["save", ..] => Err(usage("save takes no arguments but --stop".into())),
         ["logs"] => Ok(Invocation::Logs),
         ["get" | "load" | "create" | "delete" | "export", ..] => Ok(Invocation::Namesake(arguments.to_vec())),

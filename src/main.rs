@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Healthcheck(service)) => {
             status::is_healthy(service).map(|is_healthy| if is_healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Ok(Invocation::Ask(wish)) => ask::run(wish).map(|text| print(&text)),
+        Ok(Invocation::Ask(operation)) => ask::run(operation).map(|text| print(&text)),
         Ok(Invocation::Logs) => Err(logs::run()),
         Ok(Invocation::Namesake(arguments)) => Err(namesake::run(&arguments)),
         Ok(Invocation::ExecWithSocket(argv)) => Err(daemons::dockerd::exec_with_socket(&argv)),

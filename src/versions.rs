@@ -6,7 +6,11 @@
 //! - `TABLE` below, when kubeadm or kubelet refuses its configuration, or kubelet its containerd;
 //! - `SAVED_GODEBUG` below, when the bake says that CRIU cannot save the control plane: a newer Go;
 //! - `ASKS_FOR_NODE`, a line of kubelet's log, when a restored start has become slower;
-//! - `save::manifest` and `bake::kubeadm`, when the static pods are not as kubeadm wrote them before.
+//! - `save::manifest` and `bake::kubeadm`, when the static pods are not as kubeadm wrote them before;
+//! - `save::probes`, when pods of the bake are Ready later: probes that it makes more frequent;
+//! - `cluster::resync`, when a pod that could not be started is tried again late: kubelet must act on a changed annotation;
+//! - `restore::manifests`, when the control plane's containers begin late or all at once: when kubelet looks into its directory;
+//! - `node::limits`, when kubelet asks for other kernel settings.
 //!
 //! containerd has versions of its own, and forms of its configuration (`daemons::containerd_config`). etcd's tools are
 //! looked for in its image (`save::etcd`).

@@ -7,13 +7,13 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::bake::kubeadm_settings::KubeadmSettings;
-use crate::cluster::kubectl;
+use crate::cluster::{kubectl, API_SERVER, CONTROLLER_MANAGER, ETCD, SCHEDULER};
 use crate::config::{ADMIN_KUBECONFIG, API_PORT, CONTAINERD_SOCKET, HOSTPATH_DIR, KUBELET_DIR, NODE_NAME, RESOLV_CONF, RUN_DIR};
 use crate::daemons::without_proxy;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::node::cgroup::KUBELET_CGROUP;
 use crate::node::cluster_network::ClusterNetwork;
-use crate::restore::{API_SERVER, CONTROLLER_MANAGER, ETCD, SCHEDULER};
 use crate::save::manifest;
 use crate::supervisor::reaper;
 use crate::versions::{dialect, Dialect};
@@ -178,7 +178,7 @@ apiServer:
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 cgroupDriver: cgroupfs
-cgroupRoot: /kubelet
+cgroupRoot: /{KUBELET_CGROUP}
 failSwapOn: false
 resolvConf: {RESOLV_CONF}
 {cgroup_v1}

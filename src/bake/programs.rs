@@ -6,12 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::bake::bundle::BIN_DIR;
+use crate::cluster::PROGRAMS;
 use crate::config::{INIT, RESTORED_DIR, STAND_IN, STORE_DIR};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::store::SNAPSHOTS;
+use crate::restore::kubelet_log;
 use crate::restore::saved::Start;
-use crate::restore::{kubelet_log, PROGRAMS};
 use crate::save::{control_plane, manifest};
 
 /// Variables of the containers that the programs keep.

@@ -23,7 +23,7 @@ use crate::node::iptables::{self, Iptables};
 use crate::node::network::forget_connections_of_pods;
 use crate::node::state_dir::StateDir;
 use crate::node::{capacity, cgroup, cni, directories};
-use crate::readiness::{Reset, Wish};
+use crate::readiness::{Operation, Reset};
 use crate::restore;
 use crate::restore::start::Restore;
 use crate::supervisor::daemon::Daemon;
@@ -60,7 +60,7 @@ impl Node {
         arguments.extend(ours.config.kubelet_arguments.clone());
         let kubelet = kubelet::spec(cluster.static_ip, iptables.clone(), arguments);
         let api = Arc::new(Api::new(Path::new(CREDENTIALS_DIR), cluster.static_ip)?);
-        certificates::follow(ours, cluster.static_ip, certificate)?;
+        certificates::start(ours, cluster.static_ip, certificate)?;
         restore.start_daemons(kubelet, api.clone(), start_docker)?;
         if let Err(error) = iptables::redirect_api_service(iptables, cluster.static_ip, network) {
             log::warn!(target: "network", "the first pods wait for kube-proxy: {error}");
@@ -71,15 +71,15 @@ impl Node {
 
     /// Resets the cluster, or saves it, whenever a client asks for it, until the container stops. What goes wrong fails that
     /// cluster alone: the next reset tries again.
-    pub fn serve_wishes(mut self, restore: Restore) -> Result<()> {
+    pub fn serve_operations(mut self, restore: Restore) -> Result<()> {
         let mut restore = Some(restore);
-        while let Some(wish) = self.init.readiness.wait_for_wish() {
+        while let Some(operation) = self.init.readiness.wait_for_operation() {
             let began = Instant::now();
-            let ended = match wish {
-                Wish::Reset => self.end_programs(restore.take()),
-                Wish::ResetToBaked => self.end_programs(restore.take()).and_then(|()| self.go_back_to_baked()),
-                Wish::Save => self.save(restore.take(), wish),
-                Wish::SaveAndStop => match self.save(restore.take(), wish) {
+            let ended = match operation {
+                Operation::Reset => self.end_programs(restore.take()),
+                Operation::ResetToBaked => self.end_programs(restore.take()).and_then(|()| self.go_back_to_baked()),
+                Operation::Save => self.save(restore.take(), operation),
+                Operation::SaveAndStop => match self.save(restore.take(), operation) {
                     Ok(()) => save::end(&self.init),
                     // What an image needs is not there: the container ends, and starts with what it had before.
                     Err(error) => return Err(error),
@@ -91,11 +91,11 @@ impl Node {
                 Ok(()) => {
                     ours.readiness.wait_until(|state| state.kubernetes_ready() || state.failure.is_some());
                     if ours.readiness.state().kubernetes_ready() {
-                        log::info!(target: wish.name(), "done after {:.1} s", began.elapsed().as_secs_f64());
+                        log::info!(target: operation.name(), "done after {:.1} s", began.elapsed().as_secs_f64());
                     }
                 }
                 // Only a consequence of the stop.
-                Err(error) if self.init.readiness.is_over() => log::debug!(target: wish.name(), "{error}"),
+                Err(error) if self.init.readiness.is_over() => log::debug!(target: operation.name(), "{error}"),
                 Err(error) => ours.fail(&error),
             }
         }
@@ -103,11 +103,11 @@ impl Node {
     }
 
     /// Saves the cluster, which ends it.
-    fn save(&mut self, restore: Option<Restore>, wish: Wish) -> Result<()> {
+    fn save(&mut self, restore: Option<Restore>, operation: Operation) -> Result<()> {
         let described = save::stop_cluster(&self.init, &self.cluster);
         self.end_programs(restore)?;
         let cluster = described?;
-        save::save(&self.init, &cluster, &self.given, wish)?;
+        save::save(&self.init, &cluster, &self.given, operation)?;
         self.cluster = cluster;
         Ok(())
     }

@@ -56,7 +56,7 @@ pub struct Settings {
 /// Starts Docker alone, in an image without a baked cluster.
 pub fn docker_alone(init: &Arc<Init>, settings: Settings) -> Result<()> {
     log::info!(target: "boot", "no cluster is baked into this image: starting Docker alone");
-    follow_readiness(init)?;
+    limit_readiness(init)?;
     docker_socket::refuse(&init.config)?;
     let Settings { line, registries, .. } = settings;
     // Two dockerds in one directory would fail too, but with a less clear error, and only after the second has written.
@@ -84,7 +84,7 @@ pub fn with_cluster(
     settings: Settings,
 ) -> Result<()> {
     log::info!(target: "boot", "Docker and Kubernetes {}", cluster.kubernetes_version);
-    follow_readiness(init)?;
+    limit_readiness(init)?;
     refuse_another_static_ip(init, cluster)?;
     refuse_taken_port()?;
     docker_socket::refuse(&init.config)?;
@@ -133,7 +133,7 @@ pub fn with_cluster(
     };
     let node = Node { init: init.clone(), cluster: cluster.clone(), network: cluster_network, iptables, certificate, given };
     node.bring_up(&ours, &restore, false, start_docker)?;
-    node.serve_wishes(restore)
+    node.serve_operations(restore)
 }
 
 /// The steps before any daemon starts, shared by bake and run.
@@ -194,7 +194,7 @@ fn refuse_taken_port() -> Result<()> {
 }
 
 /// A waiting client must learn that the cluster does not come up, or does not come back.
-fn follow_readiness(init: &Init) -> Result<()> {
+fn limit_readiness(init: &Init) -> Result<()> {
     let (pod_logs, logs) = (init.config.path(POD_LOG_DIR), init.config.path(LOG_DIR));
     let limit = init.config.ready_timeout;
     init.readiness.watch(limit, move |state: &State| {

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::node::state_dir::StateDir;
 use crate::node::{directories, mounts, store};
-use crate::readiness::Wish;
+use crate::readiness::Operation;
 use crate::save::{control_plane, dump, finish, pack};
 use crate::supervisor::{reaper, stop, Init};
 
@@ -52,9 +52,9 @@ pub fn stop_cluster(init: &Init, cluster: &Cluster) -> Result<Cluster> {
 }
 
 /// Saves a cluster whose programs have ended. If this fails, the one that was saved before still counts.
-pub fn save(init: &Init, cluster: &Cluster, given: &Given, wish: Wish) -> Result<()> {
-    let state = StateDir::create(&cluster.bake, wish == Wish::SaveAndStop)?;
-    if wish == Wish::SaveAndStop {
+pub fn save(init: &Init, cluster: &Cluster, given: &Given, operation: Operation) -> Result<()> {
+    let state = StateDir::create(&cluster.bake, operation == Operation::SaveAndStop)?;
+    if operation == Operation::SaveAndStop {
         stop_docker(init, given, &state)?;
     } else {
         let names = StateDir::current().image_names();
@@ -64,7 +64,7 @@ pub fn save(init: &Init, cluster: &Cluster, given: &Given, wish: Wish) -> Result
     directories::save_seeds(&state)?;
     finish::write(&state, cluster)?;
     store::add_to_stamp(&cluster.bake)?;
-    if wish == Wish::SaveAndStop {
+    if operation == Operation::SaveAndStop {
         remove_secrets()?;
         store::forget_starts()?;
     }

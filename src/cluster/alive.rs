@@ -52,9 +52,9 @@ struct Container {
 
 impl Alive {
     /// Watches the containers in a thread that sleeps until one of them ends.
-    pub fn follow(readiness: &Arc<Readiness>, cluster: &Cluster) -> Result<Arc<Alive>> {
+    pub fn start(readiness: &Arc<Readiness>, cluster: &Cluster) -> Result<Arc<Alive>> {
         let ends = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|cause| Error::new(format!("cannot follow the containers of pods: {cause}")))?;
+            .map_err(|cause| Error::new(format!("cannot watch the containers of pods: {cause}")))?;
         let alive = Arc::new(Alive { readiness: readiness.clone(), cluster: cluster.clone(), ends, watched: Mutex::default() });
         let ours = alive.clone();
         threads::start("alive", move || {
@@ -67,7 +67,7 @@ impl Alive {
                 match wait() {
                     Ok(true) => ours.look(),
                     Ok(false) => return,
-                    Err(cause) => return log::warn!(target: "cluster", "cannot follow the containers of pods: {cause}"),
+                    Err(cause) => return log::warn!(target: "cluster", "cannot watch the containers of pods: {cause}"),
                 }
             }
         })?;
@@ -260,7 +260,7 @@ mod tests {
         let readiness = Readiness::new(std::env::temp_dir().join(format!("kind-alive-{}-{test}-files", std::process::id())));
         readiness.clear().unwrap();
         readiness.update(|state| (state.has_cluster, state.api_server) = (true, true));
-        Alive::follow(&Arc::new(readiness), &cluster).unwrap()
+        Alive::start(&Arc::new(readiness), &cluster).unwrap()
     }
 
     fn sleep() -> reaper::Child {

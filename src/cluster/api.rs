@@ -115,7 +115,7 @@ impl Api {
     ///
     /// # Errors
     /// The API server cannot be asked, the connection broke, it ended the watch with an error, or `report` failed.
-    pub fn follow<T: DeserializeOwned>(&self, path: &str, mut report: impl FnMut(Change<T>) -> Result<()>) -> Result<()> {
+    pub fn watch<T: DeserializeOwned>(&self, path: &str, mut report: impl FnMut(Change<T>) -> Result<()>) -> Result<()> {
         let list: List<T> = self.get(path)?;
         let version = list.metadata.resource_version;
         report(Change::All(list.items))?;
@@ -171,6 +171,14 @@ fn drain(body: Body) {
 }
 
 #[cfg(test)]
+impl Api {
+    /// A client without TLS.
+    pub fn plain(base: String) -> Api {
+        Api { agent: Agent::config_builder().http_status_as_error(false).build().into(), kubelet: base.clone(), base }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::io::Write;
     use std::net::TcpListener;
@@ -179,10 +187,10 @@ mod tests {
 
     /// An API server that answers one request after another with these statuses and bodies. Returns the paths that were
     /// asked for, what was reported, and how the watch ended.
-    fn follow(answers: &[(u16, &str)]) -> (Vec<String>, Vec<String>, Result<()>) {
+    fn watch(answers: &[(u16, &str)]) -> (Vec<String>, Vec<String>, Result<()>) {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let base = format!("http://{}", server.local_addr().unwrap());
-        let api = Api { agent: Agent::config_builder().http_status_as_error(false).build().into(), kubelet: base.clone(), base };
+        let api = Api::plain(base);
         let answers: Vec<_> = answers.iter().map(|(status, text)| (*status, text.to_string())).collect();
         let serve = std::thread::spawn(move || {
             let answer = |(status, text): (u16, String)| {
@@ -196,7 +204,7 @@ mod tests {
         });
         let mut reported = vec![];
         let names = |pods: &[Pod]| pods.iter().map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>().join(" ");
-        let ended = api.follow("/pods", |change: Change<Pod>| {
+        let ended = api.watch("/pods", |change: Change<Pod>| {
             reported.push(match change {
                 Change::All(pods) => format!("all: {}", names(&pods)),
                 Change::Put(pod) => format!("put: {}", names(&[pod])),
@@ -216,7 +224,7 @@ mod tests {
 
     #[test]
     fn objects_are_reported_as_they_are_and_then_as_they_change_until_the_watch_ends() {
-        let (paths, reported, ended) = follow(&[(200, LIST), (200, EVENTS)]);
+        let (paths, reported, ended) = watch(&[(200, LIST), (200, EVENTS)]);
         assert_eq!(paths, ["/pods", "/pods?watch=1&resourceVersion=7"]);
         assert_eq!(reported, ["all: a b", "put: c", "put: a", "deleted: b"]);
         ended.unwrap();
@@ -239,12 +247,12 @@ mod tests {
             }
         });
         let mut changes = 0;
-        let followed = api.follow("/pods", |_: Change<Pod>| {
+        let ended = api.watch("/pods", |_: Change<Pod>| {
             changes += 1;
             Ok(())
         });
         serve.join().unwrap();
-        followed.unwrap();
+        ended.unwrap();
         assert_eq!(changes, 4);
     }
 
@@ -258,7 +266,7 @@ mod tests {
             (&[(200, LIST), (200, &broken)], 4, "the API server ended the watch"),
             (&[(200, LIST), (200, "no event")], 1, "no event"),
         ] {
-            let (_, reported, ended) = follow(answers);
+            let (_, reported, ended) = watch(answers);
             let message = ended.unwrap_err().to_string();
             assert!(message.contains(error) && reported.len() == reports, "{message}: {reported:?}");
         }

@@ -76,7 +76,7 @@ struct Known {
 }
 
 /// Starts the signing thread of a cluster, which first waits for its API server.
-pub fn follow(init: &Arc<Init>, static_ip: Ipv4Addr, certificate: &Arc<ApiCertificate>) -> Result<()> {
+pub fn start(init: &Arc<Init>, static_ip: Ipv4Addr, certificate: &Arc<ApiCertificate>) -> Result<()> {
     let files = Files { pki: PKI_DIR.into() };
     let own_cluster = certificate.begin_cluster();
     let (ours, init) = (certificate.clone(), init.clone());

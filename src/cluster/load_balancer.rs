@@ -12,7 +12,7 @@ use serde_json::{json, Value};
 
 use crate::cluster::api::{Api, Change};
 use crate::cluster::objects::{Ingress, Service};
-use crate::cluster::{events, follow};
+use crate::cluster::{events, watcher};
 use crate::config::{API_PORT, DOCKER_PORT, DOCKER_TLS_PORT};
 use crate::error::Result;
 use crate::node::cluster_network::ClusterNetwork;
@@ -44,11 +44,11 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, static_ip: Ipv4Addr, network: &Clu
         let now = other.own.now().unwrap_or_default();
         if now != last {
             last = now;
-            follow::until_done(&init_of_watch, api_server, || other.assign(&mut other.services()));
+            watcher::until_done(&init_of_watch, api_server, || other.assign(&mut other.services()));
         }
     })?;
-    let init_of_follow = init.clone();
-    follow::start(init, "services", api_server, move || balancer.follow(&init_of_follow))
+    let init_of_services = init.clone();
+    watcher::start(init, "services", api_server, move || balancer.watch(&init_of_services))
 }
 
 fn api_server(state: &State) -> bool {
@@ -116,8 +116,8 @@ impl Balancer {
     }
 
     /// Assigns addresses now, and again whenever a Service changes, until the watch ends.
-    fn follow(&self, init: &Init) -> Result<()> {
-        self.api.follow(SERVICES, |change| {
+    fn watch(&self, init: &Init) -> Result<()> {
+        self.api.watch(SERVICES, |change| {
             let mut services = self.services();
             if services.apply(change) {
                 self.assign(&mut services)?;

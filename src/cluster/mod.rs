@@ -5,7 +5,6 @@ pub mod api;
 pub mod certificates;
 mod dns;
 mod events;
-mod follow;
 mod handshake;
 pub mod kubeconfig;
 pub mod kubectl;
@@ -18,6 +17,7 @@ pub mod pods;
 pub mod postmortem;
 mod resync;
 pub mod wait;
+mod watcher;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -29,6 +29,15 @@ use crate::daemons::containerd_config::Form;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cluster_network::ClusterNetwork;
+
+pub const ETCD: &str = "etcd";
+pub const API_SERVER: &str = "kube-apiserver";
+pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
+pub const SCHEDULER: &str = "kube-scheduler";
+/// The programs that need the API server.
+pub const CONTROLLERS: [&str; 2] = [CONTROLLER_MANAGER, SCHEDULER];
+/// The programs of the control plane, in the order in which they start. Each is also the name of its static pod.
+pub const PROGRAMS: [&str; 4] = [ETCD, API_SERVER, CONTROLLER_MANAGER, SCHEDULER];
 
 /// The cluster in the image, as the bake describes it in `/kind/cluster.json`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

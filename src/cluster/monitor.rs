@@ -1,7 +1,6 @@
 //! Follows the cluster: polls until the API server answers, then keeps a watch open, so that `kubernetes-ready` is
 //! always up to date with hardly any wakeups.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,13 +24,13 @@ pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster, network: &Clust
         network_policies::start(init, api.clone())?;
     }
     node::start(init, api.clone(), cluster)?;
-    let alive = Alive::follow(&init.readiness, cluster)?;
+    let alive = Alive::start(&init.readiness, cluster)?;
     resync::start(init, api.clone(), alive.clone())?;
     let init = init.clone();
-    threads::start("cluster", move || follow(&init, &api, &alive).unwrap_or_else(|error| init.fail(&error)))
+    threads::start("cluster", move || watch(&init, &api, &alive).unwrap_or_else(|error| init.fail(&error)))
 }
 
-fn follow(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
+fn watch(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
     let mut served = false;
     while !init.readiness.is_over() {
         if !api.is_ready() {
@@ -46,12 +45,12 @@ fn follow(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
             serve_credentials(init)?;
             served = true;
         }
-        let followed = api.follow("/api/v1/pods", |change| {
+        let ended = api.watch("/api/v1/pods", |change| {
             alive.report(change);
             Ok(())
         });
         // If the watch ended because the server did, the next round finds out.
-        if let Err(error) = followed {
+        if let Err(error) = ended {
             log::debug!(target: "cluster", "{error}");
             init.readiness.update(|state| state.api_server = false);
             init.readiness.pause(POLL);
@@ -62,9 +61,65 @@ fn follow(init: &Init, api: &Api, alive: &Alive) -> Result<()> {
 
 fn serve_credentials(init: &Init) -> Result<()> {
     for name in [CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG] {
-        let path = Path::new(CREDENTIALS_DIR).join(name);
+        let path = init.config.path(CREDENTIALS_DIR).join(name);
         let contents = std::fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
         init.readiness.publish(name, &contents);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::{fs, thread};
+
+    use super::*;
+    use crate::cluster::tests::cluster;
+    use crate::config::Config;
+
+    const NO_PODS: &str = r#"{"metadata": {"resourceVersion": "7"}, "items": []}"#;
+
+    #[test]
+    fn the_api_server_counts_from_its_first_answer_until_it_does_not_answer() {
+        let root = std::env::temp_dir().join(format!("kind-monitor-{}", std::process::id()));
+        fs::create_dir_all(root.join(&CREDENTIALS_DIR[1..])).unwrap();
+        [CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG]
+            .into_iter()
+            .for_each(|name| fs::write(root.join(&CREDENTIALS_DIR[1..]).join(name), name).unwrap());
+        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
+        let init = Init::new(Config::from_env(get).unwrap());
+        init.readiness.clear().unwrap();
+        init.readiness.update(|state| state.has_cluster = true);
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let api = Api::plain(format!("http://{}", server.local_addr().unwrap()));
+        let alive = Alive::start(&init.readiness, &cluster()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| watch(&init, &api, &alive).unwrap());
+            for (path, was_up, status, answer) in [
+                ("/readyz", false, 500, "etcd is not there"),
+                ("/readyz", false, 200, "ok"),
+                ("/api/v1/pods", true, 200, NO_PODS),
+                // A watch that has ended by itself says nothing of the server.
+                ("/api/v1/pods?watch=1&resourceVersion=7", true, 200, ""),
+                ("/readyz", true, 200, "ok"),
+                ("/api/v1/pods", true, 503, "etcd is down"),
+                ("/readyz", false, 200, "ok"),
+                ("/api/v1/pods", true, 200, NO_PODS),
+                ("/api/v1/pods?watch=1&resourceVersion=7", true, 200, ""),
+                ("/readyz", true, 500, "etcd is not there"),
+                ("/readyz", false, 500, "etcd is not there"),
+            ] {
+                let mut client = BufReader::new(server.accept().unwrap().0);
+                let head: Vec<String> = client.by_ref().lines().map_while(|line| line.ok().filter(|line| !line.is_empty())).collect();
+                assert_eq!(head[0].split(' ').nth(1), Some(path), "{head:?}");
+                assert_eq!(init.readiness.state().api_server, was_up, "{path} before {status}");
+                let length = answer.len();
+                write!(client.get_mut(), "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{answer}").unwrap();
+            }
+            init.readiness.end();
+            drop(server);
+        });
+        fs::remove_dir_all(root).unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::cluster::api::{Api, Change};
 use crate::cluster::objects::Meta;
-use crate::cluster::{events, follow};
+use crate::cluster::{events, watcher};
 use crate::error::Result;
 use crate::readiness::State;
 use crate::supervisor::Init;
@@ -19,8 +19,8 @@ const MESSAGE: &str = "this cluster's own network does not enforce NetworkPolici
 /// Follows them from the moment on in which the cluster is up, so that this costs its start nothing.
 pub fn start(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
     let mut reported = BTreeSet::new();
-    follow::start(init, "policies", State::cluster_up, move || {
-        api.follow(POLICIES, |change| {
+    watcher::start(init, "policies", State::cluster_up, move || {
+        api.watch(POLICIES, |change| {
             match change {
                 Change::All(policies) => policies.iter().for_each(|policy| report(&api, &mut reported, policy)),
                 Change::Put(policy) => report(&api, &mut reported, &policy),

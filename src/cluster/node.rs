@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::cluster::api::Api;
 use crate::cluster::dns::Queries;
 use crate::cluster::objects::Node;
-use crate::cluster::{follow, Cluster};
+use crate::cluster::{watcher, Cluster};
 use crate::config::NODE_NAME;
 use crate::error::Result;
 use crate::readiness::{Pods, State};
@@ -24,7 +24,7 @@ pub const PODS: &str = "pods";
 /// Asks until the answers are yes. A cluster without a Service for its DNS counts as answered.
 pub fn start(init: &Arc<Init>, api: Arc<Api>, cluster: &Cluster) -> Result<()> {
     let (asking, dns, has_bridge) = (init.clone(), cluster.dns, cluster.network.has_bridge);
-    follow::start(init, "node", is_unknown, move || {
+    watcher::start(init, "node", is_unknown, move || {
         ask(&asking, &api, dns.map(|dns| Queries::new(dns, has_bridge)));
         Ok(())
     })

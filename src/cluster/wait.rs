@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Node, Pod, Workload};
-use crate::cluster::{node, pods, postmortem};
+use crate::cluster::{node, pods, postmortem, API_SERVER};
 use crate::config::{CLUSTER_LIMIT, POD_LOG_DIR};
 use crate::error::{Error, Result};
 use crate::supervisor::Init;
@@ -22,7 +22,7 @@ const MOST_RESTARTS: u32 = 3;
 /// It is not ready in time, or ends again and again.
 pub fn for_api_server(init: &Init, api: &Api) -> Result<()> {
     until(init, || {
-        let restarts = postmortem::restarts(Path::new(POD_LOG_DIR), "kube-apiserver");
+        let restarts = postmortem::restarts(Path::new(POD_LOG_DIR), API_SERVER);
         match api.is_ready() {
             true => Ok(vec![]),
             false if restarts > MOST_RESTARTS => {

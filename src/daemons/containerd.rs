@@ -23,8 +23,9 @@ pub fn error(message: impl Into<String>) -> Error {
     Error::new(message).advise(format!("Its log is {LOG_DIR}/{CONTAINERD}.log in the container"))
 }
 
-/// Selects what the CRI plugin created, as opposed to what dockerd created in the same namespace.
-const CRI_CONTAINERS: &str = "labels.\"io.cri-containerd.kind\"";
+/// The label of what the CRI plugin has created, as opposed to what dockerd has in the same namespace: whether it is a container
+/// or a sandbox.
+pub const CRI_KIND: &str = "io.cri-containerd.kind";
 
 /// The first two numbers of containerd's version.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,8 +115,8 @@ pub fn images() -> Result<Vec<String>> {
 /// Ids of the pods' containers and sandboxes, filtered by a label and its value if given.
 pub fn pod_containers(label: Option<(&str, &str)>) -> Result<Vec<String>> {
     let filter = match label {
-        Some((name, value)) => format!("{CRI_CONTAINERS},labels.\"{name}\"=={value}"),
-        None => CRI_CONTAINERS.to_string(),
+        Some((name, value)) => format!("labels.\"{CRI_KIND}\",labels.\"{name}\"=={value}"),
+        None => format!("labels.\"{CRI_KIND}\""),
     };
     let list = ctr(&["containers", "ls", "-q", &filter])?;
     Ok(list.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_string).collect())

@@ -24,14 +24,14 @@ use crate::daemons::made_here::{self, Name};
 use crate::error::Result;
 use crate::node::pull_hosts;
 use crate::node::state_dir::StateDir;
-use crate::readiness::{Reset, Wish};
+use crate::readiness::{Operation, Reset};
 use crate::supervisor::Init;
 use crate::threads;
 
 /// How long to wait before following events again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How many failures in a row are logged.
-const TOLD: u32 = 3;
+/// After how many failures in a row the log says so.
+const LOGGED_AFTER: u32 = 3;
 /// Docker moves a name to another image by deleting and creating it, and fails if we have created it in between.
 /// If that may be going on, we wait this many steps before we restore a missing name.
 const PATIENCE: u32 = 10;
@@ -57,13 +57,13 @@ pub fn keep(init: &Arc<Init>, baked: Vec<Record>, given: Arc<Given>) -> Result<(
     let body = move || {
         let mut failures = 0;
         while !init.readiness.is_over() {
-            match follow(&baked, &given) {
+            match keep_until_containerd_ends(&baked, &given) {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
                     // Only once, and not while containerd is merely being restarted.
-                    let ends = init.readiness.is_over() || init.readiness.state().reset == Reset::Requested(Wish::SaveAndStop);
-                    if failures == TOLD && !ends {
+                    let ends = init.readiness.is_over() || init.readiness.state().reset == Reset::Requested(Operation::SaveAndStop);
+                    if failures == LOGGED_AFTER && !ends {
                         log::warn!(target: "images", "image names are not kept in step: images may lack a name, have one too many, or not be found by pods that always pull: {error}");
                     }
                 }
@@ -128,8 +128,8 @@ impl Seen {
 }
 
 /// Keeps the names in order until containerd ends.
-fn follow(baked: &[Record], given: &Given) -> Result<()> {
-    let mut changes = Changes::follow()?;
+fn keep_until_containerd_ends(baked: &[Record], given: &Given) -> Result<()> {
+    let mut changes = Changes::subscribe()?;
     let mut seen = Seen::default();
     // The bake has looked at those.
     let mut origins = made_here::Seen::new(baked);

@@ -88,11 +88,11 @@ fn ask_within(limit: Duration, service: &str, method: &str, request: &[u8]) -> R
         .map_err(|cause| Error::new(format!("cannot ask containerd on {CONTAINERD_SOCKET} ({method}): {cause}")))
 }
 
-/// Follows changes of image records.
+/// Changes of image records, as containerd reports them.
 pub struct Changes(Call);
 
 impl Changes {
-    pub fn follow() -> Result<Changes> {
+    pub fn subscribe() -> Result<Changes> {
         let filters: Vec<u8> = ["create", "update", "delete"]
             .iter()
             .flat_map(|what| written(FILTER, format!("namespace=={NAMESPACE},topic==\"/images/{what}\"").as_bytes()))
@@ -113,7 +113,7 @@ impl Changes {
     }
 
     fn failed(cause: io::Error) -> Error {
-        Error::new(format!("cannot follow containerd's events on {CONTAINERD_SOCKET}: {cause}"))
+        Error::new(format!("cannot subscribe to containerd's events on {CONTAINERD_SOCKET}: {cause}"))
     }
 }
 

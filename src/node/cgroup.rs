@@ -18,7 +18,7 @@ use crate::supervisor::reaper;
 
 pub const CGROUP_DIR: &str = "/sys/fs/cgroup";
 /// kubelet's `cgroupRoot`.
-const KUBELET_CGROUP: &str = "kubelet";
+pub const KUBELET_CGROUP: &str = "kubelet";
 /// dockerd's default `cgroup-parent` with the driver cgroupfs.
 const DOCKER_CGROUP: &str = "docker";
 /// How long to retry, since `docker exec` and health checks may put processes into the root at any moment.

@@ -55,7 +55,7 @@ impl OwnAddresses {
 /// Calls `changed` whenever an IPv4 address may have been added or removed (rtnetlink(7)), in a thread that sleeps otherwise
 /// and ends with the cluster.
 pub fn watch(readiness: &Arc<Readiness>, mut changed: impl FnMut() + Send + 'static) -> Result<()> {
-    let fail = |cause: Errno| Error::new(format!("cannot follow this container's addresses: {cause}"));
+    let fail = |cause: Errno| Error::new(format!("cannot watch this container's addresses: {cause}"));
     let socket = subscribe().map_err(fail)?;
     let readiness = readiness.clone();
     threads::start("addresses", move || {
@@ -65,7 +65,7 @@ pub fn watch(readiness: &Arc<Readiness>, mut changed: impl FnMut() + Send + 'sta
             changed();
         }
         if !readiness.is_over() {
-            log::warn!(target: "network", "this container's addresses are no longer followed");
+            log::warn!(target: "network", "this container's addresses are no longer watched");
         }
     })
 }

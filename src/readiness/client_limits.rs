@@ -37,9 +37,9 @@ use crate::error::{Error, Result};
 use crate::listen::{self, listen};
 use crate::readiness::files::KUBERNETES_READY;
 use crate::readiness::long_poll;
-use crate::readiness::target::{asked_wait, file_name, path, wish, LOGS, MAX_WAIT};
-use crate::readiness::wishes::ORIGIN;
-use crate::readiness::{wishes, Readiness, Wish};
+use crate::readiness::operations::ORIGIN;
+use crate::readiness::target::{asked_wait, file_name, operation, path, LOGS, MAX_WAIT};
+use crate::readiness::{operations, Operation, Readiness};
 use crate::threads::{self, Place, Places, SMALL_STACK};
 
 /// Concurrent clients; the connections of any more are closed at once. Each client costs a thread with `SMALL_STACK` bytes.
@@ -149,19 +149,19 @@ impl Gate {
     }
 
     fn answer(&self, client: &TcpStream, head: &[u8], target: &str) -> io::Result<Vec<u8>> {
-        let wish = wish(target);
-        let ask = || match wish {
-            Some(wish) => self.fulfil(client, wish, head),
+        let operation = operation(target);
+        let ask = || match operation {
+            Some(operation) => self.begin(client, operation, head),
             None => ask(&self.inner, &one_request(head)),
         };
         let limit = match asked_wait(target) {
-            Ok(Some(limit)) if wish.is_some() || file_name(target).is_some() => limit,
+            Ok(Some(limit)) if operation.is_some() || file_name(target).is_some() => limit,
             Err(()) => return Ok(response("400 Bad Request", &format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
             Ok(_) => return ask(),
         };
         let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return ask() };
         let ask_for = |file: &str| self::ask(&self.inner, format!("GET /{file} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes());
-        let Some(wish) = wish else { return long_poll::answer(client, &self.readiness, limit, ask, ask_for) };
+        let Some(operation) = operation else { return long_poll::answer(client, &self.readiness, limit, ask, ask_for) };
         let answer = ask()?;
         if long_poll::status(&answer) != Some("202") {
             return Ok(answer);
@@ -169,21 +169,21 @@ impl Gate {
         // Nothing of the earlier cluster is ready any more.
         let ready = long_poll::answer(client, &self.readiness, limit, || ask_for(KUBERNETES_READY), ask_for)?;
         Ok(if long_poll::status(&ready) == Some("404") {
-            response("504 Gateway Timeout", &format!("the {} goes on: wait for kubernetes-ready\n", wish.name()))
+            response("504 Gateway Timeout", &format!("the {} goes on: wait for kubernetes-ready\n", operation.name()))
         } else {
             ready
         })
     }
 
-    /// Requests what a client wishes. A save is not refused for what becomes Ready a moment later.
-    fn fulfil(&self, client: &TcpStream, wish: Wish, head: &[u8]) -> io::Result<Vec<u8>> {
+    /// Requests the operation that a client has asked for. A save is not refused for what becomes Ready a moment later.
+    fn begin(&self, client: &TcpStream, operation: Operation, head: &[u8]) -> io::Result<Vec<u8>> {
         let header = |name: &str| values(head, name).next().map(Cow::into_owned);
-        if let Some((status, why)) = wishes::forbids(wish, head.starts_with(b"POST "), header) {
+        if let Some((status, why)) = operations::forbids(operation, head.starts_with(b"POST "), header) {
             return Ok(response(status, &why));
         }
         let end = Instant::now() + FIT_LIMIT;
         let unfit = loop {
-            if !wish.saves() || !self.readiness.would_begin(wish) {
+            if !operation.saves() || !self.readiness.would_begin(operation) {
                 break None;
             }
             let change = self.readiness.next_change()?;
@@ -195,8 +195,8 @@ impl Gate {
             }
             long_poll::sleep(client, &change, FIT_POLL)?;
         };
-        let refused = unfit.or_else(|| self.readiness.request(wish).err().map(str::to_string));
-        let (status, text) = wishes::answer(wish, refused);
+        let refused = unfit.or_else(|| self.readiness.request(operation).err().map(str::to_string));
+        let (status, text) = operations::answer(operation, refused);
         Ok(response(status, &text))
     }
 }

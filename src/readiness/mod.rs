@@ -8,11 +8,11 @@ pub mod client_limits;
 pub mod document;
 pub mod files;
 mod long_poll;
+pub mod operations;
 mod page;
 pub mod server;
 mod state;
 pub mod target;
-pub mod wishes;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,7 +30,7 @@ use crate::error::Result;
 use crate::logger::since_start;
 use crate::readiness::document::{Document, Milestone};
 use crate::readiness::files::{Directory, DOCKER_READY, FAILED, KUBERNETES_READY, STATUS, TIMELINE, WAITING};
-pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Pods, Reset, State, Wish};
+pub use crate::readiness::state::{ControlPlane, Extensions, Failure, Operation, Pods, Reset, State};
 use crate::{sys, threads};
 
 /// How often files that could not be written are tried again, and the cluster's time limit is looked at.
@@ -65,7 +65,7 @@ struct Known {
     /// Whether this cluster's `kubernetes-ready` was written.
     was_ready: bool,
     /// What this cluster, or the one that is about to begin, was asked for with.
-    wish: Option<Wish>,
+    operation: Option<Operation>,
     /// Since when the cluster's time limit runs (`State::is_limited`).
     limited_since: Option<Instant>,
     /// What clients wait at, where there are any.
@@ -309,13 +309,13 @@ impl Known {
     fn write_files(&mut self, directory: &Directory) {
         let names = |known: &Known| known.written.keys().copied().collect::<Vec<_>>();
         let before = names(self);
-        self.follow(directory);
+        self.make_as_wanted(directory);
         if names(self) != before {
             self.next_change = None;
         }
     }
 
-    fn follow(&mut self, directory: &Directory) {
+    fn make_as_wanted(&mut self, directory: &Directory) {
         let wanted = self.wanted();
         let untrue: Vec<&'static str> = self.written.keys().filter(|name| !wanted.contains_key(*name)).copied().collect();
         for name in untrue {

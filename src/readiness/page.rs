@@ -53,8 +53,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::readiness::operations::GUARD;
     use crate::readiness::state::State;
-    use crate::readiness::wishes::GUARD;
 
     #[test]
     fn the_hash_is_sha256() {

@@ -1,6 +1,6 @@
 //! The file server on ports 10080 and 10081: serves the files under `/var/kind` from disk, and a page that shows them (`page`).
 //! Only `/config` is rewritten before it is sent, by a function that the caller provides. What may be done to the cluster is
-//! in `wishes`.
+//! in `operations`.
 
 use std::fs::OpenOptions;
 use std::io::Read;

@@ -85,7 +85,7 @@ pub enum Reset {
     #[default]
     No,
     /// A client has asked for it: nothing of the cluster counts any more.
-    Requested(Wish),
+    Requested(Operation),
     /// Its pods are being ended. kubelet waits.
     Ending,
     /// What is left of them is removed once kubelet answers.
@@ -94,14 +94,14 @@ pub enum Reset {
 
 impl Reset {
     /// Whether kubelet could still mistake what it finds for the new cluster's.
-    pub fn holds_kubelet(self) -> bool {
+    pub fn blocks_kubelet(self) -> bool {
         matches!(self, Reset::Requested(_) | Reset::Ending)
     }
 }
 
 /// What a client asks for. All but the last lead to another cluster.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Wish {
+pub enum Operation {
     /// The cluster as it was saved, or baked.
     Reset,
     /// The cluster as it was baked, from now on.
@@ -112,12 +112,12 @@ pub enum Wish {
     SaveAndStop,
 }
 
-impl Wish {
+impl Operation {
     pub fn saves(self) -> bool {
-        matches!(self, Wish::Save | Wish::SaveAndStop)
+        matches!(self, Operation::Save | Operation::SaveAndStop)
     }
 
-    /// What the header that guards it must say (`wishes::GUARD`).
+    /// What the header that guards it must say (`operations::GUARD`).
     pub fn name(self) -> &'static str {
         if self.saves() {
             "save"
@@ -168,8 +168,8 @@ impl State {
         self.cluster_up() && self.extensions == Extensions::Done && self.failure.is_none()
     }
 
-    /// Why a wish cannot be fulfilled now, if so. `was_ready` is whether this cluster has been ready.
-    pub fn refuses(&self, wish: Wish, was_ready: bool) -> Option<&'static str> {
+    /// Why an operation cannot begin now, if so. `was_ready` is whether this cluster has been ready.
+    pub fn refuses(&self, operation: Operation, was_ready: bool) -> Option<&'static str> {
         if self.ending {
             Some("the container is stopping")
         } else if !self.has_cluster {
@@ -178,7 +178,7 @@ impl State {
             Some("the cluster is still being started: wait for kubernetes-ready")
         } else if !self.docker_ready() {
             Some("Docker does not answer, which is needed. If it does not come back, start the container again")
-        } else if wish.saves() && !self.kubernetes_ready() {
+        } else if operation.saves() && !self.kubernetes_ready() {
             Some("it is not ready, and would not be after a start either. `kind status` says what is missing")
         } else {
             None
@@ -198,7 +198,7 @@ impl State {
         }
         match self.reset {
             Reset::No => {}
-            Reset::Requested(wish) if wish.saves() => waiting.insert(0, "the cluster: being saved".into()),
+            Reset::Requested(operation) if operation.saves() => waiting.insert(0, "the cluster: being saved".into()),
             Reset::Requested(_) | Reset::Ending => waiting.insert(0, BEFORE_RESET.into()),
             // kubelet comes first.
             Reset::Removing => waiting.push(BEFORE_RESET.into()),
@@ -245,7 +245,7 @@ impl State {
     /// Whether the cluster's time limit runs: it is not up, is not being saved, and has not failed. The user's manifests and scripts
     /// have a limit of their own.
     pub fn is_limited(&self) -> bool {
-        let is_being_saved = matches!(self.reset, Reset::Requested(wish) if wish.saves());
+        let is_being_saved = matches!(self.reset, Reset::Requested(operation) if operation.saves());
         !is_being_saved && self.has_cluster && !self.cluster_up() && self.failure.is_none()
     }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::readiness::files::FILES;
-use crate::readiness::state::Wish;
+use crate::readiness::state::Operation;
 
 /// How long a client may have its request held (seconds).
 pub const MAX_WAIT: u64 = 600;
@@ -24,14 +24,14 @@ pub fn path(target: &str) -> &str {
     target.split(['?', '#']).next().unwrap_or_default()
 }
 
-/// What a request with POST for this target wishes.
-pub fn wish(target: &str) -> Option<Wish> {
+/// The operation that a request with POST for this target asks for.
+pub fn operation(target: &str) -> Option<Operation> {
     let has = |word: &str| asked(target, word) == Some("");
     match path(target) {
-        RESET if has(BAKED) => Some(Wish::ResetToBaked),
-        RESET => Some(Wish::Reset),
-        SAVE if has(STOP) => Some(Wish::SaveAndStop),
-        SAVE => Some(Wish::Save),
+        RESET if has(BAKED) => Some(Operation::ResetToBaked),
+        RESET => Some(Operation::Reset),
+        SAVE if has(STOP) => Some(Operation::SaveAndStop),
+        SAVE => Some(Operation::Save),
         _ => None,
     }
 }
@@ -115,19 +115,19 @@ mod tests {
     #[test]
     fn a_path_is_what_comes_before_the_query() {
         for (target, expected) in [
-            ("/reset", Some(Wish::Reset)),
-            ("/reset?wait=30", Some(Wish::Reset)),
-            ("/reset#x", Some(Wish::Reset)),
-            ("/reset?baked&wait=30", Some(Wish::ResetToBaked)),
-            ("/save?wait=30", Some(Wish::Save)),
-            ("/save?wait=30&stop", Some(Wish::SaveAndStop)),
-            ("/save?stopped", Some(Wish::Save)),
+            ("/reset", Some(Operation::Reset)),
+            ("/reset?wait=30", Some(Operation::Reset)),
+            ("/reset#x", Some(Operation::Reset)),
+            ("/reset?baked&wait=30", Some(Operation::ResetToBaked)),
+            ("/save?wait=30", Some(Operation::Save)),
+            ("/save?wait=30&stop", Some(Operation::SaveAndStop)),
+            ("/save?stopped", Some(Operation::Save)),
             ("/reset/", None),
             ("reset", None),
             ("//reset", None),
             ("/saved", None),
         ] {
-            assert_eq!(wish(target), expected, "{target}");
+            assert_eq!(operation(target), expected, "{target}");
         }
     }
 

@@ -88,7 +88,7 @@ fn an_earlier_cluster_changes_nothing_and_waits_for_nothing() {
 #[test]
 fn a_reset_withdraws_what_is_the_clusters_before_it_is_answered() {
     let node = readiness("reset");
-    let refused = |node: &Readiness| node.request(Wish::Reset).unwrap_err();
+    let refused = |node: &Readiness| node.request(Operation::Reset).unwrap_err();
     assert!(refused(&node).contains("no cluster"));
     node.update(|state| (state.has_cluster, state.containerd, state.docker) = (true, true, true));
     let first = node.begin_cluster();
@@ -100,23 +100,23 @@ fn a_reset_withdraws_what_is_the_clusters_before_it_is_answered() {
     first.update(|state| state.docker = true);
     assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY, CONFIG]);
 
-    node.request(Wish::Reset).unwrap();
+    node.request(Operation::Reset).unwrap();
     assert_eq!(files(&node), [DOCKER_READY, WAITING]);
     assert!(first.is_over() && node.state().waiting()[0].contains("before the reset") && node.has_reached("reset"));
     // They are the same one, and another one has to wait.
-    node.request(Wish::Reset).unwrap();
-    assert!(node.request(Wish::Save).unwrap_err().contains("just being reset"));
-    assert_eq!(node.state().reset, Reset::Requested(Wish::Reset));
+    node.request(Operation::Reset).unwrap();
+    assert!(node.request(Operation::Save).unwrap_err().contains("just being reset"));
+    assert_eq!(node.state().reset, Reset::Requested(Operation::Reset));
     let second = node.begin_cluster();
     assert_eq!(second.state().reset, Reset::Ending);
-    node.request(Wish::Reset).unwrap();
+    node.request(Operation::Reset).unwrap();
     assert!(!second.is_over());
     second.update(|state| state.reset = Reset::No);
     second.fail(Failure::new("it is broken", 3));
     assert_eq!(files(&node), [DOCKER_READY, FAILED, WAITING]);
 
     // One that has failed can be tried again.
-    node.request(Wish::Reset).unwrap();
+    node.request(Operation::Reset).unwrap();
     assert_eq!(files(&node), [DOCKER_READY, WAITING]);
     let third = node.begin_cluster();
     assert!(second.is_over());
@@ -124,9 +124,9 @@ fn a_reset_withdraws_what_is_the_clusters_before_it_is_answered() {
     assert_eq!(files(&node), [DOCKER_READY, KUBERNETES_READY]);
     // What is not ready now would never be after a start.
     third.update(|state| state.dns = false);
-    assert!(node.request(Wish::Save).unwrap_err().contains("not ready"));
+    assert!(node.request(Operation::Save).unwrap_err().contains("not ready"));
     third.update(|state| state.dns = true);
-    node.request(Wish::SaveAndStop).unwrap();
+    node.request(Operation::SaveAndStop).unwrap();
     assert!(node.state().waiting()[0].contains("being saved") && !node.state().is_limited() && node.has_reached("save"));
     assert_eq!(node.end(), 0);
     assert!(refused(&node).contains("stopping"));

@@ -42,8 +42,8 @@ pub fn check(programs: &Path) {
 
 /// Starts a thread that copies what kubelet logs to `log`, and has it wait at that line while the control plane is being
 /// restored. Returns the end of the pipe that kubelet writes to.
-pub fn follow(log: File, readiness: Arc<Readiness>) -> Result<Stdio> {
-    let fail = |cause: io::Error| Error::new(format!("cannot follow kubelet's log: {cause}"));
+pub fn start(log: File, readiness: Arc<Readiness>) -> Result<Stdio> {
+    let fail = |cause: io::Error| Error::new(format!("cannot read kubelet's log: {cause}"));
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT).map_err(|cause| fail(cause.into()))?;
     resize(&reader, ONE_LINE).map_err(fail)?;
     threads::start("kubelet-log", move || copy(reader, log, &readiness))?;
@@ -57,7 +57,7 @@ fn copy(reader: OwnedFd, mut log: File, readiness: &Readiness) {
         let _ = log.write_all(&line[..length]);
         let asks = String::from_utf8_lossy(&line[..length]).contains(ASKS_FOR_NODE);
         if asks {
-            readiness.wait_until(|state| !state.control_plane.is_coming() && !state.reset.holds_kubelet());
+            readiness.wait_until(|state| !state.control_plane.is_coming() && !state.reset.blocks_kubelet());
         }
         // When it answers it has passed that line, and need not be slowed down any more, even if it never came.
         if asks || readiness.state().kubelet {
@@ -99,7 +99,7 @@ mod tests {
             let readiness = Arc::new(Readiness::new(directory.join("files")));
             readiness.clear().unwrap();
             readiness.update(|state| state.control_plane = ControlPlane::Restoring { port_is_held: true });
-            let stderr = follow(File::create(directory.join("log")).unwrap(), readiness.clone()).unwrap();
+            let stderr = start(File::create(directory.join("log")).unwrap(), readiness.clone()).unwrap();
             let gone_on = directory.join("gone-on");
             let script = format!("for line in begins '{line}' 2 3 4; do echo $line >&2; done; touch {}; seq 5000 >&2", gone_on.display());
             reaper::spawn(Command::new("sh").args(["-c", &script]).stderr(stderr)).unwrap();

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::api::Api;
+use crate::cluster::PROGRAMS;
 use crate::config::{CLUSTER_LIMIT, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::readiness::ControlPlane;
-use crate::restore::PROGRAMS;
 use crate::supervisor::{reaper, Init};
 use crate::threads;
 
@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub fn hide(programs: &[&str]) {
     if let Err(error) = hide_in(Path::new(STATIC_POD_DIR), programs) {
         // For example because the user has mounted a manifest.
-        log::warn!(target: "boot", "the controllers cannot be delayed until the API server answers: {error}");
+        log::warn!(target: "boot", "kubelet starts the containers of the whole control plane at once: {error}");
     }
 }
 
@@ -45,7 +45,7 @@ pub fn show_when_needed(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
     let is_restored = init.readiness.state().control_plane == ControlPlane::Restored;
     threads::start("manifests", move || {
         // In a reset, kubelet begins to start pods only then.
-        init.readiness.wait_until(|state| !state.reset.holds_kubelet());
+        init.readiness.wait_until(|state| !state.reset.blocks_kubelet());
         let limit = if is_restored { LATEST } else { CLUSTER_LIMIT };
         let is_needed = || if is_restored { init.readiness.state().cluster_up() } else { api.readiness().is_some() };
         reaper::poll(POLL, limit, || (init.readiness.is_over() || is_needed()).then_some(()));
@@ -84,7 +84,7 @@ fn rename(from: PathBuf, to: PathBuf) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::restore::CONTROLLERS;
+    use crate::cluster::CONTROLLERS;
 
     fn names(directory: &Path) -> Vec<String> {
         let mut names: Vec<String> =

@@ -22,6 +22,10 @@
 //! | `owner`, `tree` | look after the restored programs |
 //! | `parent` | the process above them |
 //! | `stand_in` | the command of their containers |
+//!
+//! Beside these: `boot` begins a restore before the node's own steps are done, and `boot::cluster` in a reset;
+//! `supervisor::daemon` starts kubelet in the way that a restore needs, once (`FirstStart`); `cluster::pods` counts a pod whose
+//! program runs restored; `bake::programs` puts the stand-ins into the bake, and `save::dump` saves the programs.
 
 pub mod criu;
 mod files;
@@ -37,12 +41,3 @@ pub mod saved;
 pub mod stand_in;
 pub mod start;
 pub mod tree;
-
-pub const ETCD: &str = "etcd";
-pub const API_SERVER: &str = "kube-apiserver";
-pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
-pub const SCHEDULER: &str = "kube-scheduler";
-/// The programs that need the API server.
-pub const CONTROLLERS: [&str; 2] = [CONTROLLER_MANAGER, SCHEDULER];
-/// The programs of the control plane, in the order in which they start. Each is also the name of its static pod.
-pub const PROGRAMS: [&str; 4] = [ETCD, API_SERVER, CONTROLLER_MANAGER, SCHEDULER];

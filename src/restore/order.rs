@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use crate::cluster::api::Api;
+use crate::cluster::{CONTROLLERS, PROGRAMS};
 use crate::error::Result;
 use crate::readiness::ControlPlane;
 use crate::restore::priority::{self, Yielding, YIELD_LIMIT};
 use crate::restore::start::Restore;
-use crate::restore::{kubelet_log, manifests, CONTROLLERS, PROGRAMS};
+use crate::restore::{kubelet_log, manifests};
 use crate::supervisor::daemon::{Daemon, FirstStart, Spec};
 
 impl Restore {
@@ -33,7 +34,7 @@ impl Restore {
             // kubelet finds its API server when it first looks; otherwise it would wait before it looks again.
             ControlPlane::Restoring { port_is_held: false } => {
                 start_docker()?;
-                init.readiness.wait_until(|state| !state.control_plane.is_coming() && !state.reset.holds_kubelet());
+                init.readiness.wait_until(|state| !state.control_plane.is_coming() && !state.reset.blocks_kubelet());
                 if control_plane() == ControlPlane::Cold {
                     manifests::hide(&CONTROLLERS);
                 }
@@ -42,7 +43,7 @@ impl Restore {
             // The API server takes longest, so it is started first.
             ControlPlane::Undecided | ControlPlane::Cold => {
                 manifests::hide(&CONTROLLERS);
-                init.readiness.wait_until(|state| !state.reset.holds_kubelet());
+                init.readiness.wait_until(|state| !state.reset.blocks_kubelet());
                 init.supervise(kubelet)?;
                 start_docker()?;
             }
@@ -54,7 +55,7 @@ impl Restore {
     fn beside(&self, mut kubelet: Spec, docker: Arc<Daemon>) -> Spec {
         let (readiness, yielding) = (self.init.readiness.clone(), self.yielding);
         kubelet.first_start = Some(FirstStart {
-            log: Box::new(|log| kubelet_log::follow(log, readiness)),
+            log: Box::new(|log| kubelet_log::start(log, readiness)),
             started: Box::new(move |kubelet| {
                 if yielding == Yielding::OnIdleCpus {
                     priority::yield_to(docker, kubelet);

@@ -24,11 +24,11 @@ use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ETCD;
 use crate::config::{NODE_NAME, POLL, RESTORED_DIR};
 use crate::error::{Error, Result};
 use crate::restore::saved::{Program, Saved};
 use crate::restore::tree::Process;
-use crate::restore::ETCD;
 use crate::supervisor::Init;
 use crate::{sys, threads};
 
@@ -266,9 +266,9 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::cluster::{API_SERVER, CONTROLLERS};
     use crate::config::Config;
     use crate::restore::saved::Start;
-    use crate::restore::{API_SERVER, CONTROLLERS};
     use crate::supervisor::reaper::{self, Child};
     use crate::sys;
 

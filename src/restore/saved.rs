@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::PROGRAMS;
 use crate::config::{ETCD_DIR, KUBERNETES_DIR, PKI_DIR, RESTORED_DIR, STATIC_POD_DIR};
 use crate::error::{Error, Result};
 use crate::restore::files::{self, Below, SavedDirectory, SavedFile};
 use crate::restore::machine::Machine;
-use crate::restore::PROGRAMS;
 
 const DESCRIPTION: &str = "saved.json";
 /// CRIU's images.

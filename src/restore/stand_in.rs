@@ -68,7 +68,7 @@ fn claim(name: &str, argv: &[String]) -> Option<(BufReader<UnixStream>, u64)> {
 fn stand(name: &str, mut owner: BufReader<UnixStream>, log_from: u64, mut signals: Signals) -> Result<ExitCode> {
     let to_owner = BufReader::new(owner.get_ref().try_clone().map_err(|cause| Error::io("use", socket(), cause))?);
     let log = Arc::new(Mutex::new(Log::open(name, log_from)?));
-    follow(name, log.clone())?;
+    copy_log(name, log.clone())?;
     threads::start("owner", move || {
         let status = match receive(&mut owner) {
             Some(Answer::Ended { status }) => status,
@@ -85,7 +85,7 @@ fn stand(name: &str, mut owner: BufReader<UnixStream>, log_from: u64, mut signal
 }
 
 /// Copies the log as it grows.
-fn follow(name: &str, log: Arc<Mutex<Log>>) -> Result<()> {
+fn copy_log(name: &str, log: Arc<Mutex<Log>>) -> Result<()> {
     let path = log_of(name);
     let fail = |cause| Error::io("watch", &path, cause);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(fail)?;

@@ -3,16 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cluster::PROGRAMS;
 use crate::config::POLL;
-use crate::daemons::containerd::{self, ctr};
+use crate::daemons::containerd::{self, ctr, CRI_KIND};
 use crate::error::{Error, Result};
-use crate::restore::PROGRAMS;
 use crate::supervisor::reaper;
 
 /// The label that kubelet puts on its containers.
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
-/// The label with which CRI distinguishes containers and sandboxes.
-const CRI_KIND: &str = "io.cri-containerd.kind";
 /// How long kubelet may take to start a container that is missing.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a container may take to end after SIGTERM.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{unshare, CloneFlags};
 
 use crate::cluster::api::Api;
+use crate::cluster::{API_SERVER, CONTROLLERS, ETCD, PROGRAMS};
 use crate::config::{CREDENTIALS_DIR, ETCD_DIR, PARENT, POLL, RESTORED_DIR, RUN_DIR};
 use crate::error::{Error, Result};
 use crate::files;
@@ -23,7 +24,7 @@ use crate::node::state_dir::StateDir;
 use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::start_file;
 use crate::restore::saved::{self, log_of, Program, Saved, Start};
-use crate::restore::{criu, tree, API_SERVER, CONTROLLERS, ETCD, PROGRAMS};
+use crate::restore::{criu, tree};
 use crate::supervisor::descendants;
 use crate::supervisor::reaper;
 use crate::versions::SAVED_GODEBUG;

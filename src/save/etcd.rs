@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::cluster::ETCD;
 use crate::config::{ETCD_DIR, PKI_DIR};
 use crate::daemons::containerd::ctr;
 use crate::error::{Error, Result};
@@ -37,7 +38,7 @@ pub struct Etcd {
 
 impl Etcd {
     pub fn running() -> Result<Etcd> {
-        Ok(Etcd { container: control_plane::one("etcd")?, executions: Cell::new(0) })
+        Ok(Etcd { container: control_plane::one(ETCD)?, executions: Cell::new(0) })
     }
 
     /// Restores the current state into a new directory next to the data. Nothing else may write to etcd meanwhile.
@@ -54,7 +55,7 @@ impl Etcd {
         self.client(&["compact", "--physical", &revision.to_string()])?;
         self.client(&["defrag"])?;
         self.client(&["snapshot", "save", &path(SNAPSHOT)])?;
-        let pod = manifest::read("etcd")?;
+        let pod = manifest::read(ETCD)?;
         let option = |name: &&str| {
             let value = pod.flag(name).ok_or_else(|| Error::new(format!("etcd's static pod has no flag --{name}")));
             value.map(|value| format!("--{name}={value}"))

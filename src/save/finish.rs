@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Metadata, Pod, Service};
-use crate::cluster::{pods, BakedPod, Cluster};
+use crate::cluster::{pods, BakedPod, Cluster, API_SERVER, CONTROLLERS, ETCD};
 use crate::config::{DOCKER_SOCKET, NODE_NAME};
 use crate::daemons::containerd;
 use crate::error::{Error, Result};
@@ -39,7 +39,7 @@ pub fn describe(api: &Api, cluster: Cluster) -> Result<Cluster> {
 /// elects a leader would wait until they are over, and with probes for which no start waits. kubelet must have stopped.
 pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
     control_plane::kill_workloads()?;
-    for name in ["kube-scheduler", "kube-controller-manager"] {
+    for name in CONTROLLERS {
         control_plane::end(name)?;
     }
     // No controller sees it.
@@ -88,10 +88,10 @@ fn leaders_leases(leases: &List<Lease>, pods: &[BakedPod]) -> Vec<String> {
 
 /// Stops the API server and etcd, whose data has then lost what was deleted. No client may run.
 pub fn stop_control_plane() -> Result<()> {
-    control_plane::kill("kube-apiserver")?;
+    control_plane::kill(API_SERVER)?;
     Etcd::running()?.rewrite()?;
     // It closes its log, so the next start does not have to repair it.
-    control_plane::end("etcd")?;
+    control_plane::end(ETCD)?;
     etcd::adopt()
 }
 

@@ -1,4 +1,4 @@
-//! A thread that follows objects of the API server for as long as its cluster lasts, asleep in a watch.
+//! A thread for what a watch of the API server reports, for as long as its cluster lasts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +12,12 @@ use crate::threads;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Calls `follow` in a thread of its own, and again whenever it returns, as long as the state is right for it.
-pub fn start(
-    init: &Arc<Init>,
-    name: &str,
-    when: fn(&State) -> bool,
-    mut follow: impl FnMut() -> Result<()> + Send + 'static,
-) -> Result<()> {
+/// Calls `watch` in a thread of its own, and again whenever it returns, as long as the state is right for it.
+pub fn start(init: &Arc<Init>, name: &str, when: fn(&State) -> bool, mut watch: impl FnMut() -> Result<()> + Send + 'static) -> Result<()> {
     let init = init.clone();
     threads::start(name, move || {
         while !init.readiness.is_over() && init.readiness.wait_until(when) {
-            until_done(&init, when, &mut follow);
+            until_done(&init, when, &mut watch);
             init.readiness.pause(FIRST_PAUSE);
         }
     })
