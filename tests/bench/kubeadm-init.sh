@@ -62,14 +62,22 @@ kubeadm config print init-defaults --component-configs KubeProxyConfiguration | 
   -e "s/advertiseAddress: .*/advertiseAddress: 172.99.99.1/; s/bindPort: 6443/bindPort: 8443/; s/^  name: .*/  name: kind/" \
   -e "s|criSocket: .*|criSocket: unix:///run/containerd/containerd.sock|; s/^kubernetesVersion: .*/kubernetesVersion: $version/" \
   -e "s/^\( *\)serviceSubnet: .*/&\n\1podSubnet: 10.244.0.0\/16/; s/maxPerCore: .*/maxPerCore: 0/" >/kubeadm.yaml
-kubeadm init --config /kubeadm.yaml --ignore-preflight-errors all --skip-phases preflight >/var/log/kubeadm.log 2>&1 || {
-  tail -n 20 /var/log/kubeadm.log /var/log/kubelet.log
-  exit 1
+kubeadm_init() {
+  kubeadm init "$@" --config /kubeadm.yaml >>/var/log/kubeadm.log 2>&1 || {
+    tail -n 20 /var/log/kubeadm.log /var/log/kubelet.log
+    exit 1
+  }
 }
-
-# All seven pods: etcd, three of the control plane, kube-proxy, and two of CoreDNS.
+# ready COUNT: whether all pods are Ready, and there are so many.
 ready() {
   kubectl --kubeconfig /etc/kubernetes/admin.conf --namespace kube-system get pods --no-headers 2>/dev/null \
-    | awk '{ split($2, of, "/"); pods++; ready += of[1] == of[2] } END { exit !(pods >= 7 && ready == pods) }'
+    | awk -v count="$1" '{ split($2, of, "/"); pods++; ready += of[1] == of[2] } END { exit !(pods >= count && ready == pods) }'
 }
-until ready; do sleep 0.1; done
+
+kubeadm_init --ignore-preflight-errors all --skip-phases preflight,addon/coredns
+# etcd, three of the control plane, and kube-proxy. With a network that is there from the beginning, CoreDNS can be faster than
+# kube-proxy's rules, and then tries for half a minute to reach the API server: no cluster of kubeadm's has that, since its
+# network comes after kube-proxy.
+until ready 5; do sleep 0.1; done
+kubeadm_init phase addon coredns
+until ready 7; do sleep 0.1; done
