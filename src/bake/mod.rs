@@ -72,7 +72,7 @@ pub fn bake(init: &Arc<Init>, wanted: &Bake) -> Result<()> {
     let cluster_network = ClusterNetwork { enforces_policies: network_policy.is_some(), ..cluster_network };
     log::info!(target: "bake", "Kubernetes {} on {static_ip}", bundle.version);
     let home = home::set_apart()?;
-    let network_here = network::in_this_container(&cluster_network)?;
+    let network_here = network::in_this_container(&cluster_network, static_ip)?;
     let network = boot::prepare_node(&init.config, static_ip, &network_here)?;
     bundle.install()?;
     let saves = criu::install(&bundle)?;

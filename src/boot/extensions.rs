@@ -97,7 +97,9 @@ impl Work {
                 }
                 apply(path, left().min(kubectl::APPLY_LIMIT))?;
             }
-            wait_for_everything(init, api, cluster, left())?;
+            if !wait_for_everything(init, api, cluster, left())? {
+                return Ok(false);
+            }
             log::info!(target: "manifests", "applied, and all workloads Ready, after {:.1} s", started.elapsed().as_secs_f64());
             init.readiness.milestone("manifests");
         }
@@ -125,8 +127,8 @@ fn apply(path: &Path, limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every workload and pod is Ready, the user's and the cluster's.
-fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duration) -> Result<()> {
+/// Waits until every workload and pod is Ready, the user's and the cluster's. Returns false if the cluster is over before.
+fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duration) -> Result<bool> {
     let mut waiting = vec![];
     let ready = reaper::poll(WAIT_POLL, limit, || {
         if init.readiness.is_over() {
@@ -139,15 +141,10 @@ fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duratio
         }
         waiting.is_empty().then_some(true)
     });
-    match ready {
-        Some(true) => Ok(()),
-        Some(false) => Err(Error::new("the container stops, or a reset has begun")),
-        None => Err(Error::new(format!(
-            "the manifests in {MANIFESTS_DIR} are not ready after {} s: {}",
-            EXTENSIONS_LIMIT.as_secs(),
-            waiting.join(", ")
-        ))),
-    }
+    ready.ok_or_else(|| {
+        let (limit, waiting) = (EXTENSIONS_LIMIT.as_secs(), waiting.join(", "));
+        Error::new(format!("the manifests in {MANIFESTS_DIR} are not ready after {limit} s: {waiting}"))
+    })
 }
 
 #[cfg(test)]

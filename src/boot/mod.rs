@@ -92,7 +92,7 @@ pub fn with_cluster(
     // Before the node's directories on it are recreated: a volume that we refuse must stay as it is.
     store::lock(Path::new(DOCKER_DIR))?;
     let volume = store::inspect(state, &cluster.bake)?;
-    let cluster_network = network::in_this_container(&cluster.network)?;
+    let cluster_network = network::in_this_container(&cluster.network, cluster.static_ip)?;
     let network = prepare_node(&init.config, cluster.static_ip, &cluster_network)?;
     registries.prepare(Path::new("/"), true)?;
     if !ignored.is_empty() {

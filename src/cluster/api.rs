@@ -131,7 +131,7 @@ impl Api {
     }
 }
 
-/// What `Api::follow` reports.
+/// What `Api::watch` reports.
 #[derive(Debug)]
 pub enum Change<T> {
     /// Every object that there is.

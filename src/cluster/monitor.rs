@@ -77,8 +77,19 @@ mod tests {
     use super::*;
     use crate::cluster::tests::cluster;
     use crate::config::Config;
+    use crate::supervisor::reaper;
 
+    const LIMIT: Duration = Duration::from_secs(20);
     const NO_PODS: &str = r#"{"metadata": {"resourceVersion": "7"}, "items": []}"#;
+
+    /// Ends the cluster, and with it the thread that watches it, even if an assertion fails.
+    struct End<'a>(&'a Init);
+
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.readiness.end();
+        }
+    }
 
     #[test]
     fn the_api_server_counts_from_its_first_answer_until_it_does_not_answer() {
@@ -94,8 +105,10 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let api = Api::plain(format!("http://{}", server.local_addr().unwrap()));
         let alive = Alive::start(&init.readiness, &cluster()).unwrap();
+        server.set_nonblocking(true).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| watch(&init, &api, &alive).unwrap());
+            let _end = End(&init);
             for (path, was_up, status, answer) in [
                 ("/readyz", false, 500, "etcd is not there"),
                 ("/readyz", false, 200, "ok"),
@@ -110,14 +123,15 @@ mod tests {
                 ("/readyz", true, 500, "etcd is not there"),
                 ("/readyz", false, 500, "etcd is not there"),
             ] {
-                let mut client = BufReader::new(server.accept().unwrap().0);
+                let (client, _) = reaper::poll(POLL, LIMIT, || server.accept().ok()).expect("it asks again");
+                let mut client = BufReader::new(client);
                 let head: Vec<String> = client.by_ref().lines().map_while(|line| line.ok().filter(|line| !line.is_empty())).collect();
                 assert_eq!(head[0].split(' ').nth(1), Some(path), "{head:?}");
                 assert_eq!(init.readiness.state().api_server, was_up, "{path} before {status}");
                 let length = answer.len();
                 write!(client.get_mut(), "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{answer}").unwrap();
             }
-            init.readiness.end();
+            // It is asked no more.
             drop(server);
         });
         fs::remove_dir_all(root).unwrap();

@@ -1,8 +1,8 @@
 //! `KIND_ENFORCE_CAPACITY`: gives pods no more than the container's limits (`docker run --cpus --memory --cpuset-cpus`).
 //!
 //! kubelet has no setting for a node's capacity, which is the machine's. So what the container may not use is reserved
-//! (`--system-reserved`): it is missing from what the scheduler gives to pods (`allocatable`), and from the limit of the
-//! cgroup that holds them.
+//! (`--system-reserved`): it is missing from what the scheduler gives to pods (`allocatable`), and from the memory limit
+//! and the share of the CPU of the cgroup that holds them.
 
 use std::fs;
 use std::path::Path;

@@ -92,12 +92,12 @@ pub fn route_services(interface: &str, cluster: &ClusterNetwork) -> Result<()> {
 
 /// The baked cluster's network in this container: pods have the baked subnet, unless it is the default one; then the first that
 /// does not overlap with a network of the container.
-pub fn in_this_container(baked: &ClusterNetwork) -> Result<ClusterNetwork> {
+pub fn in_this_container(baked: &ClusterNetwork, static_ip: Ipv4Addr) -> Result<ClusterNetwork> {
     if baked.pod_subnet != POD_SUBNET || !baked.has_bridge {
         return Ok(baked.clone());
     }
     let addresses = addresses()?;
-    let (subnet, taken) = choose_pod_subnet(&addresses);
+    let (subnet, taken) = choose_pod_subnet(&addresses, static_ip);
     if let Some(by) = taken {
         log::info!(target: "network", "pods get addresses of {subnet}, since {} is in {POD_SUBNET} itself", by.interface);
     }
@@ -106,13 +106,14 @@ pub fn in_this_container(baked: &ClusterNetwork) -> Result<ClusterNetwork> {
 
 /// The subnet, and the address that conflicts with the default one. If the container's network is so large that it
 /// contains all of them, the default one is used: its route is more specific, and hides few addresses.
-fn choose_pod_subnet(addresses: &[Address]) -> (&'static str, Option<&Address>) {
+fn choose_pod_subnet(addresses: &[Address], static_ip: Ipv4Addr) -> (&'static str, Option<&Address>) {
     let taken = |subnet: &str| {
         // The pods' own bridge may be left over from an earlier start, in a pod whose container was restarted.
         let mut others = addresses.iter().filter(|address| address.interface != BRIDGE);
         others.find(|address| subnet::overlap(subnet, address.ip, address.mask))
     };
-    match POD_SUBNETS.into_iter().find(|subnet| taken(subnet).is_none()) {
+    let is_free = |subnet: &&str| taken(subnet).is_none() && !subnet::overlap(subnet, static_ip, u32::MAX);
+    match POD_SUBNETS.into_iter().find(is_free) {
         Some(free) => (free, taken(POD_SUBNET)),
         None => (POD_SUBNET, None),
     }
@@ -284,7 +285,7 @@ eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 
     #[test]
     fn pods_get_a_subnet_that_the_container_is_not_in() {
-        let chosen = |addresses: &[Address]| choose_pod_subnet(addresses).0;
+        let chosen = |addresses: &[Address]| choose_pod_subnet(addresses, Ipv4Addr::new(172, 99, 99, 1)).0;
         assert_eq!(chosen(&[address("lo", "127.0.0.1"), address("eth0", "172.17.0.2")]), POD_SUBNET);
         assert_eq!(chosen(&[address("eth0", "10.244.0.4")]), "10.245.0.0/16");
         assert_eq!(chosen(&[address("eth0", "10.244.0.4"), address("eth1", "10.245.9.1")]), "10.246.0.0/16");
@@ -292,7 +293,8 @@ eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
         let wide = Address { mask: 0xff00_0000, ..address("eth0", "10.1.2.3") };
         assert_eq!(chosen(&[wide]), POD_SUBNET, "all of them are as bad");
         let narrow = Address { mask: u32::MAX, ..address("eth0", "10.244.0.4") };
-        assert_eq!(chosen(&[narrow]), "10.245.0.0/16");
+        assert_eq!(chosen(std::slice::from_ref(&narrow)), "10.245.0.0/16");
+        assert_eq!(choose_pod_subnet(&[narrow], Ipv4Addr::new(10, 245, 0, 5)).0, "10.246.0.0/16", "the node's own address is in it");
     }
 
     #[test]

@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// Each question whether it answers.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// Why a restore is given up for which there is no cluster any more.
-const ENDS: &str = "the container stops, or a reset has begun";
+const OVER: &str = "the container stops, or a reset has begun";
 
 /// The control plane's part of a start.
 pub struct Restore {
@@ -67,6 +67,10 @@ pub fn begin(init: &Arc<Init>, cluster: &Cluster) -> Result<Restore> {
                 ours.readiness.milestone("restored");
                 (how, ControlPlane::Restored, Some(root))
             }
+            Err(error) if ours.readiness.is_over() => {
+                log::debug!(target: "restore", "the restore is given up: {error}");
+                return None;
+            }
             Err(error) => {
                 let seconds = began.elapsed().as_secs_f64();
                 log::info!(target: "restore", "the control plane is started, not restored, after {seconds:.2} s: {error}");
@@ -87,8 +91,7 @@ impl Restore {
     pub fn end(self) -> Result<()> {
         // A thread that panics ends the process.
         if let Some(root) = self.thread.join().unwrap_or_default() {
-            let _no_remains = held_port::without_time_wait(&self.init.config);
-            tree::kill_if_it_runs(root);
+            kill_all(&self.init, || tree::kill_if_it_runs(root));
         }
         files::remove_tree(RESTORED_DIR)
     }
@@ -154,7 +157,7 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     if yielding == Yielding::Later {
         reaper::poll(POLL, priority::YIELD_LIMIT, || docker_has_started(init).then_some(()));
         if init.readiness.is_over() {
-            return Err(Error::new(ENDS));
+            return Err(Error::new(OVER));
         }
     }
     let began = Instant::now();
@@ -166,7 +169,7 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
     let restored = root.and_then(|root| {
         let handle = reaper::adopt(root);
         let owner = take_over(init, &saved, root, &api, end).and_then(look_after);
-        owner.map(|()| handle).inspect_err(|_| tree::kill(root))
+        owner.map(|()| handle).inspect_err(|_| kill_all(init, || tree::kill(root)))
     });
     if restored.is_err() {
         // Nothing of it may be left: a cold start begins with the data that the bake has left.
@@ -175,6 +178,12 @@ fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: 
         let _ = fs::remove_file(owner::socket());
     }
     restored.map(|root| (began.elapsed(), root))
+}
+
+/// Kills what was restored, and leaves no connections that a later restore would meet.
+fn kill_all(init: &Init, kill: impl FnOnce()) {
+    let _no_remains = held_port::without_time_wait(&init.config);
+    kill();
 }
 
 /// Whether nobody has to yield to Docker any more: it answers, or the container stops.
@@ -225,7 +234,7 @@ fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> 
     let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
     let answered = reaper::poll(POLL, left, || match init.readiness.is_over() {
-        true => Some(Err(Error::new(ENDS))),
+        true => Some(Err(Error::new(OVER))),
         false => is_ready().then_some(Ok(())),
     });
     answered.unwrap_or_else(|| Err(Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs()))))?;

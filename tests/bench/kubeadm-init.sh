@@ -68,16 +68,19 @@ kubeadm_init() {
     exit 1
   }
 }
-# ready COUNT: whether all pods are Ready, and there are so many.
+# kube-proxy's health check succeeds when its rules are there.
+has_rules() {
+  (exec 3<>/dev/tcp/127.0.0.1/10256 && printf 'GET /healthz HTTP/1.0\r\n\r\n' >&3 && grep -q '^HTTP.* 200 ' <&3) 2>/dev/null
+}
+# All seven pods: etcd, three of the control plane, kube-proxy, and two of CoreDNS.
 ready() {
   kubectl --kubeconfig /etc/kubernetes/admin.conf --namespace kube-system get pods --no-headers 2>/dev/null \
-    | awk -v count="$1" '{ split($2, of, "/"); pods++; ready += of[1] == of[2] } END { exit !(pods >= count && ready == pods) }'
+    | awk '{ split($2, of, "/"); pods++; ready += of[1] == of[2] } END { exit !(pods >= 7 && ready == pods) }'
 }
 
 kubeadm_init --ignore-preflight-errors all --skip-phases preflight,addon/coredns
-# etcd, three of the control plane, and kube-proxy. With a network that is there from the beginning, CoreDNS can be faster than
-# kube-proxy's rules, and then tries for half a minute to reach the API server: no cluster of kubeadm's has that, since its
-# network comes after kube-proxy.
-until ready 5; do sleep 0.1; done
+# kube-proxy's rules first. With a network that is there from the beginning, CoreDNS can be faster than they are, and then tries
+# for half a minute to reach the API server: no cluster of kubeadm's has that, since its network comes after kube-proxy.
+until has_rules; do sleep 0.1; done
 kubeadm_init phase addon coredns
-until ready 7; do sleep 0.1; done
+until ready; do sleep 0.1; done
