@@ -104,9 +104,10 @@ leave_out() {
   echo "$*" >>"$work/left-out"
 }
 
+# Jobs by process id; the logs of those that have failed by name.
+declare -A running=() logs=() since=() failed=()
+
 # beside JOB: runs a shell command in the background, in its own process group, once there is a free worker.
-declare -A running=() logs=() since=()
-failed=() failed_logs=()
 beside() {
   local log
   [ "${#running[@]}" -lt "$workers" ] || end_one
@@ -125,22 +126,23 @@ end_one() {
   cat "${logs[$pid]}"
   step "${running[$pid]}: ended with status $status"
   printf '%5d to %5d s  %s\n' "${since[$pid]}" $((SECONDS - began)) "${running[$pid]}" >>"$work/times"
-  [ "$status" = 0 ] || { failed+=("${running[$pid]}"); failed_logs+=("${logs[$pid]}"); }
+  [ "$status" = 0 ] || failed[${running[$pid]}]=${logs[$pid]}
   unset "running[$pid]"
 }
 
-# join: waits for all jobs. The run ends here if one has failed: with the end of its output, as a long log is often cut at its beginning.
+# join: waits for all jobs. The run ends here if one has failed, with the end of its output: a long log is often cut at its
+# beginning.
 join() {
-  local i
+  local job
   while [ "${#running[@]}" != 0 ]; do end_one; done
   step "where the time went"
   cat "$work/times"
   [ "${#failed[@]}" != 0 ] || return 0
-  for i in "${!failed[@]}"; do
-    step "failed: ${failed[i]}; the end of its output"
-    tail -n 60 "${failed_logs[i]}"
+  for job in "${!failed[@]}"; do
+    step "failed: $job; the end of its output"
+    tail -n 60 "${failed[$job]}"
   done
-  die "failed, with the reason above: $(printf '%s; ' "${failed[@]}")"
+  die "failed, with the reason above: $(printf '%s; ' "${!failed[@]}")"
 }
 
 # Terminates what still runs, waits until it has cleaned up, and shows what it had to say.

@@ -64,7 +64,11 @@ pub fn keep(init: &Arc<Init>, baked: Vec<Record>, given: Arc<Given>) -> Result<(
                     // Only once, and not while containerd is merely being restarted.
                     let ends = init.readiness.is_over() || init.readiness.state().reset == Reset::Requested(Operation::SaveAndStop);
                     if failures == LOGGED_AFTER && !ends {
-                        log::warn!(target: "images", "image names are not kept in step: images may lack a name, have one too many, or not be found by pods that always pull: {error}");
+                        log::warn!(
+                            target: "images",
+                            "image names are not kept in step: images may lack a name, have one too many, or not be found by pods \
+                             that always pull: {error}"
+                        );
                     }
                 }
             }

@@ -1,4 +1,5 @@
-//! The cluster's network, as it was baked or as this container has it (`network::in_this_container`): the subnets of pods and Services, and whether the pods' bridge is ours.
+//! The cluster's network, as it was baked or as this container has it (`network::in_this_container`): the subnets of pods
+//! and Services, and whether the pods' bridge is ours.
 
 use std::net::Ipv4Addr;
 

@@ -188,7 +188,7 @@ impl Owner {
             return;
         }
         if owned.runs {
-            log::info!(target: "restore", "{name} has other arguments now, or a second container: its restored process is ended, and its container runs the program itself");
+            log::info!(target: "restore", "{name} has other arguments now, or a second container: its container takes over from the restored process");
             owned.end();
             self.ended(index);
         }
