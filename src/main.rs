@@ -14,6 +14,7 @@ mod config;
 mod daemons;
 mod error;
 mod files;
+mod http;
 mod listen;
 mod logger;
 mod logs;

@@ -6,12 +6,13 @@ use std::fs;
 use std::path::Path;
 
 /// From the bottom up: a module may import itself and those before it.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "error",
     "threads",
     "files",
     "sys",
     "listen",
+    "http",
     "subnet",
     "logger",
     "config",

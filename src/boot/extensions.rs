@@ -13,8 +13,7 @@ use crate::config::{EXTENSIONS_LIMIT, IMAGES_DIR, MANIFESTS_DIR, READY_SCRIPT, R
 use crate::error::{Error, Result};
 use crate::files::{below, with_extensions};
 use crate::node::cluster_network::ClusterNetwork;
-use crate::readiness::{Extensions, State};
-use crate::supervisor::reaper;
+use crate::readiness::{Extensions, NoValue, State};
 use crate::supervisor::Init;
 use crate::threads;
 
@@ -130,21 +129,22 @@ fn apply(path: &Path, limit: Duration) -> Result<()> {
 /// Waits until every workload and pod is Ready, the user's and the cluster's. Returns false if the cluster is over before.
 fn wait_for_everything(init: &Init, api: &Api, cluster: &Cluster, limit: Duration) -> Result<bool> {
     let mut waiting = vec![];
-    let ready = reaper::poll(WAIT_POLL, limit, || {
-        if init.readiness.is_over() {
-            return Some(false);
-        }
+    let ready = init.readiness.poll(WAIT_POLL, limit, || {
         let now = wait::unready(api, &cluster.containers).unwrap_or_else(|error| vec![error.to_string()]);
         if now != waiting {
             init.readiness.update(|state| state.extensions = Extensions::Waiting(now.clone()));
             waiting = now;
         }
-        waiting.is_empty().then_some(true)
+        waiting.is_empty().then_some(())
     });
-    ready.ok_or_else(|| {
-        let (limit, waiting) = (EXTENSIONS_LIMIT.as_secs(), waiting.join(", "));
-        Error::new(format!("the manifests in {MANIFESTS_DIR} are not ready after {limit} s: {waiting}"))
-    })
+    match ready {
+        Ok(()) => Ok(true),
+        Err(NoValue::IsOver) => Ok(false),
+        Err(NoValue::Late) => {
+            let (limit, waiting) = (EXTENSIONS_LIMIT.as_secs(), waiting.join(", "));
+            Err(Error::new(format!("the manifests in {MANIFESTS_DIR} are not ready after {limit} s: {waiting}")))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -105,11 +105,8 @@ fn lines_of(file: File) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
     use super::*;
 
-    /// Runs a script as the boot thread would, with a second thread that reaps, as the main thread does.
     fn run_text(text: &str, limit: Duration) -> Result<()> {
         run_text_until(text, limit, || false)
     }
@@ -117,18 +114,9 @@ mod tests {
     fn run_text_until(text: &str, limit: Duration, is_over: impl Fn() -> bool) -> Result<()> {
         let path = std::env::temp_dir().join(format!("kind-script-{}-{}.sh", std::process::id(), text.len()));
         std::fs::write(&path, text).unwrap();
-        thread::scope(|scope| {
-            let (done, wait) = channel::<()>();
-            scope.spawn(move || {
-                while wait.recv_timeout(Duration::from_millis(5)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                    reaper::drain_ours();
-                }
-            });
-            let result = run(&path, &[("KIND_TEST", "passed on".to_string())], limit, is_over);
-            drop(done);
-            std::fs::remove_file(&path).unwrap();
-            result
-        })
+        let result = reaper::beside_a_reaper(|| run(&path, &[("KIND_TEST", "passed on".to_string())], limit, is_over));
+        std::fs::remove_file(&path).unwrap();
+        result
     }
 
     const LONG: Duration = Duration::from_secs(30);

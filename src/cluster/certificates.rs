@@ -27,6 +27,7 @@ use crate::files;
 use crate::node::names;
 use crate::openssl::{self, Certificate, HUNDRED_YEARS};
 use crate::readiness::files::CA_CERT;
+use crate::readiness::Readiness;
 use crate::supervisor::Init;
 use crate::threads;
 
@@ -71,14 +72,12 @@ struct Known {
     asked: Names,
     /// Whether a client has asked under a name that is not served, since the thread last looked.
     due: bool,
-    /// How many clusters have begun: each has a thread of its own.
-    clusters: u32,
 }
 
 /// Starts the signing thread of a cluster, which first waits for its API server.
 pub fn start(init: &Arc<Init>, static_ip: Ipv4Addr, certificate: &Arc<ApiCertificate>) -> Result<()> {
     let files = Files { pki: PKI_DIR.into() };
-    let own_cluster = certificate.begin_cluster();
+    certificate.begin_cluster();
     let (ours, init) = (certificate.clone(), init.clone());
     threads::start("certificate", move || {
         let mut reported = String::new();
@@ -102,7 +101,7 @@ pub fn start(init: &Arc<Init>, static_ip: Ipv4Addr, certificate: &Arc<ApiCertifi
                 reported = error;
             }
             init.readiness.pause(if served.is_ok_and(|served| served) { PAUSE } else { LOOK_LIMIT });
-            ours.wait_until_asked(own_cluster);
+            ours.wait_until_asked(&init.readiness);
         }
     })
 }
@@ -120,13 +119,11 @@ impl ApiCertificate {
         certificate
     }
 
-    /// A restored API server has the baked certificate, whatever is in the file. Ends the thread of an earlier cluster.
-    fn begin_cluster(&self) -> u32 {
-        let mut known = self.known();
-        known.served = self.baked.iter().map(|name| name.to_ascii_lowercase()).collect();
-        known.clusters += 1;
+    /// A restored API server has the baked certificate, whatever is in the file. Wakes the thread of an earlier cluster, which
+    /// is over.
+    fn begin_cluster(&self) {
+        self.known().served = self.baked.iter().map(|name| name.to_ascii_lowercase()).collect();
         self.asked.notify_all();
-        known.clusters
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -141,10 +138,10 @@ impl ApiCertificate {
     }
 
     /// Waits until there is a name to be signed, or another cluster.
-    fn wait_until_asked(&self, own_cluster: u32) {
-        let known = self.asked.wait_while(self.known(), |known| !known.due && known.clusters == own_cluster);
+    fn wait_until_asked(&self, readiness: &Readiness) {
+        let known = self.asked.wait_while(self.known(), |known| !known.due && !readiness.is_over());
         let mut known = known.unwrap_or_else(PoisonError::into_inner);
-        if known.clusters == own_cluster {
+        if !readiness.is_over() {
             known.due = false;
         }
     }

@@ -4,7 +4,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::ADMIN_KUBECONFIG;
@@ -71,22 +70,22 @@ fn command(arguments: &[&str], left: u64) -> Command {
 }
 
 fn retry(limit: Duration, command: impl Fn(u64) -> Command) -> Result<String> {
-    let end = Instant::now() + limit;
-    loop {
+    let (end, mut last) = (Instant::now() + limit, None);
+    let done = reaper::poll(PAUSE, limit, || {
         let left = (end.saturating_duration_since(Instant::now()).as_secs_f64().ceil() as u64).max(1);
         // A second more than its requests: it may wait for something else.
-        let error = match reaper::run(without_proxy(&mut reaper::within(left + 1, &command(left)))) {
-            Ok(output) => return Ok(output),
-            Err(error) => error,
-        };
-        if Instant::now() + PAUSE >= end {
-            return Err(Error::new(format!("not done after {} s: {error}", limit.as_secs())));
+        match reaper::run(without_proxy(&mut reaper::within(left + 1, &command(left)))) {
+            Err(error) if is_transient(&error.to_string()) || Instant::now() >= end => {
+                last = Some(error);
+                None
+            }
+            result => Some(result),
         }
-        if !is_transient(&error.to_string()) {
-            return Err(error);
-        }
-        thread::sleep(PAUSE);
-    }
+    });
+    done.unwrap_or_else(|| {
+        let last = last.map(|error| error.to_string()).unwrap_or_default();
+        Err(Error::new(format!("not done after {} s: {last}", limit.as_secs())))
+    })
 }
 
 fn is_transient(error: &str) -> bool {
@@ -95,8 +94,6 @@ fn is_transient(error: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{channel, RecvTimeoutError};
-
     use super::*;
 
     #[test]
@@ -124,23 +121,14 @@ mod tests {
         }
     }
 
-    /// Runs a shell in kubectl's place, with a thread that reaps, as the main thread does. `$0` is how much time it has.
+    /// Runs a shell in kubectl's place. `$0` is how much time it has.
     fn run_shell(text: &str, limit: Duration) -> Result<String> {
-        thread::scope(|scope| {
-            let (done, wait) = channel::<()>();
-            scope.spawn(move || {
-                while wait.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
-                    reaper::drain_ours();
-                }
-            });
-            let result = retry(limit, |left| {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", text, &left.to_string()]);
-                shell
-            });
-            drop(done);
-            result
-        })
+        let shell = |left: u64| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", text, &left.to_string()]);
+            shell
+        };
+        reaper::beside_a_reaper(|| retry(limit, shell))
     }
 
     #[test]

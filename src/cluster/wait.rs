@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cluster::api::Api;
 use crate::cluster::objects::{List, Node, Pod, Workload};
 use crate::cluster::{node, pods, postmortem, API_SERVER};
 use crate::config::{CLUSTER_LIMIT, POD_LOG_DIR};
 use crate::error::{Error, Result};
+use crate::readiness::NoValue;
 use crate::supervisor::Init;
 
 const POLL: Duration = Duration::from_millis(250);
@@ -39,21 +40,23 @@ pub fn for_everything(init: &Init, api: &Api) -> Result<()> {
 }
 
 fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        // A failure was logged when it happened.
-        if init.readiness.is_over() || init.readiness.state().failure.is_some() {
-            return Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping"));
+    let gave_up = || Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping"));
+    let mut last = vec![];
+    let ready = init.readiness.poll(POLL, CLUSTER_LIMIT, || {
+        // It was logged when it happened.
+        if init.readiness.state().failure.is_some() {
+            return Some(gave_up());
         }
-        let unready = unready()?;
-        if unready.is_empty() {
-            return Ok(());
+        match unready() {
+            Ok(unready) => last = unready,
+            Err(error) => return Some(Err(error)),
         }
-        if began.elapsed() >= CLUSTER_LIMIT {
-            return Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), unready.join(", "))));
-        }
-        init.readiness.pause(POLL);
-    }
+        last.is_empty().then_some(Ok(()))
+    });
+    ready.unwrap_or_else(|why| match why {
+        NoValue::IsOver => gave_up(),
+        NoValue::Late => Err(Error::new(format!("not ready after {} s: {}", CLUSTER_LIMIT.as_secs(), last.join(", ")))),
+    })
 }
 
 /// What is not Ready, and why. Containers with an id in `baked` count as not started.

@@ -33,3 +33,66 @@ pub fn until_done(init: &Init, when: fn(&State) -> bool, mut attempt: impl FnMut
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::error::Error;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn answers(state: &State) -> bool {
+        state.api_server
+    }
+
+    #[test]
+    fn a_watch_begins_when_the_state_is_right_and_again_whenever_it_ends_until_its_cluster_is_over() {
+        let root = std::env::temp_dir().join(format!("kind-watcher-{}", std::process::id()));
+        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
+        let node = Init::new(Config::from_env(get).unwrap());
+        node.readiness.clear().unwrap();
+        let cluster = node.begin_cluster();
+        let (began, begins) = channel();
+        let mut ends = [Err(Error::new("refused")), Err(Error::new("closed")), Ok(()), Ok(())].into_iter();
+        start(&cluster, "test", answers, move || {
+            began.send(()).unwrap();
+            ends.next().unwrap_or(Ok(()))
+        })
+        .unwrap();
+        assert!(begins.recv_timeout(Duration::from_millis(300)).is_err(), "it has begun without an API server");
+        cluster.readiness.update(|state| state.api_server = true);
+        (0..4).for_each(|round| begins.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("it did not begin again after round {round}")));
+        node.end_cluster();
+        // The thread ends, and drops its end of the channel.
+        while begins.recv_timeout(LIMIT).is_ok() {}
+        assert_eq!(begins.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected));
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn an_attempt_is_given_up_when_the_state_is_no_longer_right() {
+        let root = std::env::temp_dir().join(format!("kind-watcher-{}-until-done", std::process::id()));
+        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
+        let init = Init::new(Config::from_env(get).unwrap());
+        init.readiness.clear().unwrap();
+        let mut attempts = 0;
+        until_done(&init, answers, || {
+            attempts += 1;
+            Ok(())
+        });
+        assert_eq!(attempts, 0);
+        init.readiness.update(|state| state.api_server = true);
+        until_done(&init, answers, || {
+            attempts += 1;
+            if attempts == 2 {
+                init.readiness.update(|state| state.api_server = false);
+            }
+            Err(Error::new("refused"))
+        });
+        assert_eq!(attempts, 2);
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}

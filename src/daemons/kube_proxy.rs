@@ -3,11 +3,11 @@
 //! kube-router writes back a whole table of iptables with what it has read before. Rules that kube-proxy makes meanwhile
 //! are lost, and after its first rules were, it tries again 30 s later. So kube-router begins when kube-proxy has made them.
 
-use std::io::{Read, Write};
 use std::time::Duration;
 
 use crate::config::POLL;
 use crate::daemons::connect;
+use crate::http;
 use crate::supervisor::reaper;
 
 /// Its `metricsBindAddress`.
@@ -20,15 +20,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Returns when kube-proxy has made its rules, or has had its time.
 pub fn wait() {
-    reaper::poll(POLL, LIMIT, || metrics().is_some_and(|text| has_made_rules(&text)).then_some(()));
-}
-
-fn metrics() -> Option<String> {
-    let mut stream = connect(PORT, REQUEST_LIMIT).ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
+    let metrics = || http::get(connect(PORT, REQUEST_LIMIT)?, "/metrics");
+    reaper::poll(POLL, LIMIT, || metrics().is_ok_and(|answer| has_made_rules(&String::from_utf8_lossy(&answer))).then_some(()));
 }
 
 fn has_made_rules(metrics: &str) -> bool {

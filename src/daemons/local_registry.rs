@@ -25,10 +25,10 @@ use crate::daemons::content::Manifest;
 use crate::daemons::image_records::{self, Record};
 use crate::daemons::made_here::{is_made_here, Name, Reference};
 use crate::error::{Error, Result};
+use crate::http;
 use crate::listen;
 use crate::node::pull_hosts;
 use crate::node::reach;
-use crate::readiness::client_limits::read_head;
 use crate::threads::{self, Places, STACK};
 
 /// Concurrent clients; kubelet has containerd pull a few images at a time.
@@ -97,20 +97,19 @@ fn listen() -> Result<TcpListener> {
 fn serve_client(mut client: TcpStream, given: &Given) {
     // A client that has disconnected or was too slow needs no answer.
     let _ = client.set_write_timeout(Some(CLIENT_LIMIT));
-    if let Ok(Some(head)) = read_head(&mut client) {
-        let _ = client.write_all(&answer(&String::from_utf8_lossy(&head), given));
+    if let Ok(Some(head)) = http::read_head(&mut client, CLIENT_LIMIT) {
+        let _ = client.write_all(&answer(&head, given));
     }
 }
 
-fn answer(head: &str, given: &Given) -> Vec<u8> {
-    let mut line = head.lines().next().unwrap_or_default().split(' ');
-    let (method, target) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
-    let has_body = match method {
+fn answer(head: &[u8], given: &Given) -> Vec<u8> {
+    let (method, target) = http::request_line(head);
+    let has_body = match &*method {
         "GET" => true,
         "HEAD" => false,
         _ => return refusal("405 Method Not Allowed"),
     };
-    let Some(asked) = Asked::read(target) else { return refusal("404 Not Found") };
+    let Some(asked) = Asked::read(&target) else { return refusal("404 Not Found") };
     let Some(name) = asked.name() else { return refusal("404 Not Found") };
     match look_up(&name, given) {
         Ok(Verdict::Here(manifest)) => found(&manifest, has_body),
@@ -228,17 +227,14 @@ impl Node<'_> {
 
 fn found(manifest: &Manifest, has_body: bool) -> Vec<u8> {
     let Manifest { digest, media_type, text } = manifest;
-    let length = text.len();
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\nDocker-Content-Digest: {digest}\r\nConnection: close\r\n\r\n"
-    );
-    [head.as_bytes(), if has_body { text } else { &[] }].concat()
+    let head = http::head("200 OK", &[("Content-Type", media_type), ("Content-Length", &text.len()), ("Docker-Content-Digest", digest)]);
+    [head.as_slice(), if has_body { text } else { &[] }].concat()
 }
 
 /// A status without a body. containerd shows the line to whoever describes the pod.
 fn refusal(status: &str) -> Vec<u8> {
     let line: String = status.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes()
+    http::head(&line, &[("Content-Length", &0)])
 }
 
 #[cfg(test)]
@@ -320,7 +316,8 @@ mod tests {
 
     #[test]
     fn only_manifests_can_be_had() {
-        let status = |head: &str| String::from_utf8(answer(head, &Given::default())).unwrap().lines().next().unwrap().to_string();
+        let status =
+            |head: &str| String::from_utf8(answer(head.as_bytes(), &Given::default())).unwrap().lines().next().unwrap().to_string();
         let target = "/v2/a/blobs/sha256:aa?ns=r.example";
         for (head, expected) in [
             (format!("GET {target} HTTP/1.1\r\nHost: h\r\n"), "HTTP/1.1 404 Not Found"),
@@ -330,10 +327,10 @@ mod tests {
             assert_eq!(status(&head), expected, "{head}");
         }
         let refused = String::from_utf8(refusal("503 no\r\nway")).unwrap();
-        assert!(refused.starts_with("HTTP/1.1 503 no  way\r\nContent-Length: 0\r\n"), "{refused}");
+        assert!(refused.starts_with("HTTP/1.1 503 no  way\r\n") && refused.contains("\r\nContent-Length: 0\r\n"), "{refused}");
         let answer = |has_body| String::from_utf8(found(&manifest("sha256:a", "m").unwrap(), has_body)).unwrap();
         let head =
-            "HTTP/1.1 200 OK\r\nContent-Type: m\r\nContent-Length: 2\r\nDocker-Content-Digest: sha256:a\r\nConnection: close\r\n\r\n";
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: m\r\nContent-Length: 2\r\nDocker-Content-Digest: sha256:a\r\n\r\n";
         assert_eq!((answer(false), answer(true)), (head.to_string(), format!("{head}{{}}")));
     }
 

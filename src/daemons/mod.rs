@@ -30,6 +30,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::http;
 use crate::node::iptables::Iptables;
 
 /// Adds the variables that all daemons share to a daemon's environment.
@@ -65,8 +66,6 @@ fn socket_answers_ok(socket: &Path, path: &str, limit: Duration) -> bool {
 }
 
 /// Whether `GET path` on an open connection is answered with 200.
-fn answers_ok(mut stream: impl Read + Write, path: &str) -> bool {
-    let mut status = [0; "HTTP/1.0 200".len()];
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).and_then(|()| stream.read_exact(&mut status)).is_ok() && status.ends_with(b" 200")
+fn answers_ok(stream: impl Read + Write, path: &str) -> bool {
+    http::get(stream, path).is_ok_and(|answer| http::status(&answer) == Some("200"))
 }

@@ -17,8 +17,8 @@ use nix::unistd::pipe2;
 use crate::config::{Config, STATE_DIR};
 use crate::daemons::client_variables;
 use crate::error::{Error, Result};
+use crate::http;
 use crate::node::registry;
-use crate::readiness::client_limits::refusal;
 use crate::supervisor::reaper;
 
 const SCRIPT: &str = include_str!("collect.sh");
@@ -59,11 +59,14 @@ pub fn send(client: &mut TcpStream, is_head: bool) -> io::Result<()> {
         Ok(turn) => turn,
         Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
         Err(TryLockError::WouldBlock) => {
-            return client.write_all(&refusal("503 Service Unavailable", "the logs are being collected for another client: try again\n"));
+            return client
+                .write_all(&http::text("503 Service Unavailable", "the logs are being collected for another client: try again\n"));
         }
     };
+    // Its length is not known yet, so the answer ends with the connection; a piece of gzip's format is no whole archive.
+    let head = http::head("200 OK", &[("Content-Type", &"application/gzip")]);
     if is_head {
-        return client.write_all(HEAD);
+        return client.write_all(&head);
     }
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let mut command = Command::new("/proc/self/exe");
@@ -71,7 +74,7 @@ pub fn send(client: &mut TcpStream, is_head: bool) -> io::Result<()> {
     let child = reaper::spawn(&mut command).map_err(|error| io::Error::other(error.to_string()))?;
     // It holds our write end of the pipe, which would never end.
     drop(command);
-    let sent = copy(File::from(reader), client);
+    let sent = copy(File::from(reader), &head, client);
     if sent.is_err() {
         child.handle().kill_group();
     }
@@ -79,10 +82,7 @@ pub fn send(client: &mut TcpStream, is_head: bool) -> io::Result<()> {
     sent
 }
 
-/// Its length is not known yet, so the answer ends with the connection; a piece of gzip's format is no whole archive.
-const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nConnection: close\r\n\r\n";
-
-fn copy(mut archive: File, client: &mut TcpStream) -> io::Result<()> {
+fn copy(mut archive: File, head: &[u8], client: &mut TcpStream) -> io::Result<()> {
     let end = Instant::now() + LIMIT;
     let (mut piece, mut is_first) = (vec![0; PIECE], true);
     loop {
@@ -97,9 +97,9 @@ fn copy(mut archive: File, client: &mut TcpStream) -> io::Result<()> {
         let length = archive.read(&mut piece)?;
         if std::mem::take(&mut is_first) {
             if length == 0 {
-                return client.write_all(&refusal("500 Internal Server Error", "the logs cannot be collected\n"));
+                return client.write_all(&http::text("500 Internal Server Error", "the logs cannot be collected\n"));
             }
-            client.write_all(HEAD)?;
+            client.write_all(head)?;
         }
         if length == 0 {
             return Ok(());

@@ -45,18 +45,11 @@ impl Limits {
     /// Reads the limits of the root cgroup that we see, in either version.
     fn read(root: &Path) -> Limits {
         let text = |path: &str| fs::read_to_string(root.join(path)).ok();
-        if root.join("cgroup.controllers").exists() {
-            return Limits {
-                memory_bytes: text("memory.max").and_then(|text| parse_bytes(&text)),
-                cpu_millis: text("cpu.max").and_then(|text| parse_quota(&text)),
-                cpus: text("cpuset.cpus.effective").map(|text| parse_list(&text)),
-            };
-        }
-        let quota = text("cpu/cpu.cfs_quota_us").zip(text("cpu/cpu.cfs_period_us"));
+        let quota = || Some(format!("{} {}", text("cpu/cpu.cfs_quota_us")?.trim(), text("cpu/cpu.cfs_period_us")?.trim()));
         Limits {
-            memory_bytes: text("memory/memory.limit_in_bytes").and_then(|text| parse_bytes(&text)),
-            cpu_millis: quota.and_then(|(quota, period)| parse_quota(&format!("{} {}", quota.trim(), period.trim()))),
-            cpus: text("cpuset/cpuset.cpus").map(|text| parse_list(&text)),
+            memory_bytes: text("memory.max").or_else(|| text("memory/memory.limit_in_bytes")).and_then(|text| parse_bytes(&text)),
+            cpu_millis: text("cpu.max").or_else(quota).and_then(|text| parse_quota(&text)),
+            cpus: text("cpuset.cpus.effective").or_else(|| text("cpuset/cpuset.cpus")).map(|text| parse_list(&text)),
         }
     }
 

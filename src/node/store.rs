@@ -27,6 +27,9 @@ use crate::supervisor::reaper;
 pub const DATABASES: [&str; 2] = ["io.containerd.metadata.v1.bolt/meta.db", "io.containerd.snapshotter.v1.overlayfs/metadata.db"];
 pub const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs/snapshots";
 pub const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
+/// What a meta page of bbolt's begins with, after the page's header (bytes). (Format: bbolt's page.go and meta.go.)
+pub const BOLT_MAGIC: u32 = 0xED0C_DAED;
+pub const BOLT_PAGE_HEADER: usize = 16;
 /// In containerd's root on the volume: the bake that the store is from, and the saves whose images it has, one a line.
 const STAMP: &str = "kind-bake";
 /// Exists in a container whose cluster was started, and in an image committed from one. Not on the volume, which a
@@ -173,12 +176,10 @@ fn require_room() -> Result<()> {
 
 /// bbolt would turn an empty file into a new database, without the baked images, and loop on a damaged one.
 fn require_database(path: &Path) -> Result<()> {
-    // In bbolt's first meta page, after the page's header.
-    const MAGIC: (usize, [u8; 4]) = (16, 0xED0C_DAED_u32.to_le_bytes());
-    let mut begin = [0; MAGIC.0 + MAGIC.1.len()];
+    let mut begin = [0; BOLT_PAGE_HEADER + BOLT_MAGIC.to_le_bytes().len()];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
     match read {
-        Ok(()) if begin.ends_with(&MAGIC.1) => Ok(()),
+        Ok(()) if begin.ends_with(&BOLT_MAGIC.to_le_bytes()) => Ok(()),
         result => {
             let why = result.err().map_or("it is not a database".to_string(), |cause| cause.to_string());
             Err(Error::new(format!("the volume on {DOCKER_DIR} is damaged: {}: {why}", path.display()))

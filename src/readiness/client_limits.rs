@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{FilesAddress, FILES_PORT};
 use crate::error::{Error, Result};
+use crate::http;
 use crate::listen::{self, listen};
 use crate::readiness::files::KUBERNETES_READY;
 use crate::readiness::long_poll;
@@ -46,8 +47,6 @@ use crate::threads::{self, Place, Places, SMALL_STACK};
 const MAX_CLIENTS: usize = 512;
 /// How many of them may wait for a file.
 const MAX_WAITING: usize = MAX_CLIENTS / 2;
-/// Longest request head (bytes); browsers send about 1 KiB.
-const MAX_HEAD: usize = 8 * 1024;
 /// Time for a complete request to arrive, and again for its answer to be sent.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a save waits until everything is Ready, which is how long `kubectl wait` does.
@@ -129,23 +128,23 @@ struct Gate {
 impl Gate {
     fn serve(&self, mut client: TcpStream, is_for_browsers: bool) -> io::Result<()> {
         client.set_write_timeout(Some(CLIENT_LIMIT))?;
-        let Some(head) = read_head(&mut client)? else {
-            return client.write_all(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        let Some(head) = http::read_head(&mut client, CLIENT_LIMIT)? else {
+            return client.write_all(&http::text("431 Request Header Fields Too Large", ""));
         };
         // Nobody but a page in a browser sends an origin: wherever it has come in, it must name this container.
-        let is_from_browser = is_for_browsers || values(&head, ORIGIN).next().is_some();
-        if let Some(host) = values(&head, "Host").find(|host| is_from_browser && !(self.others.may_ask)(host)) {
+        let is_from_browser = is_for_browsers || http::values(&head, ORIGIN).next().is_some();
+        if let Some(host) = http::values(&head, "Host").find(|host| is_from_browser && !(self.others.may_ask)(host)) {
             let why = format!(
                 "{host} is not a name of this container's, and may be a stranger's page. Ask on port {FILES_PORT} or by address, or build the image with KIND_SANS={}\n",
                 host.split(':').next().unwrap_or_default()
             );
-            return client.write_all(&refusal("403 Forbidden", &why));
+            return client.write_all(&http::text("403 Forbidden", &why));
         }
-        let target = target(&head);
-        if path(&target) == LOGS && (head.starts_with(b"GET ") || head.starts_with(b"HEAD ")) {
-            return (self.others.send_logs)(&mut client, head.starts_with(b"HEAD "));
+        let (method, target) = http::request_line(&head);
+        if path(&target) == LOGS && (method == "GET" || method == "HEAD") {
+            return (self.others.send_logs)(&mut client, method == "HEAD");
         }
-        client.write_all(&one_answer(self.answer(&client, &head, &target)?))
+        client.write_all(&self.answer(&client, &head, &target)?)
     }
 
     fn answer(&self, client: &TcpStream, head: &[u8], target: &str) -> io::Result<Vec<u8>> {
@@ -156,20 +155,20 @@ impl Gate {
         };
         let limit = match asked_wait(target) {
             Ok(Some(limit)) if operation.is_some() || file_name(target).is_some() => limit,
-            Err(()) => return Ok(response("400 Bad Request", &format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
+            Err(()) => return Ok(http::text("400 Bad Request", &format!("wait is a whole number of seconds up to {MAX_WAIT}\n"))),
             Ok(_) => return ask(),
         };
         let Some(_place) = Place::take(&self.waiting, MAX_WAITING) else { return ask() };
-        let ask_for = |file: &str| self::ask(&self.inner, format!("GET /{file} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes());
+        let ask_for = |file: &str| self::ask(&self.inner, &one_request(format!("GET /{file} HTTP/1.0\r\n").as_bytes()));
         let Some(operation) = operation else { return long_poll::answer(client, &self.readiness, limit, ask, ask_for) };
         let answer = ask()?;
-        if long_poll::status(&answer) != Some("202") {
+        if http::status(&answer) != Some("202") {
             return Ok(answer);
         }
         // Nothing of the earlier cluster is ready any more.
         let ready = long_poll::answer(client, &self.readiness, limit, || ask_for(KUBERNETES_READY), ask_for)?;
-        Ok(if long_poll::status(&ready) == Some("404") {
-            response("504 Gateway Timeout", &format!("the {} goes on: wait for kubernetes-ready\n", operation.name()))
+        Ok(if http::status(&ready) == Some("404") {
+            http::text("504 Gateway Timeout", &format!("the {} goes on: wait for kubernetes-ready\n", operation.name()))
         } else {
             ready
         })
@@ -177,9 +176,9 @@ impl Gate {
 
     /// Requests the operation that a client has asked for. A save is not refused for what becomes Ready a moment later.
     fn begin(&self, client: &TcpStream, operation: Operation, head: &[u8]) -> io::Result<Vec<u8>> {
-        let header = |name: &str| values(head, name).next().map(Cow::into_owned);
-        if let Some((status, why)) = operations::forbids(operation, head.starts_with(b"POST "), header) {
-            return Ok(response(status, &why));
+        let header = |name: &str| http::values(head, name).next().map(Cow::into_owned);
+        if let Some((status, why)) = operations::forbids(operation, http::request_line(head).0 == "POST", header) {
+            return Ok(http::text(status, &why));
         }
         let end = Instant::now() + FIT_LIMIT;
         let unfit = loop {
@@ -197,31 +196,8 @@ impl Gate {
         };
         let refused = unfit.or_else(|| self.readiness.request(operation).err().map(str::to_string));
         let (status, text) = operations::answer(operation, refused);
-        Ok(response(status, &text))
+        Ok(http::text(status, &text))
     }
-}
-
-/// The values of all headers of this name.
-fn values<'a>(head: &'a [u8], wanted: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
-    let headers = head.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
-        let colon = line.iter().position(|byte| *byte == b':')?;
-        Some((line[..colon].trim_ascii(), line[colon + 1..].trim_ascii()))
-    });
-    headers.filter(|(name, _)| name.eq_ignore_ascii_case(wanted.as_bytes())).map(|(_, value)| String::from_utf8_lossy(value))
-}
-
-/// The target of a request.
-fn target(head: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(head.split(|byte| byte.is_ascii_whitespace()).nth(1).unwrap_or_default())
-}
-
-/// The only answer on a connection, with the reason.
-pub fn refusal(status: &str, why: &str) -> Vec<u8> {
-    one_answer(response(status, why))
-}
-
-fn response(status: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
 /// Has tiny_http answer, one request at a time: for each connection beyond its four it would start
@@ -239,33 +215,7 @@ fn ask(inner: &File, request: &[u8]) -> io::Result<Vec<u8>> {
     server.write_all(request)?;
     let mut answer = Vec::new();
     server.read_to_end(&mut answer)?;
-    Ok(answer)
-}
-
-/// Reads everything up to the empty line, or returns `None` if that is too long.
-pub fn read_head(client: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
-    let end = Instant::now() + CLIENT_LIMIT;
-    let mut head = Vec::new();
-    let mut buffer = [0; 1024];
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        client.set_read_timeout(Some(left))?;
-        let length = client.read(&mut buffer)?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        head.extend_from_slice(&buffer[..length]);
-        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-            head.truncate(end + 2);
-            return Ok(Some(head));
-        }
-        if head.len() > MAX_HEAD {
-            return Ok(None);
-        }
-    }
+    Ok(one_answer(answer))
 }
 
 /// The head as the file server gets it: without a body, and with `Connection: close`.

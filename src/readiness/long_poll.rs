@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use crate::http;
 use crate::readiness::files::FAILED;
 use crate::readiness::Readiness;
 
@@ -34,12 +35,13 @@ pub fn answer(
         // Before asking, so that no change is missed.
         let change = readiness.next_change()?;
         let answer = ask()?;
-        if status(&answer) != Some("404") {
+        if http::status(&answer) != Some("404") {
             return Ok(answer);
         }
         let failed = ask_for(FAILED)?;
-        if status(&failed) == Some("200") {
-            return Ok(unavailable(&failed, is_head(&answer)));
+        if http::status(&failed) == Some("200") {
+            // All our other answers have a body.
+            return Ok(unavailable(&failed, http::body(&answer).is_empty()));
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -65,27 +67,11 @@ pub fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result
     Ok(())
 }
 
-/// The status of an answer, such as `404`.
-pub fn status(answer: &[u8]) -> Option<&str> {
-    std::str::from_utf8(answer.split(|byte| *byte == b' ').nth(1)?).ok()
-}
-
-fn split(answer: &[u8]) -> (&[u8], &[u8]) {
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
-    answer.split_at(end)
-}
-
-/// A response to HEAD has no body; all our other responses have one.
-fn is_head(answer: &[u8]) -> bool {
-    split(answer).1.is_empty()
-}
-
-/// 503 with the reason from the response for `failed`.
+/// 503 with the reason from the response for `failed`, which an answer to HEAD has no body for.
 fn unavailable(failed: &[u8], is_head: bool) -> Vec<u8> {
-    let reason = split(failed).1;
-    let length = reason.len();
-    let head = format!("HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
-    [head.as_bytes(), if is_head { b"" } else { reason }].concat()
+    let reason = http::body(failed);
+    let head = http::head_of_text("503 Service Unavailable", reason.len());
+    [head.as_slice(), if is_head { &[] } else { reason }].concat()
 }
 
 #[cfg(test)]

@@ -72,6 +72,14 @@ struct Known {
     next_change: Option<NextChange>,
 }
 
+/// Why `Readiness::poll` has no value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NoValue {
+    Late,
+    /// The container stops, or another cluster has begun.
+    IsOver,
+}
+
 struct Published {
     contents: Vec<u8>,
     of_cluster: bool,
@@ -131,6 +139,26 @@ impl Readiness {
     /// Sleeps for `time`, or until it is over.
     pub fn pause(&self, time: Duration) {
         drop(self.shared.changed.wait_timeout_while(self.known(), time, |known| !self.is_over_in(known)));
+    }
+
+    /// Calls `check` every `interval` until it returns a value.
+    ///
+    /// # Errors
+    /// It has returned none within `limit`, or until it is over.
+    pub fn poll<T>(&self, interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> std::result::Result<T, NoValue> {
+        let began = Instant::now();
+        loop {
+            if self.is_over() {
+                return Err(NoValue::IsOver);
+            }
+            if let Some(value) = check() {
+                return Ok(value);
+            }
+            if began.elapsed() >= limit {
+                return Err(NoValue::Late);
+            }
+            self.pause(interval);
+        }
     }
 
     /// Removes the files of an earlier start of this container.

@@ -14,8 +14,8 @@ use crate::cluster::api::Api;
 use crate::cluster::PROGRAMS;
 use crate::config::{CLUSTER_LIMIT, STATIC_POD_DIR};
 use crate::error::{Error, Result};
-use crate::readiness::ControlPlane;
-use crate::supervisor::{reaper, Init};
+use crate::readiness::{ControlPlane, NoValue};
+use crate::supervisor::Init;
 use crate::threads;
 
 /// When the containers of restored programs are started at the latest. kubelet must not miss their manifests when it first
@@ -48,8 +48,7 @@ pub fn show_when_needed(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
         init.readiness.wait_until(|state| !state.reset.blocks_kubelet());
         let limit = if is_restored { LATEST } else { CLUSTER_LIMIT };
         let is_needed = || if is_restored { init.readiness.state().cluster_up() } else { api.readiness().is_some() };
-        reaper::poll(POLL, limit, || (init.readiness.is_over() || is_needed()).then_some(()));
-        if !init.readiness.is_over() {
+        if init.readiness.poll(POLL, limit, || is_needed().then_some(())) != Err(NoValue::IsOver) {
             show().unwrap_or_else(|error| init.fail(&error));
         }
     })

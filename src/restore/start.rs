@@ -17,7 +17,7 @@ use crate::daemons::dockerd::DOCKERD;
 use crate::error::{Error, Result};
 use crate::node::directories;
 use crate::node::state_dir::StateDir;
-use crate::readiness::ControlPlane;
+use crate::readiness::{ControlPlane, NoValue};
 use crate::restore::held_port::{self, HeldPort};
 use crate::restore::machine::{self, Machine};
 use crate::restore::priority::{self, Yielding};
@@ -154,11 +154,9 @@ fn refusal(saved: &Saved, has_criu: bool, here: &Machine, used: &BTreeSet<u16>) 
 fn restore(init: &Arc<Init>, static_ip: Ipv4Addr, prepared: Prepared, yielding: Yielding) -> Result<(Duration, Handle)> {
     let Prepared { saved, stand_ins, held } = prepared;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
-    if yielding == Yielding::Later {
-        reaper::poll(POLL, priority::YIELD_LIMIT, || docker_has_started(init).then_some(()));
-        if init.readiness.is_over() {
-            return Err(Error::new(OVER));
-        }
+    let wait_for_docker = || init.readiness.poll(POLL, priority::YIELD_LIMIT, || docker_has_started(init).then_some(()));
+    if yielding == Yielding::Later && wait_for_docker() == Err(NoValue::IsOver) {
+        return Err(Error::new(OVER));
     }
     let began = Instant::now();
     let mut end = began + LIMIT;
@@ -186,9 +184,9 @@ fn kill_all(init: &Init, kill: impl FnOnce()) {
     kill();
 }
 
-/// Whether nobody has to yield to Docker any more: it answers, or the container stops.
+/// Whether nobody has to yield to Docker any more.
 fn docker_has_started(init: &Init) -> bool {
-    init.readiness.has_reached(DOCKERD) || init.readiness.is_over()
+    init.readiness.has_reached(DOCKERD)
 }
 
 /// Runs CRIU. Returns the process id of the programs' parent.
@@ -201,10 +199,11 @@ fn run_criu(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -
     if yielding == Yielding::OnIdleCpus {
         // The programs themselves come back with the policy that they had.
         priority::lower(child.handle());
-        let lowered = Instant::now();
-        while status.is_none() && !docker_has_started(init) && lowered.elapsed() < priority::YIELD_LIMIT {
-            status = child.wait_timeout(POLL);
-        }
+        let yields = init.readiness.poll(Duration::ZERO, priority::YIELD_LIMIT, || match child.wait_timeout(POLL) {
+            None => docker_has_started(init).then_some(None),
+            ended => Some(ended),
+        });
+        status = yields.ok().flatten();
         if status.is_none() {
             priority::restore(child.handle());
         }
@@ -233,12 +232,11 @@ fn take_over(init: &Init, saved: &Saved, root: i32, api: &Api, end: Instant) -> 
     let processes = tree::find(root, saved)?;
     let left = end.saturating_duration_since(Instant::now());
     let is_ready = || api.readiness_within(ANSWER_LIMIT) == Some(200);
-    let answered = reaper::poll(POLL, left, || match init.readiness.is_over() {
-        true => Some(Err(Error::new(OVER))),
-        false => is_ready().then_some(Ok(())),
-    });
-    answered.unwrap_or_else(|| Err(Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs()))))?;
-    Ok(processes)
+    match init.readiness.poll(POLL, left, || is_ready().then_some(())) {
+        Ok(()) => Ok(processes),
+        Err(NoValue::IsOver) => Err(Error::new(OVER)),
+        Err(NoValue::Late) => Err(Error::new(format!("the restored API server has not answered after {} s", LIMIT.as_secs()))),
+    }
 }
 
 #[cfg(test)]

@@ -6,11 +6,10 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::files::digest;
+use crate::node::store::{BOLT_MAGIC as MAGIC, BOLT_PAGE_HEADER as PAGE_HEADER};
 
-const MAGIC: u32 = 0xED0C_DAED;
 const VERSION: u32 = 2;
 /// Sizes in bytes, and offsets of a meta page's fields from the end of its header.
-const PAGE_HEADER: usize = 16;
 const ELEMENT: usize = 16;
 const META: usize = 56;
 const META_PAGE_SIZE: usize = 8;

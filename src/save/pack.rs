@@ -67,10 +67,6 @@ fn copy(from: &[PathBuf], to: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{channel, RecvTimeoutError};
-    use std::thread;
-    use std::time::Duration;
-
     use super::*;
     use crate::save::bolt::tests::database;
 
@@ -98,18 +94,7 @@ mod tests {
 
     fn pack_and_list(test: &str, layer: impl FnOnce(&Path)) -> (Result<()>, Vec<String>) {
         let (root, store) = store(test, layer);
-        // As the main thread does.
-        let packed = thread::scope(|scope| {
-            let (done, wait) = channel::<()>();
-            scope.spawn(move || {
-                while wait.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
-                    reaper::drain_ours();
-                }
-            });
-            let packed = pack_into(&root, &store, &["bb".to_string()].into(), &[root.with_file_name("earlier")]);
-            drop(done);
-            packed
-        });
+        let packed = reaper::beside_a_reaper(|| pack_into(&root, &store, &["bb".to_string()].into(), &[root.with_file_name("earlier")]));
         let files = ["blobs/sha256/aa", "blobs/sha256/bb", "blobs/sha256/cc", "fs/etc/passwd", "fs/link", "work"];
         let at = |name: &&str| match name.strip_prefix("blobs/sha256/") {
             Some(blob) => store.join(BLOBS).join(blob),

@@ -74,7 +74,6 @@ impl Init {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
-    use std::sync::mpsc::{channel, RecvTimeoutError};
     use std::thread;
     use std::time::Duration;
 
@@ -106,13 +105,7 @@ mod tests {
         let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
         let node = Init::new(Config::from_env(get).unwrap());
         node.readiness.clear().unwrap();
-        thread::scope(|scope| {
-            let (done, is_done) = channel::<()>();
-            scope.spawn(move || {
-                while is_done.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
-                    reaper::drain_ours();
-                }
-            });
+        reaper::beside_a_reaper(|| {
             for round in 0..2 {
                 let cluster = node.begin_cluster();
                 let daemon = cluster.supervise(sleeper()).unwrap();
@@ -128,7 +121,6 @@ mod tests {
                 assert!(daemon.ends_within(Duration::ZERO), "round {round}: it was started again");
                 assert_eq!(node.daemons().len(), 1, "round {round}");
             }
-            drop(done);
         });
         std::fs::remove_dir_all(root).unwrap();
     }

@@ -300,6 +300,21 @@ pub fn poll<T>(interval: Duration, limit: Duration, mut check: impl FnMut() -> O
     }
 }
 
+/// Runs a test beside a thread that reaps, as the main thread does.
+#[cfg(test)]
+pub fn beside_a_reaper<T>(body: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        // Dropped at the end, even that of a test that fails.
+        let (_done, is_done) = channel::<()>();
+        scope.spawn(move || {
+            while is_done.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+                drain_ours();
+            }
+        });
+        body()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
