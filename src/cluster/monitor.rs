@@ -76,7 +76,6 @@ mod tests {
 
     use super::*;
     use crate::cluster::tests::cluster;
-    use crate::config::Config;
     use crate::supervisor::reaper;
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -93,14 +92,10 @@ mod tests {
 
     #[test]
     fn the_api_server_counts_from_its_first_answer_until_it_does_not_answer() {
-        let root = std::env::temp_dir().join(format!("kind-monitor-{}", std::process::id()));
-        fs::create_dir_all(root.join(&CREDENTIALS_DIR[1..])).unwrap();
-        [CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG]
-            .into_iter()
-            .for_each(|name| fs::write(root.join(&CREDENTIALS_DIR[1..]).join(name), name).unwrap());
-        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
-        let init = Init::new(Config::from_env(get).unwrap());
-        init.readiness.clear().unwrap();
+        let init = Init::of_test("monitor");
+        let credentials = init.config.path(CREDENTIALS_DIR);
+        fs::create_dir_all(&credentials).unwrap();
+        [CA_CERT, CLIENT_CERT, CLIENT_KEY, CONFIG].into_iter().for_each(|name| fs::write(credentials.join(name), name).unwrap());
         init.readiness.update(|state| state.has_cluster = true);
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let api = Api::plain(format!("http://{}", server.local_addr().unwrap()));
@@ -134,6 +129,6 @@ mod tests {
             // It is asked no more.
             drop(server);
         });
-        fs::remove_dir_all(root).unwrap();
+        fs::remove_dir_all(init.config.path("/")).unwrap();
     }
 }

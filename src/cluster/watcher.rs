@@ -39,7 +39,6 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-    use crate::config::Config;
     use crate::error::Error;
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -50,10 +49,7 @@ mod tests {
 
     #[test]
     fn a_watch_begins_when_the_state_is_right_and_again_whenever_it_ends_until_its_cluster_is_over() {
-        let root = std::env::temp_dir().join(format!("kind-watcher-{}", std::process::id()));
-        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
-        let node = Init::new(Config::from_env(get).unwrap());
-        node.readiness.clear().unwrap();
+        let node = Init::of_test("watcher");
         let cluster = node.begin_cluster();
         let (began, begins) = channel();
         let mut ends = [Err(Error::new("refused")), Err(Error::new("closed")), Ok(()), Ok(())].into_iter();
@@ -69,15 +65,12 @@ mod tests {
         // The thread ends, and drops its end of the channel.
         while begins.recv_timeout(LIMIT).is_ok() {}
         assert_eq!(begins.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected));
-        std::fs::remove_dir_all(root).unwrap();
+        std::fs::remove_dir_all(node.config.path("/")).unwrap();
     }
 
     #[test]
     fn an_attempt_is_given_up_when_the_state_is_no_longer_right() {
-        let root = std::env::temp_dir().join(format!("kind-watcher-{}-until-done", std::process::id()));
-        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
-        let init = Init::new(Config::from_env(get).unwrap());
-        init.readiness.clear().unwrap();
+        let init = Init::of_test("watcher-until-done");
         let mut attempts = 0;
         until_done(&init, answers, || {
             attempts += 1;
@@ -93,6 +86,6 @@ mod tests {
             Err(Error::new("refused"))
         });
         assert_eq!(attempts, 2);
-        std::fs::remove_dir_all(root).unwrap();
+        std::fs::remove_dir_all(init.config.path("/")).unwrap();
     }
 }

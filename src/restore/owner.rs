@@ -267,7 +267,6 @@ mod tests {
 
     use super::*;
     use crate::cluster::{API_SERVER, CONTROLLERS};
-    use crate::config::Config;
     use crate::restore::saved::Start;
     use crate::supervisor::reaper::{self, Child};
     use crate::sys;
@@ -283,12 +282,8 @@ mod tests {
 
     impl Test {
         fn start(test: &str, names: &[&str]) -> Test {
-            let root = std::env::temp_dir().join(format!("kind-owner-{}-{test}", std::process::id()));
-            fs::create_dir_all(&root).unwrap();
-            let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
-            let init = Arc::new(Init::new(Config::from_env(get).unwrap()));
-            init.readiness.clear().unwrap();
-            let socket = root.join("socket");
+            let init = Arc::new(Init::of_test(&format!("owner-{test}")));
+            let socket = init.config.path("/socket");
             let listener = UnixListener::bind(&socket).unwrap();
             let programs: Vec<Child> = names.iter().map(|_| reaper::spawn(Command::new("sleep").arg("60")).unwrap()).collect();
             let own = |(name, child): (&&str, &Child)| {
@@ -416,7 +411,8 @@ mod tests {
         // accept(2) fails for as long as there is something to read.
         let (reader, writer) = nix::unistd::pipe().unwrap();
         std::fs::File::from(writer.try_clone().unwrap()).write_all(b"x").unwrap();
-        let init = Arc::new(Init::new(Config::from_env(|_| None).unwrap()));
+        let init = Arc::new(Init::of_test("owner-accept"));
+        let root = init.config.path("/");
         let program = reaper::spawn(Command::new("sleep").arg("60")).unwrap();
         let process = Process::of_test(sys::open_process(program.handle().pid()).unwrap());
         let owned = vec![Owned { program: program_of_test(API_SERVER, 0), process, runs: true, stand_in: None }];
@@ -430,6 +426,7 @@ mod tests {
         let schedstat = fs::read_to_string(format!("/proc/self/task/{thread_id}/schedstat")).unwrap();
         let nanoseconds: u64 = schedstat.split_whitespace().next().unwrap().parse().unwrap();
         program.handle().kill_group();
+        fs::remove_dir_all(root).unwrap();
         assert!(nanoseconds < 50_000_000, "it has used {nanoseconds} ns");
     }
 }

@@ -31,6 +31,16 @@ impl Init {
         Init { config: Arc::new(config), readiness, shutdown: Arc::default(), daemons: Arc::default() }
     }
 
+    /// With its files below a directory of its own, which is its `/`.
+    #[cfg(test)]
+    pub fn of_test(test: &str) -> Init {
+        let root = std::env::temp_dir().join(format!("kind-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&root).unwrap();
+        let init = Init::new(Config::from_env(|name| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned())).unwrap());
+        init.readiness.clear().unwrap();
+        init
+    }
+
     /// Begins a cluster, which ends an earlier one: to whoever has that one's `Init`, it is as if the init stopped.
     pub fn begin_cluster(&self) -> Arc<Init> {
         let readiness = Arc::new(self.readiness.begin_cluster());
@@ -101,10 +111,7 @@ mod tests {
 
     #[test]
     fn a_cluster_ends_with_its_daemon_and_another_one_begins_while_the_node_goes_on() {
-        let root = std::env::temp_dir().join(format!("kind-supervisor-{}", std::process::id()));
-        let get = |name: &str| (name == "KIND_ROOT").then(|| root.to_string_lossy().into_owned());
-        let node = Init::new(Config::from_env(get).unwrap());
-        node.readiness.clear().unwrap();
+        let node = Init::of_test("supervisor");
         reaper::beside_a_reaper(|| {
             for round in 0..2 {
                 let cluster = node.begin_cluster();
@@ -122,6 +129,6 @@ mod tests {
                 assert_eq!(node.daemons().len(), 1, "round {round}");
             }
         });
-        std::fs::remove_dir_all(root).unwrap();
+        std::fs::remove_dir_all(node.config.path("/")).unwrap();
     }
 }
