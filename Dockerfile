@@ -16,7 +16,7 @@ ARG KIND_FRESH
 RUN if [ -n "$DEBIAN_MIRROR" ]; then sed -i "s|http://deb.debian.org|$DEBIAN_MIRROR|" /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null; fi \
  ; apt-get update \
  && apt-get install --yes --no-install-recommends \
-    bash ca-certificates conntrack ethtool iproute2 iptables kmod mount openssl pigz procps socat xz-utils \
+    bash ca-certificates conntrack crun ethtool iproute2 iptables kmod mount openssl pigz procps socat xz-utils \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=docker /usr/local/bin/ /usr/local/bin/
 COPY --from=docker /usr/local/libexec/ /usr/local/libexec/

@@ -116,20 +116,20 @@ fn a_daemon_that_is_killed_comes_back_and_readiness_follows(start: Start) {
 }
 
 /// Has the containers of restored programs wait until the test lets them run.
-const HOLDING_RUNC: &str = "#!/bin/sh
+const HOLDING_CRUN: &str = "#!/bin/sh
 for argument in \"$@\"; do
     if grep -q '\"stand-in\"' \"$argument/config.json\"; then
         until [ -e /run/let-them ]; do sleep 0.1; done
     fi
 done 2>/dev/null
-exec /usr/local/bin/runc \"$@\"
+exec /usr/bin/crun \"$@\"
 ";
 
 /// Without a container, neither kubelet nor the kernel can tell.
 #[test]
 #[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
 fn a_restored_program_that_dies_before_it_has_a_container_withdraws_kubernetes_ready() {
-    let cluster = restored_with_programs(&["/usr/local/sbin/runc"], HOLDING_RUNC);
+    let cluster = restored_with_programs(&["/usr/local/sbin/crun"], HOLDING_CRUN);
     cluster.wait_until_ready();
     let watch = Watch::new(&cluster, KUBERNETES_READY);
     assert!(!cluster.container.exec(&["pgrep", "-f", "^/usr/local/bin/kind stand-in"]).succeeded(), "the test is void");
