@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const MAX_HEAD: usize = 8 * 1024;
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// Reads a request up to the empty line, without that, or returns `None` if that is too long.
+/// Reads a request's head, without the empty line that ends it; `None` if it is too long.
 ///
 /// # Errors
 /// The client has disconnected, or has not sent all of it within `limit`.
@@ -87,7 +87,8 @@ pub fn body(answer: &[u8]) -> &[u8] {
 
 /// Asks for a path on an open connection, and reads the whole answer.
 pub fn get(mut server: impl Read + Write, path: &str) -> io::Result<Vec<u8>> {
-    write!(server, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    // In one piece: a server may answer what it has read.
+    server.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = vec![];
     server.read_to_end(&mut answer)?;
     Ok(answer)

@@ -2,7 +2,8 @@
 //!
 //! `kind bake` builds the cluster into the image, `kind run` starts it. `bake` and `boot` hold the order of
 //! the steps; `node` prepares the machine, `daemons` describes what runs on it, `cluster` talks to its API
-//! server, and `readiness` decides what clients are told.
+//! server, and `readiness` decides what clients are told. `restore` has the control plane of a restored start, `save`
+//! how it is saved, and `supervisor` what PID 1 has to do.
 #![deny(unsafe_code)]
 
 mod ask;

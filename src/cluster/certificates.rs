@@ -137,7 +137,7 @@ impl ApiCertificate {
         served
     }
 
-    /// Waits until there is a name to be signed, or another cluster.
+    /// Waits until there is a name to be signed, or the cluster is over.
     fn wait_until_asked(&self, readiness: &Readiness) {
         let known = self.asked.wait_while(self.known(), |known| !known.due && !readiness.is_over());
         let mut known = known.unwrap_or_else(PoisonError::into_inner);

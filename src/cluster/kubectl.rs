@@ -71,7 +71,7 @@ fn command(arguments: &[&str], left: u64) -> Command {
 
 fn retry(limit: Duration, command: impl Fn(u64) -> Command) -> Result<String> {
     let (end, mut last) = (Instant::now() + limit, None);
-    let done = reaper::poll(PAUSE, limit, || {
+    let done = reaper::poll(PAUSE, limit.saturating_sub(PAUSE), || {
         let left = (end.saturating_duration_since(Instant::now()).as_secs_f64().ceil() as u64).max(1);
         // A second more than its requests: it may wait for something else.
         match reaper::run(without_proxy(&mut reaper::within(left + 1, &command(left)))) {

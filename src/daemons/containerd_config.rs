@@ -11,9 +11,6 @@ const CRI_PLUGIN: &str = "io.containerd.grpc.v1.cri";
 /// What CRI_PLUGIN's configuration was split into.
 const IMAGES_PLUGIN: &str = "io.containerd.cri.v1.images";
 const RUNTIME_PLUGIN: &str = "io.containerd.cri.v1.runtime";
-/// The OCI runtime of pods, by the name that RuntimeClasses know, `runc`. containerd runs it several times for each pod that comes
-/// or goes, and crun, which is not written in Go, takes half the time of runc. Docker's containers have Docker's own.
-const RUNTIME: &str = "crun";
 
 /// A version of the configuration's format.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -63,15 +60,16 @@ disabled_plugins = {disabled_plugins:?}
     )
 }
 
-pub fn with_cri(form: Form, pause_image: &str, restrict_oom_score_adj: bool) -> String {
+/// `runtime` is the OCI runtime of pods, by the name that RuntimeClasses know, `runc`.
+pub fn with_cri(form: Form, pause_image: &str, restrict_oom_score_adj: bool, runtime: &str) -> String {
     let cri = match form {
-        Form::V2 => cri_in_one(pause_image, restrict_oom_score_adj),
-        Form::V3 | Form::V4 => cri_in_parts(pause_image, restrict_oom_score_adj),
+        Form::V2 => cri_in_one(pause_image, restrict_oom_score_adj, runtime),
+        Form::V3 | Form::V4 => cri_in_parts(pause_image, restrict_oom_score_adj, runtime),
     };
     base(form, &[]) + &cri
 }
 
-fn cri_in_one(pause_image: &str, restrict_oom_score_adj: bool) -> String {
+fn cri_in_one(pause_image: &str, restrict_oom_score_adj: bool, runtime: &str) -> String {
     format!(
         r#"[plugins."{CRI_PLUGIN}"]
   sandbox_image = "{pause_image}"
@@ -84,7 +82,7 @@ fn cri_in_one(pause_image: &str, restrict_oom_score_adj: bool) -> String {
     [plugins."{CRI_PLUGIN}".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
       [plugins."{CRI_PLUGIN}".containerd.runtimes.runc.options]
-        BinaryName = "{RUNTIME}"
+        BinaryName = "{runtime}"
         SystemdCgroup = false
   [plugins."{CRI_PLUGIN}".cni]
     bin_dir = "{CNI_BIN_DIR}"
@@ -97,8 +95,8 @@ fn cri_in_one(pause_image: &str, restrict_oom_score_adj: bool) -> String {
 }
 
 /// The directories of CNI are containerd's own default: from 2.1 on it complains about `bin_dir`, and 2.0 does not
-/// know `bin_dirs`. A pod's loopback device needs no plugin, which would be two more processes for each pod.
-fn cri_in_parts(pause_image: &str, restrict_oom_score_adj: bool) -> String {
+/// know `bin_dirs`.
+fn cri_in_parts(pause_image: &str, restrict_oom_score_adj: bool, runtime: &str) -> String {
     format!(
         r#"[plugins."{IMAGES_PLUGIN}"]
   snapshotter = "overlayfs"
@@ -116,9 +114,10 @@ fn cri_in_parts(pause_image: &str, restrict_oom_score_adj: bool) -> String {
     [plugins."{RUNTIME_PLUGIN}".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
       [plugins."{RUNTIME_PLUGIN}".containerd.runtimes.runc.options]
-        BinaryName = "{RUNTIME}"
+        BinaryName = "{runtime}"
         SystemdCgroup = false
   [plugins."{RUNTIME_PLUGIN}".cni]
+    # Its plugin would be two more processes for each pod.
     use_internal_loopback = true
 "#
     )
@@ -150,13 +149,15 @@ mod tests {
             (Form::V3, "version = 3\n", IMAGES_PLUGIN, CRI_PLUGIN),
             (Form::V4, "version = 4\n", RUNTIME_PLUGIN, CRI_PLUGIN),
         ] {
-            let text = with_cri(form, "registry.k8s.io/pause:3.10", true);
+            let text = with_cri(form, "registry.k8s.io/pause:3.10", true, "crun");
             assert!(text.starts_with(version), "{text}");
             assert!(text.contains(has) && !text.contains(lacks), "{text}");
             assert!(!text.contains("[grpc]"), "in version 4 it is a plugin's: {text}");
             for words in ["pause:3.10", "restrict_oom_score_adj = true", "SystemdCgroup = false", "BinaryName = \"crun\"", CRI_CERTS_DIR] {
                 assert!(text.contains(words), "{words} is not in: {text}");
             }
+            // containerd 1.7 does not know it, and says nothing of what it does not know.
+            assert_eq!(text.contains("use_internal_loopback = true"), form != Form::V2, "{text}");
             assert!(without_cri(form).contains(&format!("disabled_plugins = [\"{CRI_PLUGIN}\"]")));
         }
     }

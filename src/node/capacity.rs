@@ -118,9 +118,9 @@ mod tests {
         write(&[("cpu/cpu.cfs_quota_us", "150000\n"), ("cpu/cpu.cfs_period_us", "100000\n")]);
         assert_eq!(Limits::read(&root), limits);
         write(&[("cpu/cpu.cfs_quota_us", "-1\n")]);
-        assert_eq!(Limits::read(&root), Limits { cpu_millis: None, ..limits.clone() });
-        write(&[("cgroup.controllers", "cpu memory\n"), ("memory.max", "2147483648\n")]);
-        write(&[("cpu.max", "150000 100000\n"), ("cpuset.cpus.effective", "0-2,8\n")]);
+        assert_eq!(Limits::read(&root), Limits { cpu_millis: None, ..limits });
+        let limits = Limits { memory_bytes: Some(1 << 30), cpu_millis: Some(500), cpus: Some(vec![0, 1]) };
+        write(&[("memory.max", "1073741824\n"), ("cpu.max", "50000 100000\n"), ("cpuset.cpus.effective", "0-1\n")]);
         assert_eq!(Limits::read(&root), limits);
         write(&[("memory.max", "max\n"), ("cpu.max", "max 100000\n")]);
         assert_eq!(Limits::read(&root), Limits { cpus: limits.cpus, ..Limits::default() });

@@ -67,7 +67,7 @@ pub fn sleep(client: &TcpStream, change: &OwnedFd, time: Duration) -> io::Result
     Ok(())
 }
 
-/// 503 with the reason from the response for `failed`, which an answer to HEAD has no body for.
+/// 503 with the reason from the response for `failed`. An answer to HEAD has no body.
 fn unavailable(failed: &[u8], is_head: bool) -> Vec<u8> {
     let reason = http::body(failed);
     let head = http::head_of_text("503 Service Unavailable", reason.len());

@@ -144,7 +144,7 @@ impl Readiness {
     /// Calls `check` every `interval` until it returns a value.
     ///
     /// # Errors
-    /// It has returned none within `limit`, or until it is over.
+    /// `check` has returned none within `limit`, or it is over.
     pub fn poll<T>(&self, interval: Duration, limit: Duration, mut check: impl FnMut() -> Option<T>) -> std::result::Result<T, NoValue> {
         let began = Instant::now();
         loop {

@@ -45,7 +45,7 @@ impl Readiness {
     /// Whether `request` would begin something: it is neither refused nor going on already.
     pub fn would_begin(&self, operation: Operation) -> bool {
         let known = self.known();
-        known.is_on().is_none() && known.refuses(operation).is_none()
+        known.in_progress().is_none() && known.refuses(operation).is_none()
     }
 
     /// Ends the cluster, so that the boot's thread does what a client has asked for. Before this returns, nothing says any more that
@@ -55,7 +55,7 @@ impl Readiness {
     /// It cannot be done now, and this is why.
     pub fn request(&self, operation: Operation) -> std::result::Result<(), &'static str> {
         let mut known = self.known();
-        if known.is_on() == Some(operation) {
+        if known.in_progress() == Some(operation) {
             return Ok(());
         }
         if let Some(why) = known.refuses(operation) {
@@ -82,12 +82,12 @@ impl Readiness {
 
 impl Known {
     /// The operation that goes on just now.
-    fn is_on(&self) -> Option<Operation> {
+    fn in_progress(&self) -> Option<Operation> {
         self.operation.filter(|_| !self.was_ready && self.state.failure.is_none() && !self.state.ending)
     }
 
     fn refuses(&self, operation: Operation) -> Option<&'static str> {
-        match self.is_on() {
+        match self.in_progress() {
             Some(earlier) if earlier == operation => None,
             Some(_) => Some("it is just being reset or saved: wait for kubernetes-ready"),
             None => self.state.refuses(operation, self.was_ready),

@@ -14,7 +14,7 @@ pub struct Failure {
 /// file of any length.
 const MOST_OF_REASON: usize = 16 * 1024;
 const MOST_WAITING: usize = 100;
-const BEFORE_RESET: &str = "the cluster before the reset: still being removed";
+const EARLIER: &str = "the earlier cluster: still being removed";
 
 impl Failure {
     /// A status of 0 becomes 1, since it would hide the failure.
@@ -79,7 +79,7 @@ impl ControlPlane {
     }
 }
 
-/// Whether a cluster has to make way for another one.
+/// How far the earlier cluster has made way for this one, in a reset or after a save.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Reset {
     #[default]
@@ -199,9 +199,9 @@ impl State {
         match self.reset {
             Reset::No => {}
             Reset::Requested(operation) if operation.saves() => waiting.insert(0, "the cluster: being saved".into()),
-            Reset::Requested(_) | Reset::Ending => waiting.insert(0, BEFORE_RESET.into()),
+            Reset::Requested(_) | Reset::Ending => waiting.insert(0, EARLIER.into()),
             // kubelet comes first.
-            Reset::Removing => waiting.push(BEFORE_RESET.into()),
+            Reset::Removing => waiting.push(EARLIER.into()),
         }
         if !self.api_server {
             waiting.push(no_answer("the API server"));
@@ -335,7 +335,7 @@ pub mod tests {
         }
         // In a reset, kubelet comes before the removal that waits for it.
         let removing = State { reset: Reset::Removing, kubelet: false, ..ready() };
-        assert_eq!(removing.waiting(), [no_answer("kubelet"), BEFORE_RESET.to_string()]);
+        assert_eq!(removing.waiting(), [no_answer("kubelet"), EARLIER.to_string()]);
         let ending = State { ending: true, ..ready() };
         assert!(!ending.kubernetes_ready() && !ending.docker_ready() && ending.waiting().is_empty());
     }

@@ -68,9 +68,15 @@ fn an_earlier_cluster_changes_nothing_and_waits_for_nothing() {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| first.wait_until(|state| !state.docker));
         let pausing = scope.spawn(|| first.pause(Duration::from_secs(3600)));
+        let polling = scope.spawn(|| first.poll(Duration::from_secs(3600), Duration::from_secs(7200), || None::<()>));
         let second = node.begin_cluster();
         assert!(!waiting.join().unwrap());
         pausing.join().unwrap();
+        assert_eq!(polling.join().unwrap(), Err(NoValue::IsOver));
+        assert_eq!(first.poll(Duration::ZERO, Duration::ZERO, || Some(1)), Err(NoValue::IsOver), "it looks though it is over");
+        assert_eq!(node.poll(Duration::ZERO, Duration::ZERO, || None::<()>), Err(NoValue::Late));
+        let mut looks = [None, None, Some(3)].into_iter();
+        assert_eq!(node.poll(Duration::ZERO, Duration::from_secs(3600), || looks.next().unwrap()), Ok(3));
         assert_eq!(files(&node), [DOCKER_READY, WAITING], "Docker goes on");
         first.update(|state| *state = ready());
         first.publish(CONFIG, b"first");
@@ -102,7 +108,7 @@ fn a_reset_withdraws_what_is_the_clusters_before_it_is_answered() {
 
     node.request(Operation::Reset).unwrap();
     assert_eq!(files(&node), [DOCKER_READY, WAITING]);
-    assert!(first.is_over() && node.state().waiting()[0].contains("before the reset") && node.has_reached("reset"));
+    assert!(first.is_over() && node.state().waiting()[0].contains("the earlier cluster") && node.has_reached("reset"));
     // They are the same one, and another one has to wait.
     node.request(Operation::Reset).unwrap();
     assert!(node.request(Operation::Save).unwrap_err().contains("just being reset"));

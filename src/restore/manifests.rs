@@ -48,7 +48,7 @@ pub fn show_when_needed(init: &Arc<Init>, api: Arc<Api>) -> Result<()> {
         init.readiness.wait_until(|state| !state.reset.blocks_kubelet());
         let limit = if is_restored { LATEST } else { CLUSTER_LIMIT };
         let is_needed = || if is_restored { init.readiness.state().cluster_up() } else { api.readiness().is_some() };
-        if init.readiness.poll(POLL, limit, || is_needed().then_some(())) != Err(NoValue::IsOver) {
+        if init.readiness.poll(POLL, limit, || is_needed().then_some(())) != Err(NoValue::IsOver) && !init.readiness.is_over() {
             show().unwrap_or_else(|error| init.fail(&error));
         }
     })

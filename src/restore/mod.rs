@@ -6,22 +6,22 @@
 //! for the restored program as long as that lives, and otherwise becomes the program itself. So everything that may
 //! happen to a pod leads to what happens in any other cluster, and every start can be a cold start too.
 //!
-//! Where a restored start is decided, and its parts:
+//! Where a restored start is decided, and its parts, in the order in which they act:
 //!
 //! | file | what |
 //! |---|---|
-//! | `order` | brings up Docker, the control plane and kubelet, in the order that suits a restore or a cold start |
 //! | `start` | decides whether this start restores, restores beside the rest of the boot, and falls back to a cold start |
 //! | `saved`, `files` | what the bake has saved |
 //! | `machine` | whether this machine can restore it |
-//! | `criu` | CRIU's command lines |
 //! | `held_port` | keeps clients of the API server waiting meanwhile |
-//! | `kubelet_log` | has kubelet wait meanwhile, at a line of its log |
+//! | `criu` | CRIU's command lines |
 //! | `priority` | leaves the CPU to Docker |
+//! | `parent` | the process above the programs, which comes back with them |
+//! | `tree`, `owner` | find the restored programs, and look after them |
+//! | `order` | beside all of these: brings up Docker and kubelet, in the order that suits a restore or a cold start |
+//! | `kubelet_log` | has kubelet wait for the restore, at a line of its log |
 //! | `manifests` | when kubelet starts the control plane's containers |
-//! | `owner`, `tree` | look after the restored programs |
-//! | `parent` | the process above them |
-//! | `stand_in` | the command of their containers |
+//! | `stand_in` | the command of these containers |
 //!
 //! Beside these: `boot` begins a restore before the node's own steps are done, and `boot::cluster` in a reset;
 //! `supervisor::daemon` starts kubelet in the way that a restore needs, once (`FirstStart`); `cluster::pods` counts a pod whose

@@ -89,7 +89,7 @@ pub fn receive<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> Option<
 struct Owned {
     program: Program,
     process: Process,
-    /// `None` once it has ended, or has been told to.
+    /// False once it has ended, or has been told to.
     runs: bool,
     stand_in: Option<BufReader<UnixStream>>,
 }

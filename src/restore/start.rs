@@ -199,9 +199,9 @@ fn run_criu(init: &Init, saved: &Saved, yielding: Yielding, end: &mut Instant) -
     if yielding == Yielding::OnIdleCpus {
         // The programs themselves come back with the policy that they had.
         priority::lower(child.handle());
-        let yields = init.readiness.poll(Duration::ZERO, priority::YIELD_LIMIT, || match child.wait_timeout(POLL) {
-            None => docker_has_started(init).then_some(None),
-            ended => Some(ended),
+        let yields = init.readiness.poll(Duration::ZERO, priority::YIELD_LIMIT, || match docker_has_started(init) {
+            true => Some(None),
+            false => child.wait_timeout(POLL).map(Some),
         });
         status = yields.ok().flatten();
         if status.is_none() {

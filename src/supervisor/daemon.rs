@@ -34,7 +34,7 @@ pub struct Spec {
     pub answers: Callback<bool>,
     /// Called before the daemon is told to reload its configuration.
     pub before_reload: Option<Callback<Result<()>>>,
-    /// The field of the state that is true while the daemon answers.
+    /// The field of the state that is true from the daemon's first answer until its process ends.
     pub condition: fn(&mut State) -> &mut bool,
     /// What is different when it is started for the first time.
     pub first_start: Mutex<Option<FirstStart>>,
