@@ -43,7 +43,7 @@ fn until(init: &Init, mut unready: impl FnMut() -> Result<Vec<String>>) -> Resul
     let gave_up = || Err(Error::new("gave up waiting: a daemon has failed, or the container is stopping"));
     let mut last = vec![];
     let ready = init.readiness.poll(POLL, CLUSTER_LIMIT, || {
-        // It was logged when it happened.
+        // A failure was logged when it happened.
         if init.readiness.state().failure.is_some() {
             return Some(gave_up());
         }

@@ -77,7 +77,7 @@ pub fn spec(form: Form, pause_image: String, iptables: Iptables) -> Spec {
 }
 
 /// The OCI runtime of pods. containerd runs it several times for each pod that comes or goes, and a call takes crun, which is
-/// not written in Go, about half the time of runc. An image that was baked before it had crun has Docker's runc alone.
+/// not written in Go, about half the time of runc. An image without crun, baked earlier, has Docker's runc alone.
 fn runtime() -> &'static str {
     if is_on_path("crun") {
         "crun"

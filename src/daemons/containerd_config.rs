@@ -117,7 +117,7 @@ fn cri_in_parts(pause_image: &str, restrict_oom_score_adj: bool, runtime: &str) 
         BinaryName = "{runtime}"
         SystemdCgroup = false
   [plugins."{RUNTIME_PLUGIN}".cni]
-    # Its plugin would be two more processes for each pod.
+    # The loopback plugin would be two more processes for each pod.
     use_internal_loopback = true
 "#
     )
@@ -156,7 +156,7 @@ mod tests {
             for words in ["pause:3.10", "restrict_oom_score_adj = true", "SystemdCgroup = false", "BinaryName = \"crun\"", CRI_CERTS_DIR] {
                 assert!(text.contains(words), "{words} is not in: {text}");
             }
-            // containerd 1.7 does not know it, and says nothing of what it does not know.
+            // containerd 1.7 does not know it.
             assert_eq!(text.contains("use_internal_loopback = true"), form != Form::V2, "{text}");
             assert!(without_cri(form).contains(&format!("disabled_plugins = [\"{CRI_PLUGIN}\"]")));
         }
