@@ -8,7 +8,7 @@ FROM ${DOCKER_IMAGE} AS docker
 
 # Debian's userland, because official kubelet binaries are linked to glibc; Docker's own are static.
 FROM ${DEBIAN_IMAGE} AS node
-# Marks what the legacy builder leaves of a failed build, so that build.sh can remove it. Finished images say "image".
+# Marks what the legacy builder keeps of a failed build (docs/build.md). Finished images say "image".
 LABEL kind.stage=build
 ARG DEBIAN_MIRROR
 # A word that has the packages installed anew where the engine has them in its cache, such as the day.

@@ -35,8 +35,8 @@ build_stage() {
   until attend env -u BUILDX_BUILDER BUILDX_NO_DEFAULT_ATTESTATIONS=1 \
     "$docker" build ${build_options[@]+"${build_options[@]}"} "${build_args[@]}" "$@" --force-rm --target "$stage" --tag "$tag" - \
     <"$context" >"$work/log" 2>&1; do
-    # A build that fails removes what the legacy builder has left of it, and what it has made so far of another one.
-    if [ "$tries" -le 3 ] && grep -q 'unknown parent image' "$work/log"; then
+    # With the legacy builder, another build that ends may have removed a step that both had in common.
+    if [ "$tries" -le 3 ] && grep -qE 'unknown parent image|No such image' "$work/log"; then
       tries=$((tries + 1))
       continue
     fi

@@ -70,7 +70,7 @@ remove_image() {
 
 # Leaves nothing behind, whichever step fails or is interrupted.
 clean_up() {
-  local status=$? name kept=() ending='; nothing is left behind'
+  local status=$? name kept=() ending="; nothing is left behind but the engine's build cache"
   trap - EXIT
   trap '' INT TERM HUP
   set +e
@@ -88,8 +88,6 @@ clean_up() {
     for name in "${temporary_images[@]}"; do
       remove_image "$name" || kept+=("$docker image rm $name")
     done
-    # The legacy builder keeps each step of an unfinished build as an untagged image.
-    [ "$status" = 0 ] || "$docker" image prune --force --filter label=kind.stage=build >/dev/null 2>&1
   fi
   rm -rf "$work" ${temporary_directory:+"$temporary_directory"} ${temporary_file:+"$temporary_file"}
   # Only now, when what was under way has ended, are these the last words.

@@ -48,7 +48,7 @@ fn its_last_words_come_after_those_of_what_was_under_way() {
             [
                 "build: interrupted; cleaning up",
                 "the hook is done",
-                "build: interrupted while baking Kubernetes v1.36.2; nothing is left behind"
+                "build: interrupted while baking Kubernetes v1.36.2; nothing is left behind but the engine's build cache"
             ],
             "{signal}"
         );

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::node::cgroup::KUBELET_CGROUP;
 use crate::node::cluster_network::ClusterNetwork;
+use crate::node::lowest_oom_score;
 use crate::save::manifest;
 use crate::supervisor::reaper;
 use crate::versions::{dialect, Dialect};
@@ -50,7 +51,7 @@ impl Kubeadm {
     ) -> Result<Kubeadm> {
         let dialect = dialect(version)?;
         let configuration = Path::new(RUN_DIR).join("kubeadm.yaml");
-        files::write(&configuration, settings.merge_into(&render(dialect, version, static_ip, network, names))?)?;
+        files::write(&configuration, settings.merge_into(&render(dialect, version, static_ip, network, names, lowest_oom_score()))?)?;
         let arguments = ["config", "images", "list", "--image-repository", IMAGE_REPOSITORY, "--kubernetes-version", version];
         let images = reaper::run(Command::new("kubeadm").args(arguments))?;
         Ok(Kubeadm {
@@ -145,13 +146,22 @@ fn disable_certificate_rotation(path: &Path) -> Result<()> {
 }
 
 /// kubeadm's configuration. Everything but the dialect's few lines is the same in every supported version.
-fn render(dialect: &Dialect, version: &str, static_ip: Ipv4Addr, network: &ClusterNetwork, names: &[String]) -> String {
+fn render(
+    dialect: &Dialect,
+    version: &str,
+    static_ip: Ipv4Addr,
+    network: &ClusterNetwork,
+    names: &[String],
+    lowest_oom_score: Option<i32>,
+) -> String {
     let Dialect { api, ecdsa, cgroup_v1, .. } = dialect;
     // nodeStatus…: a node that is not Ready at kubelet's first look stays so until the next one, by default 10 s later.
     // Newer versions look more often only if the API server does not have the node as Ready yet, as it does from the bake
     // (fastNodeStatusUpdate in pkg/kubelet/kubelet_node_status.go). With the report's frequency, whose default is that of
     // the update, an unchanged status is still written rarely.
     let ClusterNetwork { pod_subnet, service_subnet, .. } = network;
+    // Otherwise kube-proxy would spend 0.2 s of each start trying to set a score that it is not allowed to set.
+    let oom_score = lowest_oom_score.map(|score| format!("oomScoreAdj: {score}\n")).unwrap_or_default();
     let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
     format!(
         "apiVersion: {api}
@@ -199,7 +209,7 @@ iptables:
   minSyncPeriod: 100ms
 conntrack:
   maxPerCore: 0
-"
+{oom_score}"
     )
 }
 
@@ -241,18 +251,27 @@ const STATIC_PODS: [(&str, &str, Flags); 4] = [
 mod tests {
     use super::*;
 
-    fn rendered(version: &str) -> String {
-        render(dialect(version).unwrap(), version, Ipv4Addr::new(172, 99, 99, 1), &ClusterNetwork::default(), &["localhost".into()])
+    fn rendered(version: &str, lowest_oom_score: Option<i32>) -> String {
+        let (address, network, names) = (Ipv4Addr::new(172, 99, 99, 1), ClusterNetwork::default(), ["localhost".to_string()]);
+        render(dialect(version).unwrap(), version, address, &network, &names, lowest_oom_score)
     }
 
     #[test]
     fn the_configuration_is_in_the_versions_dialect() {
-        let (old, new) = (rendered("v1.20.2"), rendered("v1.36.2"));
+        let (old, new) = (rendered("v1.20.2", None), rendered("v1.36.2", None));
         assert!(old.contains("kubeadm.k8s.io/v1beta2") && !old.contains("failCgroupV1"), "{old}");
         assert!(new.contains("kubeadm.k8s.io/v1beta4") && new.contains("failCgroupV1: false"), "{new}");
         for text in [old, new] {
             assert!(text.contains("nodeStatusUpdateFrequency: 1s\nnodeStatusReportFrequency: 5m\n"), "{text}");
             assert!(text.contains("advertiseAddress: 172.99.99.1\n  bindPort: 8443"), "{text}");
+            assert!(!text.contains("oomScoreAdj"), "{text}");
         }
+    }
+
+    #[test]
+    fn kube_proxy_is_told_the_lowest_score_where_it_may_not_set_its_own() {
+        let settings: Vec<String> = rendered("v1.36.3", Some(0)).split("---\n").map(String::from).collect();
+        let kube_proxy = settings.iter().find(|settings| settings.contains("kind: KubeProxyConfiguration"));
+        assert!(kube_proxy.is_some_and(|settings| settings.ends_with("\noomScoreAdj: 0\n")), "{settings:?}");
     }
 }

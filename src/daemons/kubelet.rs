@@ -1,6 +1,5 @@
 //! kubelet, as kubeadm configured it in the bake.
 
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -10,8 +9,8 @@ use std::time::Duration;
 use crate::config::{KUBELET_DIR, KUBELET_HEALTH_PORT, KUBERNETES_DIR, NODE_NAME};
 use crate::daemons::{answers_ok, connect, prepare, without_proxy};
 use crate::files;
-use crate::node::can_lower_oom_score;
 use crate::node::iptables::Iptables;
+use crate::node::lowest_oom_score;
 use crate::supervisor::daemon::Spec;
 
 pub const KUBELET: &str = "kubelet";
@@ -32,7 +31,7 @@ pub fn spec(node_ip: Ipv4Addr, iptables: Iptables, more: Vec<String>) -> Spec {
             // The container's name and first address change with every start; the node's do not.
             command.args([format!("--hostname-override={NODE_NAME}"), format!("--node-ip={node_ip}")]);
             // Otherwise kubelet would spend 0.2 s trying to set a score that it is not allowed to set.
-            if let Some(score) = own_oom_score().filter(|_| !can_lower_oom_score()) {
+            if let Some(score) = lowest_oom_score() {
                 command.arg(format!("--oom-score-adj={score}"));
             }
             command.args(&more);
@@ -44,10 +43,6 @@ pub fn spec(node_ip: Ipv4Addr, iptables: Iptables, more: Vec<String>) -> Spec {
         condition: |state| &mut state.kubelet,
         first_start: Mutex::default(),
     }
-}
-
-fn own_oom_score() -> Option<i32> {
-    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
 /// The flags in kubeadm's `KUBELET_KUBEADM_ARGS="…"`, which a shell would split at spaces.

@@ -58,6 +58,12 @@ pub fn can_lower_oom_score() -> bool {
     has_capability(CAP_SYS_RESOURCE)
 }
 
+/// The lowest oom_score_adj that a process of ours can set, where it is not the kernel's lowest: that of the init.
+pub fn lowest_oom_score() -> Option<i32> {
+    let own = || fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok();
+    (!can_lower_oom_score()).then(own)?
+}
+
 /// Without it, a process that was made to wait for others might not get its share of the CPU back.
 pub fn can_raise_priority() -> bool {
     has_capability(CAP_SYS_NICE)

@@ -20,7 +20,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 const COMPILING: &str = "compiling the init";
 
 /// Everything that a build could leave: containers of its own and of docker build, volumes without a
-/// container, images under its own names or of steps of docker build, files.
+/// container, images under its own names, files. The engine's build cache, which is untagged images with the legacy builder, is
+/// not the build's to remove: others may go on from it.
 fn inventory() -> BTreeSet<String> {
     // Other tests' processes have images of their own.
     let images = format!("reference=kind-e2e-{}", std::process::id());
@@ -30,7 +31,6 @@ fn inventory() -> BTreeSet<String> {
         &["volume", "ls", "--filter", "dangling=true", "--format", "volume {{.Name}}"],
         &["images", "--filter", "reference=kind-build", "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
         &["images", "--filter", &images, "--format", "image {{.ID}} {{.Repository}}:{{.Tag}}"],
-        &["images", "--filter", "dangling=true", "--filter", "label=kind.stage=build", "--format", "image {{.ID}}"],
     ];
     let mut all: BTreeSet<String> = lists.iter().flat_map(|list| docker(list).ok().lines().map(String::from).collect::<Vec<_>>()).collect();
     let folders = std::fs::read_dir(&session().dir).expect("it is there").flatten();
