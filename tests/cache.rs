@@ -70,7 +70,7 @@ fn a_nodes_image_whose_name_another_build_removes_is_loaded_again() {
 /// With the legacy builder a step is an untagged image, which goes with the image of a build that ends.
 #[test]
 fn a_nodes_image_of_which_another_build_removes_a_step_is_built_again() {
-    for words in ["failed to set parent sha256:1: unknown parent image ID sha256:1", "Error: No such image: sha256:1"] {
+    for words in ["failed to set parent sha256:1: unknown parent image ID sha256:1", "No such image: sha256:1"] {
         let fail = format!("echo '{words}' >&2; exit 1;");
         let build = format!("build) grep -q FROM || exit 2; echo once >>$done; [ $(wc -l <$done) = 2 ] || {{ {fail} }} ;;");
         assert_eq!(attempts(&[], &build), 2, "{words}");

@@ -160,7 +160,8 @@ fn render(
     // (fastNodeStatusUpdate in pkg/kubelet/kubelet_node_status.go). With the report's frequency, whose default is that of
     // the update, an unchanged status is still written rarely.
     let ClusterNetwork { pod_subnet, service_subnet, .. } = network;
-    // Otherwise kube-proxy would spend 0.2 s of each start trying to set a score that it is not allowed to set.
+    // Otherwise kube-proxy would spend 0.2 s of each start trying to set a score that it is not allowed to set. The image may run where
+    // it is allowed: there kube-proxy can be killed like any other program when memory runs out.
     let oom_score = lowest_oom_score.map(|score| format!("oomScoreAdj: {score}\n")).unwrap_or_default();
     let names: String = names.iter().map(|name| format!("  - \"{name}\"\n")).collect();
     format!(

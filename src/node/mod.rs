@@ -58,7 +58,7 @@ pub fn can_lower_oom_score() -> bool {
     has_capability(CAP_SYS_RESOURCE)
 }
 
-/// The lowest oom_score_adj that a process of ours can set, where it is not the kernel's lowest: that of the init.
+/// The oom_score_adj below which a process here cannot go: that of the init. `None` where it may set any.
 pub fn lowest_oom_score() -> Option<i32> {
     let own = || fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok();
     (!can_lower_oom_score()).then(own)?
