@@ -109,6 +109,7 @@ if [ -n "$debian" ]; then
 fi
 find_engine
 check_engine
+[ -z "$run" ] || refuse_other_node
 engine=1
 for name in ${names[@]+"${names[@]}"}; do
   # This fails for a name that is not taken, too: only the message tells the two apart.

@@ -44,7 +44,7 @@ has_failed() {
 }
 
 find_engine
-! "$docker" container inspect kind >/dev/null 2>&1 || die "a container named kind already exists; remove it with: $docker rm --force --volumes kind"
+refuse_other_node
 began=$(now)
 started=$("$docker" run --detach --name kind --privileged ${node_options[@]+"${node_options[@]}"} \
   -p 127.0.0.1:8443:8443 -p 127.0.0.1:10080:10080 -p 127.0.0.1:2375:2375 "$image" 2>&1 >/dev/null) || {

@@ -18,12 +18,14 @@ unset DOCKER_BUILDKIT
 step() { printf '\n=== %s (%d s)\n' "$*" $((SECONDS - began)); }
 
 begin() {
-  ! docker container inspect kind >/dev/null 2>&1 || die "a container named kind already exists, and this run did not create it"
-  trap clean_up EXIT
   # Beyond what ./test.sh installs.
   need docker-registry:docker-registry zstd:zstd xz:xz-utils htpasswd:apache2-utils docker-compose:docker-compose openssl:openssl \
     python3:python3 bc:bc npm:npm rsync:rsync git:git curl:curl /etc/ssl/certs/ca-certificates.crt:ca-certificates
   scripts/debian/engine.sh
+  # No sooner: an engine that is not running yet has no container.
+  ! docker container inspect kind >/dev/null 2>&1 ||
+    die "a container named kind already exists, and this run did not create it; remove it with: docker rm --force --volumes kind"
+  trap clean_up EXIT
 }
 
 # choose_bundle: sets $KIND_BUNDLE to a bundle's directory, $kubernetes to its version, $complete if it has everything

@@ -61,6 +61,11 @@ check_engine() {
   case $arch in amd64 | arm64) ;; *) die "the engine runs on $arch; only amd64 and arm64 are supported" ;; esac
 }
 
+# refuse_other_node: run.sh's container has a fixed name and fixed ports.
+refuse_other_node() {
+  ! "$docker" container inspect kind >/dev/null 2>&1 || die "a container named kind already exists; remove it with: $docker rm --force --volumes kind"
+}
+
 # ask_engine WHO ARGUMENT...: sets $said to what the engine's command prints.
 ask_engine() {
   local who=$1

@@ -89,6 +89,20 @@ fn a_docker_that_will_not_do_is_refused_with_the_reason() {
     build("docker", "version) echo no such host >&2; exit 1 ;;").failed_with(&["no Docker engine answers: no such host"]);
 }
 
+/// Not at the end of a build that took minutes.
+#[test]
+fn a_build_that_is_to_run_its_image_is_refused_at_once_where_a_container_named_kind_exists() {
+    let machine = Machine::new("amd64");
+    let built = machine.home.join("built");
+    let answers = "version) echo amd64 linux 28.5.2 Engine, ;; info) echo '[]' ;;";
+    machine.home.script("bin/docker", &format!("case $1 in {answers} build) touch {} ;; image) exit 1 ;; esac", built.display()));
+    let bundle = machine.bundle(&[]);
+    machine
+        .build(&["--bundle", &bundle, "--run", "an-image"], &[])
+        .failed_with(&["a container named kind already exists", "docker rm --force --volumes kind"]);
+    assert!(!built.exists());
+}
+
 #[test]
 fn an_engine_that_can_write_a_start_interval_into_the_image_is_asked_to() {
     let added = |version: &str| {
