@@ -34,12 +34,18 @@ pub struct SavedDirectory {
 }
 
 impl SavedDirectory {
+    /// The root directory, which each program has open. CRIU compares its mode, which is the engine's choice: 0755 with
+    /// Docker, 0555 with podman.
+    pub fn root() -> Result<SavedDirectory> {
+        let path = Path::new("/");
+        let metadata = fs::metadata(path).map_err(|cause| Error::io("read", path, cause))?;
+        Ok(SavedDirectory { path: path.into(), mode: metadata.mode() & 0o7777 })
+    }
+
     pub fn put(&self) -> Result<()> {
-        let put = || {
-            fs::create_dir(&self.path)?;
-            fs::set_permissions(&self.path, Permissions::from_mode(self.mode))
-        };
-        put().map_err(|cause| Error::io("create the directory", &self.path, cause))
+        files::make_dir(&self.path)?;
+        let set = fs::set_permissions(&self.path, Permissions::from_mode(self.mode));
+        set.map_err(|cause| Error::io("change the mode of", &self.path, cause))
     }
 }
 
@@ -114,4 +120,19 @@ fn collect(directory: &Path, below: &mut Below) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_there_gets_the_mode_that_it_had_when_it_was_saved() {
+        let directory = std::env::temp_dir().join(format!("kind-directory-{}", std::process::id()));
+        let mode = || fs::metadata(&directory).unwrap().mode() & 0o7777;
+        let saved = SavedDirectory { path: directory.clone(), mode: 0o750 };
+        saved.put().unwrap();
+        assert_eq!(mode(), 0o750);
+        fs::set_permissions(&directory, Permissions::from_mode(0o555)).unwrap();
+        saved.put().unwrap();
+        assert_eq!(mode(), 0o750);
+        fs::remove_dir(&directory).unwrap();
+    }
+}

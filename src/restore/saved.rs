@@ -83,7 +83,8 @@ impl Saved {
     pub fn describe(restore: &Path, machine: Machine, programs: Vec<Program>, ports: BTreeSet<u16>) -> Result<Saved> {
         let logs = PROGRAMS.map(log_of);
         let mut open = logs.to_vec();
-        let Below { directories, files } = files::below(Path::new(ETCD_DIR))?;
+        let Below { mut directories, files } = files::below(Path::new(ETCD_DIR))?;
+        directories.push(SavedDirectory::root()?);
         open.extend(files);
         let (images, files) = (sizes(&images_in(restore))?, files::save(restore, &open)?);
         Ok(Saved { restore: restore.to_path_buf(), machine, programs, ports, inputs: inputs()?, images, files, directories })

@@ -321,6 +321,18 @@ fn a_second_start_restores_again_from_fresh_files() {
     assert_eq!(cluster.container.logs().matches(RESTORED).count(), 3);
 }
 
+/// The mode of the root directory is the engine's choice: podman's is 0555.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn a_start_restores_under_an_engine_with_another_root_directory() {
+    let on = Start::Restored.options();
+    let cluster = Cluster::create(&[&on[..], &["--entrypoint", "/podman"]].concat());
+    cluster.put_program("/podman", "#!/bin/sh\nchmod 0555 /\nexec kind run\n");
+    cluster.container.start();
+    cluster.wait_until_ready();
+    assert!(cluster.container.logs().contains(RESTORED), "{}", cluster.container.logs());
+}
+
 /// A container's arguments, what is made different about it before it starts, the reason that it gives, and how many
 /// seconds it may take to.
 type Case<'a> = (&'a [&'a str], &'a dyn Fn(&Cluster), &'a str, f64);
