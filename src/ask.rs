@@ -31,6 +31,9 @@ ContainerConfig: pass no secret to `docker run`, but to `docker exec`.";
 /// It cannot be done now, or it failed; the error has the reason.
 pub fn run(operation: Operation) -> Result<String> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
+    if !config.path(STATE_DIR).exists() {
+        return Err(Error::does_not_run_here());
+    }
     let (began, before) = (Instant::now(), StateDir::current());
     let target = match operation {
         Operation::Reset => format!("{RESET}?wait={MAX_WAIT}"),
@@ -63,8 +66,7 @@ fn ask(config: &Config, target: &str, operation: Operation) -> Result<()> {
     let limit = Duration::from_secs(MAX_WAIT) + MORE;
     let agent: Agent = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(limit)).build().into();
     let answer = agent.post(&url).header(GUARD, operation.name()).send_empty();
-    let mut answer = answer
-        .map_err(|cause| Error::new(format!("nothing answers at {address}: {cause}")).advise("Is this a container that runs kind?"))?;
+    let mut answer = answer.map_err(|cause| Error::new(format!("nothing answers at {address}: {cause}")))?;
     let text = answer.body_mut().read_to_string().unwrap_or_default();
     match answer.status().as_u16() {
         200 | 202 => Ok(()),

@@ -95,6 +95,10 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         [] => Err(usage("missing subcommand".into())),
         ["-h" | "--help" | "help"] => Ok(Invocation::Help),
         ["-V" | "--version" | "version"] => Ok(Invocation::Version),
+        ["bake" | "status" | "healthcheck" | "reset" | "save" | "logs", .., "-h" | "--help"] => Ok(Invocation::Help),
+        // `docker run IMAGE --help`.
+        ["run", "-h" | "--help"] => Ok(Invocation::Help),
+        ["run", "-v" | "--version"] => Ok(Invocation::Version),
         ["run", ..] => Ok(Invocation::Run(parse_run(&arguments[1..]))),
         ["bake", "--bundle", bundle] => Ok(Invocation::Bake(Bake { bundle: bundle.into(), save_images: None })),
         ["bake", "--bundle", bundle, "--save-images", file] => {
@@ -129,6 +133,10 @@ fn parse_run(arguments: &[String]) -> Run {
     match arguments.first().map(String::as_str) {
         // dind's entrypoint, as a command: here it is `kind run` (Dockerfile).
         Some("dockerd-entrypoint.sh") => parse_run(&arguments[1..]),
+        // It prints something, and ends.
+        Some("dockerd") if arguments.iter().any(|flag| ["-h", "--help", "-v", "--version"].contains(&flag.as_str())) => {
+            Run::Command(arguments.to_vec())
+        }
         Some("dockerd") => Run::Docker(CommandLine { flags: arguments[1..].to_vec(), explicit: true }),
         Some(word) if !word.starts_with('-') => Run::Command(arguments.to_vec()),
         _ => Run::Docker(CommandLine { flags: arguments.to_vec(), explicit: false }),
@@ -157,6 +165,8 @@ mod tests {
             ("run dockerd --debug", docker("--debug", true)),
             ("run dockerd-entrypoint.sh", docker("", false)),
             ("run dockerd-entrypoint.sh dockerd --debug", docker("--debug", true)),
+            ("run dockerd --help", Run::Command(words("dockerd --help"))),
+            ("run dockerd --version", Run::Command(words("dockerd --version"))),
             ("run sh -c ls", Run::Command(words("sh -c ls"))),
             // After `run`, the name of one of our subcommands is a command like any other.
             ("run status", Run::Command(words("status"))),
@@ -186,6 +196,11 @@ mod tests {
     fn each_subcommand_is_parsed() {
         assert_eq!(parsed("--help").unwrap(), Invocation::Help);
         assert_eq!(parsed("--version").unwrap(), Invocation::Version);
+        for line in ["run --help", "reset --help", "save -h", "status --output --help"] {
+            assert_eq!(parsed(line).unwrap(), Invocation::Help, "{line}");
+        }
+        assert_eq!(parsed("run --version").unwrap(), Invocation::Version);
+        assert_eq!(parsed("get --help").unwrap(), Invocation::Namesake(words("get --help")));
         assert_eq!(parsed("bake --bundle /b").unwrap(), Invocation::Bake(Bake { bundle: "/b".into(), save_images: None }));
         for (line, service) in
             [("healthcheck", None), ("healthcheck docker", Some(Service::Docker)), ("healthcheck kubernetes", Some(Service::Kubernetes))]

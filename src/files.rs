@@ -1,9 +1,12 @@
 //! Reads, writes and removes files, with errors that name them.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{symlink, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, Result};
 
@@ -53,6 +56,20 @@ pub fn link(target: impl AsRef<Path>, link: impl AsRef<Path>) -> Result<()> {
 
 fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// Locks a directory until this process ends, however that happens (flock(2)). Children do not inherit the lock. The value says
+/// whether nobody else has it.
+pub fn lock(directory: impl AsRef<Path>) -> io::Result<bool> {
+    match Flock::lock(File::open(directory)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => {
+            // Never unlocked.
+            std::mem::forget(lock);
+            Ok(true)
+        }
+        Err((_, Errno::EWOULDBLOCK)) => Ok(false),
+        Err((_, cause)) => Err(cause.into()),
+    }
 }
 
 pub fn make_dir(path: impl AsRef<Path>) -> Result<()> {

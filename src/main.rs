@@ -149,6 +149,8 @@ fn bake_image(bake: Bake, signals: Signals) -> Result<ExitCode> {
 fn node_init() -> Result<Arc<Init>> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
     node::require_privileges()?;
+    // Before anything is written.
+    node::require_no_other(&config.path("/"))?;
     logger::copy_to(&config.path(LOG_DIR));
     config.warnings.iter().for_each(|warning| log::warn!(target: "kind", "{warning}"));
     node::cgroup::enter_own_namespace()?;

@@ -26,9 +26,7 @@ pub fn text() -> Result<String> {
 pub fn json() -> Result<String> {
     let path = Config::from_env(|name| std::env::var(name).ok())?.path(STATE_DIR).join(STATUS);
     fs::read_to_string(&path).map_err(|cause| match (cause.kind(), path.parent().is_some_and(Path::exists)) {
-        (ErrorKind::NotFound, false) => {
-            Error::new("kind does not run in this container").advise("Start it with its own entrypoint, `kind run`")
-        }
+        (ErrorKind::NotFound, false) => Error::does_not_run_here(),
         (ErrorKind::NotFound, true) => {
             Error::new(format!("kind could not write {}", path.display())).advise("Its log, `docker logs`, has the reason")
         }

@@ -64,6 +64,23 @@ fn a_daemon_that_answers_with_an_error_is_not_ready() {
     container.wait_for_status("docker-ready", 200);
 }
 
+/// It took the files of the one that runs, and the port being in use was all that it said.
+#[test]
+fn a_second_init_in_the_same_container_is_refused_and_touches_nothing() {
+    let Some(container) = Container::new() else { return };
+    Dockerd::install(&container);
+    let first = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 200);
+    for arguments in [&["run"][..], &["bake", "--bundle", "/nowhere"]] {
+        let mut second = container.start(arguments);
+        assert_eq!(second.wait(LIMIT), 1);
+        assert!(second.stderr().contains("kind runs in this container already. `kind status`"), "{}", second.stderr());
+        assert_eq!(container.get("docker-ready").0, 200, "{arguments:?}");
+    }
+    assert!(std::fs::read_to_string(container.root.join("var/log/kind/kind.log")).unwrap().contains("docker-ready"));
+    first.signal(Signal::SIGTERM);
+}
+
 #[test]
 fn a_volume_that_another_container_uses_is_refused_until_that_one_ends() {
     let (Some(one), Some(other)) = (Container::new(), Container::new()) else { return };

@@ -132,7 +132,8 @@ pub fn explain(pod: &Pod, baked: &BTreeSet<String>) -> State {
 fn first_line(message: &str) -> Option<String> {
     const LONGEST: usize = 300;
     let text = message.lines().next()?;
-    (!text.is_empty()).then(|| text.chars().take(LONGEST).collect())
+    let cut = if text.chars().count() > LONGEST { "…" } else { "" };
+    (!text.is_empty()).then(|| text.chars().take(LONGEST).chain(cut.chars()).collect())
 }
 
 /// Remembers a pod if readiness depends on it: if it was baked, or has replaced one that was. Returns whether that

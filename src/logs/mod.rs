@@ -36,7 +36,7 @@ pub fn run() -> Error {
 
 fn script() -> Result<Command> {
     if !Config::from_env(|name| std::env::var(name).ok())?.path(STATE_DIR).exists() {
-        return Err(Error::new("kind does not run in this container").advise("Start it with its own entrypoint, `kind run`"));
+        return Err(Error::does_not_run_here());
     }
     if io::stdout().is_terminal() {
         return Err(Error::new("the archive goes to standard output, which is a terminal").advise("Use `kind logs >logs.tar.gz`"));

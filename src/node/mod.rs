@@ -23,8 +23,10 @@ pub mod state_dir;
 pub mod store;
 
 use std::fs;
+use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// linux/capability.h
 pub const CAP_NET_ADMIN: u32 = 12;
@@ -45,6 +47,22 @@ pub fn require_privileges() -> Result<()> {
     }
     Err(Error::new("this container is not privileged, and cannot run Docker or Kubernetes inside")
         .advise("Start it with `docker run --privileged` (in a Kubernetes pod: securityContext.privileged: true)"))
+}
+
+/// Fails if another init runs in the container that has this root directory: each would take the other's daemons and files for its
+/// own.
+pub fn require_no_other(root: &Path) -> Result<()> {
+    match files::lock(root) {
+        Ok(false) => {
+            Err(Error::new("kind runs in this container already")
+                .advise("`kind status` shows its state, `kind --help` what else it can do"))
+        }
+        Ok(true) => Ok(()),
+        Err(cause) => {
+            log::debug!(target: "kind", "cannot lock {}: {cause}", root.display());
+            Ok(())
+        }
+    }
 }
 
 /// Whether every user is itself, as user_namespaces(7) shows it; a kernel without such namespaces shows nothing.

@@ -11,8 +11,6 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{mount, umount, MsFlags};
 use nix::sys::statvfs::statvfs;
 
@@ -55,21 +53,17 @@ pub enum Volume {
 /// # Errors
 /// Another container has locked it.
 pub fn lock(directory: &Path) -> Result<()> {
-    let file = match File::open(directory) {
-        Ok(file) => file,
-        // A directory that does not exist yet is not a volume, and nobody else uses it.
-        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(Error::io("open", directory, cause)),
-    };
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        // Never unlocked, because the daemons may use the volume as long as this process lives.
-        Ok(lock) => std::mem::forget(lock),
-        Err((_, Errno::EWOULDBLOCK)) => {
+    // Never unlocked, because the daemons may use the volume as long as this process lives.
+    match files::lock(directory) {
+        Ok(true) => {}
+        Ok(false) => {
             return Err(Error::new(format!("the volume on {} is in use by another container", directory.display()))
                 .advise("Give each container a volume of its own, or stop the other one first"))
         }
+        // A directory that does not exist yet is not a volume, and nobody else uses it.
+        Err(cause) if cause.kind() == ErrorKind::NotFound => {}
         // Some network file systems do not support locks.
-        Err((_, cause)) => {
+        Err(cause) => {
             log::warn!(target: "store", "cannot lock {}: {cause}; no other container may use this volume at the same time", directory.display());
         }
     }

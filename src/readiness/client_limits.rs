@@ -39,7 +39,7 @@ use crate::listen::{self, listen};
 use crate::readiness::files::KUBERNETES_READY;
 use crate::readiness::long_poll;
 use crate::readiness::operations::ORIGIN;
-use crate::readiness::target::{asked_wait, file_name, operation, path, LOGS, MAX_WAIT};
+use crate::readiness::target::{asked_wait, file_name, operation, path, unknown_parameter, LOGS, MAX_WAIT};
 use crate::readiness::{operations, Operation, Readiness};
 use crate::threads::{self, Place, Places, SMALL_STACK};
 
@@ -148,6 +148,10 @@ impl Gate {
     }
 
     fn answer(&self, client: &TcpStream, head: &[u8], target: &str) -> io::Result<Vec<u8>> {
+        if let Some((parameter, known)) = unknown_parameter(target) {
+            let why = format!("unknown parameter {parameter}: {} takes wait=SECONDS and {known}\n", path(target));
+            return Ok(http::text("400 Bad Request", &why));
+        }
         let operation = operation(target);
         let ask = || match operation {
             Some(operation) => self.begin(client, operation, head),

@@ -36,6 +36,18 @@ pub fn operation(target: &str) -> Option<Operation> {
     }
 }
 
+/// What an operation's target has in its query that means nothing there, and what would.
+pub fn unknown_parameter(target: &str) -> Option<(&str, &'static str)> {
+    let known = match path(target) {
+        RESET => BAKED,
+        SAVE => STOP,
+        _ => return None,
+    };
+    let (_, query) = target.split('#').next()?.split_once('?')?;
+    let is_known = |parameter: &str| parameter.is_empty() || parameter == known || parameter.starts_with("wait=");
+    query.split('&').find(|parameter| !is_known(parameter)).map(|parameter| (parameter, known))
+}
+
 /// The file that a request target names: only the known flat names, whatever the query.
 pub fn file_name(target: &str) -> Option<&'static str> {
     let path = path(target).strip_prefix('/')?;
@@ -128,6 +140,22 @@ mod tests {
             ("/saved", None),
         ] {
             assert_eq!(operation(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_parameter_of_an_operation_is_found() {
+        for (target, unknown) in [
+            ("/reset", None),
+            ("/reset?", None),
+            ("/reset?baked&wait=30#waitt=1", None),
+            ("/save?stop&", None),
+            ("/config?waitt=30", None),
+            ("/reset?waitt=30", Some(("waitt=30", BAKED))),
+            ("/reset?wait=30&baked=1", Some(("baked=1", BAKED))),
+            ("/save?baked", Some(("baked", STOP))),
+        ] {
+            assert_eq!(unknown_parameter(target), unknown, "{target}");
         }
     }
 

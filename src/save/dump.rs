@@ -25,6 +25,7 @@ use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::start_file;
 use crate::restore::saved::{self, log_of, Program, Saved, Start};
 use crate::restore::{criu, tree};
+use crate::save::controller_tokens;
 use crate::supervisor::descendants;
 use crate::supervisor::reaper;
 use crate::versions::SAVED_GODEBUG;
@@ -36,7 +37,8 @@ const API_SERVER_LIMIT: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(15);
 /// Where the controller-manager and the scheduler listen (their defaults).
 const HEALTH_PORTS: [u16; 2] = [10257, 10259];
-/// How long the programs have after their last answer to finish what it began, such as closing the connection.
+/// How long the programs have to finish what they have begun: the controllers their first work, and then the API server what the
+/// last answer has left, such as closing the connection.
 const SETTLING: Duration = Duration::from_secs(2);
 /// The capabilities of a container's processes (docs.docker.com, "Runtime privilege and Linux capabilities"): the
 /// programs have no others as pods, and a machine may withhold others. CRIU needs one more, because it asks each process
@@ -187,14 +189,18 @@ fn run_and_dump(restore: &Path, starts: &[Start], root: i32, machine: Machine, s
     begin(API_SERVER)?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     wait(API_SERVER, API_SERVER_LIMIT, || api.is_ready())?;
-    CONTROLLERS.iter().try_for_each(|name| begin(name))?;
-    wait("the controllers", LIMIT, || HEALTH_PORTS.iter().all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok()))?;
-    for path in FIRST_QUESTIONS.into_iter().chain([COLLECT_GARBAGE; COLLECTIONS]) {
-        // An older API server does not know every path.
-        if let Err(error) = api.ask(path) {
-            log::debug!(target: "save", "{error}");
+    controller_tokens::while_they_last(&api, || {
+        CONTROLLERS.iter().try_for_each(|name| begin(name))?;
+        wait("the controllers", LIMIT, || HEALTH_PORTS.iter().all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok()))?;
+        for path in FIRST_QUESTIONS.into_iter().chain([COLLECT_GARBAGE; COLLECTIONS]) {
+            // An older API server does not know every path.
+            if let Err(error) = api.ask(path) {
+                log::debug!(target: "save", "{error}");
+            }
         }
-    }
+        thread::sleep(SETTLING);
+        Ok(())
+    })?;
     // Closes its connections, which would be saved with the others.
     drop(api);
     thread::sleep(SETTLING);

@@ -1,5 +1,6 @@
 //! The orderly end of a cluster that is saved: what is saved must look as if nothing was interrupted.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -50,7 +51,19 @@ pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
             log::warn!(target: "save", "a leader's lease cannot be deleted, so the next leader waits until it expires: {error}");
         }
     }
-    Ok(())
+    delete_events(api)
+}
+
+/// They tell of this node, and would be taken for the next one's.
+fn delete_events(api: &Api) -> Result<()> {
+    /// An object, of which only this matters here.
+    #[derive(serde::Deserialize)]
+    struct Object {
+        metadata: Metadata,
+    }
+    let events: List<Object> = api.get("/api/v1/events")?;
+    let namespaces: BTreeSet<String> = events.items.into_iter().map(|event| event.metadata.namespace).collect();
+    namespaces.iter().try_for_each(|namespace| api.delete(&format!("/api/v1/namespaces/{namespace}/events")))
 }
 
 /// A lease, of which only this matters here.

@@ -8,6 +8,7 @@
 mod archives;
 mod bolt;
 pub mod control_plane;
+mod controller_tokens;
 pub mod dump;
 mod etcd;
 pub mod finish;

@@ -149,8 +149,15 @@ impl Daemon {
 
     /// The last lines of the daemon's log.
     fn tail(&self) -> String {
-        reaper::tail(&fs::read_to_string(&self.log).unwrap_or_default(), TAIL_LINES)
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        usage_error(&log).map_or_else(|| reaper::tail(&log, TAIL_LINES), str::to_string)
     }
+}
+
+/// What dockerd has against its flags, if that is how its log ends: the reason, and then a hundred lines of help.
+fn usage_error(log: &str) -> Option<&str> {
+    let (_, end) = log.rsplit_once("Status: ").filter(|_| log.trim_end().ends_with("Code: 125"))?;
+    end.lines().next()
 }
 
 /// Keeps a daemon running in a thread of its own, with a longer pause after each death, until the init stops.
@@ -236,4 +243,18 @@ fn wait_for_end(readiness: &Readiness, daemon: &Daemon, child: &Child, answered:
     daemon.change(|progress| progress.answers = true);
     readiness.update(|state| *(daemon.spec.condition)(state) = true);
     child.wait()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_dockerd_does_not_know_is_the_reason_and_not_the_end_of_its_help() {
+        let usage = "Status: unknown flag: --nope\nSee 'dockerd --help'.\n\nUsage:\tdockerd [OPTIONS]\n, Code: 125\n";
+        assert_eq!(usage_error(&format!("Status: an earlier one\n, Code: 125\n{usage}")), Some("unknown flag: --nope"));
+        for log in ["", "failed to start daemon: x\n", &format!("{usage}Starting up\n")] {
+            assert_eq!(usage_error(log), None, "{log}");
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use base64::prelude::{Engine, BASE64_URL_SAFE_NO_PAD};
+
 use crate::cluster::{shared, LIMIT};
 use crate::engine::{docker, image, tools, Container};
 use crate::process::run;
@@ -140,6 +142,25 @@ fn the_saved_memory_which_has_the_keys_in_it_is_for_root_alone() {
     let container = Container::idle(&[], &["sleep", "infinity"]);
     assert_eq!(container.exec(&["stat", "-c", "%a %U", "/kind/restore"]).ok(), "700 root");
     assert!(container.exec(&["sh", "-c", "ls /kind/restore/images/pages-*.img"]).succeeded(), "the test is void");
+}
+
+/// Otherwise a controller's first request is refused in every start of an image that is older than an hour, which a test's image
+/// never is.
+#[test]
+#[ignore = "needs a Docker engine and a baked image: KIND_IMAGE=kind cargo test --test e2e -- --ignored"]
+fn the_controllers_tokens_in_the_saved_memory_are_valid_for_ten_years() {
+    let container = Container::idle(&[], &["sleep", "infinity"]);
+    let script = "grep -aohE 'eyJ[A-Za-z0-9_-]+\\.eyJ[A-Za-z0-9_-]+\\.[A-Za-z0-9_-]+' /kind/restore/images/pages-*.img | sort -u";
+    let tokens = container.exec(&["sh", "-c", script]).ok();
+    let claims = |token: &str| -> Option<serde_json::Value> {
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?).ok()
+    };
+    let controllers = tokens.lines().filter_map(claims).filter(|claims| {
+        claims["sub"].as_str().is_some_and(|name| name.starts_with("system:serviceaccount:kube-system:") && name.contains("controller"))
+    });
+    let days = |claims: &serde_json::Value| (claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap()) / (24 * 60 * 60);
+    let days: Vec<u64> = controllers.map(|claims| days(&claims)).collect();
+    assert!(days.len() > 3 && days.iter().all(|days| *days == 3650), "{days:?}");
 }
 
 /// fabric8's client takes a key in PKCS #8 for RSA, and reads others with Bouncy Castle alone
