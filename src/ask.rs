@@ -44,7 +44,7 @@ pub fn run(operation: Operation) -> Result<String> {
     ask(&config, &target, operation)?;
     let took = format!("after {:.1} s", began.elapsed().as_secs_f64());
     Ok(match operation {
-        Operation::Save => format!("the cluster is saved, and ready {took}: resets and starts of this container lead to it\n"),
+        Operation::Save => format!("the cluster is saved, and ready {took}: resets and restarts of this container return to it\n"),
         Operation::Reset | Operation::ResetToBaked => {
             let how = if StateDir::current().is_saved() { "saved" } else { "baked" };
             format!("the cluster is as it was {how}, and ready {took}\n")

@@ -20,8 +20,8 @@ Usage:
                                 exit with status 0 if ready, 1 if not; by default kubernetes, if baked in
   kind logs >logs.tar.gz        collect what explains this node: its logs, states, events and versions
   kind reset [--baked]          begin again with the cluster as it was saved, or baked; Docker is left alone
-  kind save [--stop]            have resets and starts lead to the cluster as it is now; with --stop, end the
-                                container so that docker commit makes an image that starts with it
+  kind save [--stop]            save the cluster: resets and restarts return to it as it is now; with
+                                --stop, end the container so that docker commit makes an image of it
   kind get|load|create|delete|export ...
                                 what makefiles call for kubernetes-sigs/kind, for the cluster that there is
   kind --help, kind --version

@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::config::{Config, CLUSTER_FILE, CREDENTIALS_DIR, STATE_DIR};
 use crate::error::{Error, Result};
 use crate::node::state_dir::StateDir;
+use crate::node::store;
 use crate::readiness::document::Document;
 use crate::readiness::files::{DOCKER_READY, FAILED, KUBERNETES_READY, STATUS};
 
@@ -18,6 +19,9 @@ pub fn text() -> Result<String> {
     let mut status = read()?;
     if status.has_cluster {
         status.waiting = not_ready().unwrap_or(status.waiting);
+    }
+    if let Ok(Some(why)) = store::lack_of_room() {
+        status.waiting.insert(0, why);
     }
     Ok(status.to_text())
 }

@@ -158,14 +158,19 @@ fn require_room() -> Result<()> {
     make_dir(VOLUME_DIR).map_err(|error| error.advise(advice))?;
     let probe = Path::new(VOLUME_DIR).join("writable");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(|cause| Error::io("write", &probe, cause).advise(advice))?;
+    match lack_of_room()? {
+        Some(why) => Err(Error::new(why).advise(advice)),
+        None => Ok(()),
+    }
+}
+
+/// Says so if the volume is full.
+pub fn lack_of_room() -> Result<Option<String>> {
     let room = statvfs(VOLUME_DIR).map_err(|cause| Error::io("check the free space of", VOLUME_DIR, cause))?;
     let (free, inodes) = (room.blocks_available() as u64 * room.fragment_size() as u64, room.files_available() as u64);
     // Some file systems, such as btrfs, do not count inodes.
-    if free < MIN_ROOM || (room.files() > 0 && inodes < MIN_INODES) {
-        let free = free / (1 << 20);
-        return Err(Error::new(format!("the volume on {DOCKER_DIR} is full: {free} MiB and {inodes} inodes are free")).advise(advice));
-    }
-    Ok(())
+    let is_full = free < MIN_ROOM || (room.files() > 0 && inodes < MIN_INODES);
+    Ok(is_full.then(|| format!("the volume on {DOCKER_DIR} is full: {} MiB and {inodes} inodes are free", free / (1 << 20))))
 }
 
 /// bbolt would turn an empty file into a new database, without the baked images, and loop on a damaged one.

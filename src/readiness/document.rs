@@ -65,7 +65,9 @@ impl Document {
             text.push_str(&format!("failed            {why}\n"));
         }
         if !self.waiting.is_empty() {
-            text.push_str("\nnot ready\n");
+            // The job's own pods, and containers that stand for restored programs.
+            let waited_for = if self.kubernetes_ready { " (kubernetes-ready does not depend on it)" } else { "" };
+            text.push_str(&format!("\nnot ready{waited_for}\n"));
             text.extend(self.waiting.iter().map(|line| format!("  {line}\n")));
         }
         text.push_str("\nseconds  milestone\n");
@@ -101,5 +103,15 @@ mod tests {
             let document: serde_json::Value = serde_json::from_str(&Document::new(&state, &timeline).to_json()).unwrap();
             assert_eq!(document, serde_json::from_str::<serde_json::Value>(json).unwrap());
         }
+    }
+
+    #[test]
+    fn the_jobs_own_pods_are_told_apart_from_what_is_waited_for() {
+        let mut document = Document::new(&ready(), &[]);
+        assert!(!document.to_text().contains("not ready"));
+        document.waiting = vec!["default/app: ContainerCreating".into()];
+        assert!(document.to_text().contains("\nnot ready (kubernetes-ready does not depend on it)\n  default/app"));
+        document.kubernetes_ready = false;
+        assert!(document.to_text().contains("\nnot ready\n  default/app"));
     }
 }
