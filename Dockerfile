@@ -13,14 +13,14 @@ LABEL kind.stage=build
 ARG DEBIAN_MIRROR
 # A word that has the packages installed anew where the engine has them in its cache, such as the day.
 ARG KIND_FRESH
+# In an older userland, openssl cannot sign kubeadm's certificates again, and crun refuses what containerd 2 asks of it.
 RUN if [ -n "$DEBIAN_MIRROR" ]; then sed -i "s|http://deb.debian.org|$DEBIAN_MIRROR|" /etc/apt/sources.list.d/* /etc/apt/sources.list 2>/dev/null; fi \
  ; apt-get update \
  && apt-get install --yes --no-install-recommends \
     bash ca-certificates conntrack crun ethtool iproute2 iptables kmod mount openssl pigz procps socat xz-utils \
  && rm -rf /var/lib/apt/lists/* \
- # In an older userland, openssl cannot sign kubeadm's certificates again, and crun refuses what containerd 2 asks of it.
  && { openssl x509 -help 2>&1 | grep -q -e -not_before \
-  || { echo "DEBIAN_IMAGE is too old: its openssl is older than 3.4; Debian 13 or newer is needed" >&2; exit 1; }; }
+  || { echo "DEBIAN_IMAGE is too old: its openssl has no -not_before (OpenSSL 3.4); Debian 13 or newer is needed" >&2; exit 1; }; }
 COPY --from=docker /usr/local/bin/ /usr/local/bin/
 COPY --from=docker /usr/local/libexec/ /usr/local/libexec/
 # Where jobs name dind's entrypoint, they get ours.

@@ -46,13 +46,10 @@ for name in KIND_HOST KIND_PORT KIND_API_PORT KIND_TIMEOUT; do
   esac
 done
 
-state='' limit=${KIND_TIMEOUT:-300} kubeconfig='' name='' reset='' logs=''
+state=kubernetes limit=${KIND_TIMEOUT:-300} kubeconfig='' name='' reset='' logs=''
 while [ $# -gt 0 ]; do
   case $1 in
-    docker | kubernetes)
-      [ -z "$state" ] || misused "wait for docker or for kubernetes, not for both"
-      state=$1
-      ;;
+    docker | kubernetes) state=$1 ;;
     --reset) reset=1 ;;
     --timeout)
       [ -n "${2:-}" ] || misused "--timeout needs a whole number of seconds"
@@ -83,7 +80,6 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-state=${state:-kubernetes}
 [ -z "$name" ] || [ -n "$kubeconfig" ] || misused "--name is for --kubeconfig"
 [ -z "$logs" ] || [ -z "$reset$kubeconfig" ] || misused "--logs does nothing else"
 case $limit in '' | *[!0-9]*) misused "the timeout must be a whole number of seconds" ;; esac

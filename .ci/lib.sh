@@ -18,11 +18,12 @@ unset DOCKER_BUILDKIT
 step() { printf '\n=== %s (%d s)\n' "$*" $((SECONDS - began)); }
 
 begin() {
+  trap 'rm -rf "$work"' EXIT
   # Beyond what ./test.sh installs.
   need docker-registry:docker-registry zstd:zstd xz:xz-utils htpasswd:apache2-utils docker-compose:docker-compose openssl:openssl \
     python3:python3 bc:bc npm:npm rsync:rsync git:git curl:curl /etc/ssl/certs/ca-certificates.crt:ca-certificates
   scripts/debian/engine.sh
-  # No sooner: an engine that is not running yet has no container.
+  # Only now: an engine that is not running finds no container.
   ! docker container inspect kind >/dev/null 2>&1 ||
     die "a container named kind already exists, and this run did not create it; remove it with: docker rm --force --volumes kind"
   trap clean_up EXIT

@@ -1,6 +1,7 @@
 //! `kind reset` and `kind save`: ask the init in this container, and wait until it is done.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,9 +32,6 @@ ContainerConfig: pass no secret to `docker run`, but to `docker exec`.";
 /// It cannot be done now, or it failed; the error has the reason.
 pub fn run(operation: Operation) -> Result<String> {
     let config = Config::from_env(|name| std::env::var(name).ok())?;
-    if !config.path(STATE_DIR).exists() {
-        return Err(Error::does_not_run_here());
-    }
     let (began, before) = (Instant::now(), StateDir::current());
     let target = match operation {
         Operation::Reset => format!("{RESET}?wait={MAX_WAIT}"),
@@ -66,7 +64,10 @@ fn ask(config: &Config, target: &str, operation: Operation) -> Result<()> {
     let limit = Duration::from_secs(MAX_WAIT) + MORE;
     let agent: Agent = Agent::config_builder().proxy(None).http_status_as_error(false).timeout_global(Some(limit)).build().into();
     let answer = agent.post(&url).header(GUARD, operation.name()).send_empty();
-    let mut answer = answer.map_err(|cause| Error::new(format!("nothing answers at {address}: {cause}")))?;
+    let mut answer = answer.map_err(|cause| match cause {
+        ureq::Error::Io(cause) if cause.kind() == ErrorKind::ConnectionRefused => Error::does_not_run_here(),
+        cause => Error::new(format!("nothing answers at {address}: {cause}")),
+    })?;
     let text = answer.body_mut().read_to_string().unwrap_or_default();
     match answer.status().as_u16() {
         200 | 202 => Ok(()),

@@ -21,7 +21,7 @@ Usage:
   kind logs >logs.tar.gz        collect what explains this node: its logs, states, events and versions
   kind reset [--baked]          begin again with the cluster as it was saved, or baked; Docker is left alone
   kind save [--stop]            save the cluster: resets and restarts return to it as it is now; with
-                                --stop, end the container so that docker commit makes an image of it
+                                --stop, also stop the container, ready for docker commit
   kind get|load|create|delete|export ...
                                 what makefiles call for kubernetes-sigs/kind, for the cluster that there is
   kind --help, kind --version
@@ -88,6 +88,10 @@ pub enum Run {
     Command(Vec<String>),
 }
 
+/// With which `docker run IMAGE` asks for no node.
+const HELP_FLAGS: [&str; 4] = ["-h", "--help", "-v", "--version"];
+const VERSION_FLAGS: [&str; 2] = ["-v", "--version"];
+
 pub fn parse(arguments: &[String]) -> Result<Invocation> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let usage = |what: String| Error::new(what).advise("`kind --help` lists the subcommands");
@@ -96,10 +100,15 @@ pub fn parse(arguments: &[String]) -> Result<Invocation> {
         ["-h" | "--help" | "help"] => Ok(Invocation::Help),
         ["-V" | "--version" | "version"] => Ok(Invocation::Version),
         ["bake" | "status" | "healthcheck" | "reset" | "save" | "logs", .., "-h" | "--help"] => Ok(Invocation::Help),
-        // `docker run IMAGE --help`.
-        ["run", "-h" | "--help"] => Ok(Invocation::Help),
-        ["run", "-v" | "--version"] => Ok(Invocation::Version),
-        ["run", ..] => Ok(Invocation::Run(parse_run(&arguments[1..]))),
+        ["run", ..] => Ok(match parse_run(&arguments[1..]) {
+            // dockerd would print something, and end.
+            Run::Docker(line) if line.flags.iter().any(|flag| HELP_FLAGS.contains(&flag.as_str())) => match line {
+                CommandLine { flags, explicit: true } => Invocation::Run(Run::Command([vec!["dockerd".into()], flags].concat())),
+                CommandLine { flags, .. } if flags.iter().any(|flag| VERSION_FLAGS.contains(&flag.as_str())) => Invocation::Version,
+                CommandLine { .. } => Invocation::Help,
+            },
+            run => Invocation::Run(run),
+        }),
         ["bake", "--bundle", bundle] => Ok(Invocation::Bake(Bake { bundle: bundle.into(), save_images: None })),
         ["bake", "--bundle", bundle, "--save-images", file] => {
             Ok(Invocation::Bake(Bake { bundle: bundle.into(), save_images: Some(file.into()) }))
@@ -133,10 +142,6 @@ fn parse_run(arguments: &[String]) -> Run {
     match arguments.first().map(String::as_str) {
         // dind's entrypoint, as a command: here it is `kind run` (Dockerfile).
         Some("dockerd-entrypoint.sh") => parse_run(&arguments[1..]),
-        // It prints something, and ends.
-        Some("dockerd") if arguments.iter().any(|flag| ["-h", "--help", "-v", "--version"].contains(&flag.as_str())) => {
-            Run::Command(arguments.to_vec())
-        }
         Some("dockerd") => Run::Docker(CommandLine { flags: arguments[1..].to_vec(), explicit: true }),
         Some(word) if !word.starts_with('-') => Run::Command(arguments.to_vec()),
         _ => Run::Docker(CommandLine { flags: arguments.to_vec(), explicit: false }),
@@ -196,10 +201,14 @@ mod tests {
     fn each_subcommand_is_parsed() {
         assert_eq!(parsed("--help").unwrap(), Invocation::Help);
         assert_eq!(parsed("--version").unwrap(), Invocation::Version);
-        for line in ["run --help", "reset --help", "save -h", "status --output --help"] {
+        for line in
+            ["run --help", "run --debug -h", "run dockerd-entrypoint.sh --help", "reset --help", "save -h", "status --output --help"]
+        {
             assert_eq!(parsed(line).unwrap(), Invocation::Help, "{line}");
         }
-        assert_eq!(parsed("run --version").unwrap(), Invocation::Version);
+        for line in ["run --version", "run -v"] {
+            assert_eq!(parsed(line).unwrap(), Invocation::Version, "{line}");
+        }
         assert_eq!(parsed("get --help").unwrap(), Invocation::Namesake(words("get --help")));
         assert_eq!(parsed("bake --bundle /b").unwrap(), Invocation::Bake(Bake { bundle: "/b".into(), save_images: None }));
         for (line, service) in

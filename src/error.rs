@@ -25,8 +25,9 @@ impl Error {
 
     /// Of a command that asks the init of this container, where there is none.
     pub fn does_not_run_here() -> Self {
-        Error::new("kind does not run in this container")
-            .advise("To ask one that does: `docker exec CONTAINER kind ...`, or in a job wait-for-kind.sh and http://kind:10080")
+        Error::new("kind does not run in this container").advise(
+            "To ask one that does: `docker exec CONTAINER kind ...`, or in a job wait-for-kind.sh and http://kind:10080. To start it here: its own entrypoint, `kind run`",
+        )
     }
 
     pub fn advise(mut self, advice: impl Into<String>) -> Self {

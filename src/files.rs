@@ -58,10 +58,10 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
-/// Locks a directory until this process ends, however that happens (flock(2)). Children do not inherit the lock. The value says
-/// whether nobody else has it.
-pub fn lock(directory: impl AsRef<Path>) -> io::Result<bool> {
-    match Flock::lock(File::open(directory)?, FlockArg::LockExclusiveNonblock) {
+/// Locks a directory until this process ends, however that happens (flock(2)). No child inherits the lock, since the descriptor is
+/// closed when it becomes another program. The value says whether nobody else has the lock.
+pub fn lock(directory: File) -> io::Result<bool> {
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => {
             // Never unlocked.
             std::mem::forget(lock);

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::cluster::api::Api;
 use crate::cluster::wait;
 use crate::cluster::Cluster;
-use crate::config::{Config, CLUSTER_FILE, CREDENTIALS_DIR, STATE_DIR};
+use crate::config::{Config, CLUSTER_FILE, CREDENTIALS_DIR, DOCKER_DIR, STATE_DIR};
 use crate::error::{Error, Result};
 use crate::node::state_dir::StateDir;
 use crate::node::store;
@@ -20,10 +20,9 @@ pub fn text() -> Result<String> {
     if status.has_cluster {
         status.waiting = not_ready().unwrap_or(status.waiting);
     }
-    if let Ok(Some(why)) = store::lack_of_room() {
-        status.waiting.insert(0, why);
-    }
-    Ok(status.to_text())
+    let volume = Config::from_env(|name| std::env::var(name).ok())?.path(DOCKER_DIR);
+    let full = store::lack_of_room(&volume).ok().flatten();
+    Ok(full.map(|why| format!("{why}\n\n")).unwrap_or_default() + &status.to_text())
 }
 
 /// What `kind status --output json` prints, which `/status.json` serves too.

@@ -377,7 +377,6 @@ fn a_line_that_makes_no_sense_is_refused() {
     let job = Job::new("busybox", "wget");
     for (arguments, words) in [
         (&["cluster"][..], "unknown argument 'cluster'"),
-        (&["docker", "kubernetes"], "not for both"),
         (&["--timeout", "soon"], "whole number of seconds"),
         (&["--timeout"], "whole number of seconds"),
         (&["--kubeconfig"], "--kubeconfig needs a file"),

@@ -22,7 +22,7 @@ pub mod registry;
 pub mod state_dir;
 pub mod store;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -52,12 +52,13 @@ pub fn require_privileges() -> Result<()> {
 /// Fails if another init runs in the container that has this root directory: each would take the other's daemons and files for its
 /// own.
 pub fn require_no_other(root: &Path) -> Result<()> {
-    match files::lock(root) {
+    match File::open(root).and_then(files::lock) {
         Ok(false) => {
             Err(Error::new("kind runs in this container already")
-                .advise("`kind status` shows its state, `kind --help` what else it can do"))
+                .advise("`kind status` shows its state; to start it again: docker restart"))
         }
         Ok(true) => Ok(()),
+        // Nothing else depends on it.
         Err(cause) => {
             log::debug!(target: "kind", "cannot lock {}: {cause}", root.display());
             Ok(())

@@ -53,15 +53,19 @@ pub enum Volume {
 /// # Errors
 /// Another container has locked it.
 pub fn lock(directory: &Path) -> Result<()> {
+    let file = match File::open(directory) {
+        Ok(file) => file,
+        // A directory that does not exist yet is not a volume, and nobody else uses it.
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(cause) => return Err(Error::io("open", directory, cause)),
+    };
     // Never unlocked, because the daemons may use the volume as long as this process lives.
-    match files::lock(directory) {
+    match files::lock(file) {
         Ok(true) => {}
         Ok(false) => {
             return Err(Error::new(format!("the volume on {} is in use by another container", directory.display()))
                 .advise("Give each container a volume of its own, or stop the other one first"))
         }
-        // A directory that does not exist yet is not a volume, and nobody else uses it.
-        Err(cause) if cause.kind() == ErrorKind::NotFound => {}
         // Some network file systems do not support locks.
         Err(cause) => {
             log::warn!(target: "store", "cannot lock {}: {cause}; no other container may use this volume at the same time", directory.display());
@@ -158,15 +162,15 @@ fn require_room() -> Result<()> {
     make_dir(VOLUME_DIR).map_err(|error| error.advise(advice))?;
     let probe = Path::new(VOLUME_DIR).join("writable");
     fs::write(&probe, "").and_then(|()| fs::remove_file(&probe)).map_err(|cause| Error::io("write", &probe, cause).advise(advice))?;
-    match lack_of_room()? {
+    match lack_of_room(Path::new(VOLUME_DIR))? {
         Some(why) => Err(Error::new(why).advise(advice)),
         None => Ok(()),
     }
 }
 
-/// Says so if the volume is full.
-pub fn lack_of_room() -> Result<Option<String>> {
-    let room = statvfs(VOLUME_DIR).map_err(|cause| Error::io("check the free space of", VOLUME_DIR, cause))?;
+/// Says so if the volume that has this directory is full.
+pub fn lack_of_room(directory: &Path) -> Result<Option<String>> {
+    let room = statvfs(directory).map_err(|cause| Error::io("check the free space of", directory, cause))?;
     let (free, inodes) = (room.blocks_available() as u64 * room.fragment_size() as u64, room.files_available() as u64);
     // Some file systems, such as btrfs, do not count inodes.
     let is_full = free < MIN_ROOM || (room.files() > 0 && inodes < MIN_INODES);

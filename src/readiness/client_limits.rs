@@ -149,7 +149,7 @@ impl Gate {
 
     fn answer(&self, client: &TcpStream, head: &[u8], target: &str) -> io::Result<Vec<u8>> {
         if let Some((parameter, known)) = unknown_parameter(target) {
-            let why = format!("unknown parameter {parameter}: {} takes wait=SECONDS and {known}\n", path(target));
+            let why = format!("unknown parameter {parameter}: {} takes wait=SECONDS and {known}, without a value\n", path(target));
             return Ok(http::text("400 Bad Request", &why));
         }
         let operation = operation(target);

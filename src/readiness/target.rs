@@ -26,23 +26,22 @@ pub fn path(target: &str) -> &str {
 
 /// The operation that a request with POST for this target asks for.
 pub fn operation(target: &str) -> Option<Operation> {
-    let has = |word: &str| asked(target, word) == Some("");
+    let (plain, word, with_word) = parameters(target)?;
+    Some(if asked(target, word) == Some("") { with_word } else { plain })
+}
+
+/// The operation at a path, the word that its query may have, and the operation with that word.
+fn parameters(target: &str) -> Option<(Operation, &'static str, Operation)> {
     match path(target) {
-        RESET if has(BAKED) => Some(Operation::ResetToBaked),
-        RESET => Some(Operation::Reset),
-        SAVE if has(STOP) => Some(Operation::SaveAndStop),
-        SAVE => Some(Operation::Save),
+        RESET => Some((Operation::Reset, BAKED, Operation::ResetToBaked)),
+        SAVE => Some((Operation::Save, STOP, Operation::SaveAndStop)),
         _ => None,
     }
 }
 
 /// What an operation's target has in its query that means nothing there, and what would.
 pub fn unknown_parameter(target: &str) -> Option<(&str, &'static str)> {
-    let known = match path(target) {
-        RESET => BAKED,
-        SAVE => STOP,
-        _ => return None,
-    };
+    let (_, known, _) = parameters(target)?;
     let (_, query) = target.split('#').next()?.split_once('?')?;
     let is_known = |parameter: &str| parameter.is_empty() || parameter == known || parameter.starts_with("wait=");
     query.split('&').find(|parameter| !is_known(parameter)).map(|parameter| (parameter, known))

@@ -44,6 +44,9 @@ impl SavedDirectory {
 
     pub fn put(&self) -> Result<()> {
         files::make_dir(&self.path)?;
+        if fs::metadata(&self.path).is_ok_and(|metadata| metadata.mode() & 0o7777 == self.mode) {
+            return Ok(());
+        }
         let set = fs::set_permissions(&self.path, Permissions::from_mode(self.mode));
         set.map_err(|cause| Error::io("change the mode of", &self.path, cause))
     }

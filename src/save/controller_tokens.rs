@@ -1,4 +1,4 @@
-//! Tokens of the controllers that outlive the image.
+//! Tokens for the controllers that are saved, which must be valid in every start of the image.
 //!
 //! The controller-manager asks for a token for each controller that has something to do, valid for an hour, and renews it by its
 //! own clock, which a restore lets go on from where it stopped. From an image that is older than that, the first request of each
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::prelude::{Engine, BASE64_STANDARD};
 use rustls::crypto::ring;
@@ -27,44 +27,89 @@ use crate::openssl::{self, Keys, HUNDRED_YEARS};
 use crate::supervisor::reaper;
 use crate::{files, http};
 
-/// Five times that many nanoseconds must fit into 63 bits: the controller-manager takes a part of it in percent.
+/// Twenty times that many nanoseconds must fit into 63 bits: the controller-manager subtracts 20 % of it
+/// (k8s.io/controller-manager, client_builder_dynamic.go).
 const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
 const NAME: &str = "tokens.kind.invalid";
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-/// Of which the token is asked for that shows whether the webhook is in use.
+/// A token that is requested to see whether the webhook is called.
 const PROBED: &str = "/api/v1/namespaces/kube-system/serviceaccounts/default/token";
-/// How long the API server may take to use it.
+/// How long the API server may take to call the webhook for the first time, the controllers to have their tokens, and the
+/// webhook's configuration to be deleted.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// Does something while tokens are valid for ten years. `work` alone may fail: without a webhook there is a warning.
-pub fn while_they_last<T>(api: &Api, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Does `work`, in which the controllers are started, and waits until none has asked for a token for as long as `quiet`.
+///
+/// # Errors
+/// `work` has failed, or the webhook's configuration cannot be deleted, and would be saved. If there can be no webhook, there is
+/// only a warning.
+pub fn while_they_last(api: &Api, quiet: Duration, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let (is_over, answered) = (&AtomicBool::new(false), &AtomicUsize::new(0));
     thread::scope(|scope| {
+        // However this ends: the scope waits for the thread.
+        let _over = Over(is_over);
         let begun = Webhook::listen().and_then(|webhook| {
             let configuration = webhook.configuration()?;
-            scope.spawn(move || webhook.serve(is_over, answered));
+            let serve = move || webhook.serve(is_over, answered);
+            let thread = thread::Builder::new().name("tokens".into()).spawn_scoped(scope, serve);
+            thread.map_err(|cause| Error::new(format!("cannot start a thread: {cause}")))?;
             api.create(CONFIGURATIONS, &configuration)?;
-            wait_until_it_is_asked(api, answered)
+            wait_until_it_is_called(api, answered)
         });
-        if let Err(error) = begun {
-            log::warn!(target: "save", "an hour after the bake, controllers of a restored start will be refused once: {error}");
+        if let Err(error) = &begun {
+            log::warn!(
+                target: "save",
+                "the controllers' saved tokens are valid for an hour: in a later start, events will say Unauthorized once for each, which then tries again: {error}"
+            );
+            delete(api)?;
         }
-        let done = work();
-        let deleted = api.delete(&format!("{CONFIGURATIONS}/{NAME}"));
-        is_over.store(true, Ordering::Relaxed);
-        log::debug!(target: "save", "{} tokens are valid for ten years", answered.load(Ordering::Relaxed));
-        done.and_then(|done| deleted.map(|()| done))
+        work()?;
+        wait_until_quiet(answered, quiet);
+        delete(api)
     })
 }
 
-fn wait_until_it_is_asked(api: &Api, answered: &AtomicUsize) -> Result<()> {
+/// Ends a webhook's thread when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn wait_until_it_is_called(api: &Api, answered: &AtomicUsize) -> Result<()> {
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
-    let is_asked = || {
-        let _ = api.create(PROBED, &request);
+    let mut last = Ok(());
+    let is_called = || {
+        last = api.create(PROBED, &request);
         (answered.load(Ordering::Relaxed) > 0).then_some(())
     };
-    reaper::poll(POLL, LIMIT, is_asked)
-        .ok_or_else(|| Error::new(format!("the API server has called no webhook within {} s", LIMIT.as_secs())))
+    match (reaper::poll(POLL, LIMIT, is_called), last) {
+        (Some(()), _) => Ok(()),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => Err(Error::new(format!("the API server has called no webhook within {} s", LIMIT.as_secs()))),
+    }
+}
+
+fn wait_until_quiet(answered: &AtomicUsize, quiet: Duration) {
+    let mut last = (answered.load(Ordering::Relaxed), Instant::now());
+    reaper::poll(POLL, LIMIT, || {
+        let count = answered.load(Ordering::Relaxed);
+        if count != last.0 {
+            last = (count, Instant::now());
+        }
+        (last.1.elapsed() >= quiet).then_some(())
+    });
+}
+
+fn delete(api: &Api) -> Result<()> {
+    let mut deleted = Ok(());
+    reaper::poll(POLL, LIMIT, || {
+        deleted = api.delete(&format!("{CONFIGURATIONS}/{NAME}"));
+        deleted.is_ok().then_some(())
+    });
+    deleted
 }
 
 struct Webhook {
@@ -112,15 +157,20 @@ impl Webhook {
     }
 
     fn serve(&self, is_over: &AtomicBool, answered: &AtomicUsize) {
-        while !is_over.load(Ordering::Relaxed) {
-            match self.listener.accept() {
-                Ok((client, _)) => match self.answer(client) {
-                    Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                    Err(cause) => log::debug!(target: "save", "a webhook's request was not answered: {cause}"),
-                },
-                Err(_) => thread::sleep(POLL),
+        let answer = |client| match self.answer(client) {
+            Ok(()) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+            Err(cause) => log::debug!(target: "save", "a webhook's request was not answered: {cause}"),
+        };
+        // One that sends nothing keeps no other waiting.
+        thread::scope(|clients| {
+            while !is_over.load(Ordering::Relaxed) {
+                let begun =
+                    self.listener.accept().and_then(|(client, _)| thread::Builder::new().spawn_scoped(clients, move || answer(client)));
+                if begun.is_err() {
+                    thread::sleep(POLL);
+                }
             }
-        }
+        });
     }
 
     fn answer(&self, client: TcpStream) -> io::Result<()> {
@@ -142,7 +192,7 @@ fn ca() -> PathBuf {
     Path::new(PKI_DIR).join("ca.crt")
 }
 
-/// Reads a request until its body is a whole JSON document.
+/// Reads a request, whose body is JSON, to its end.
 fn read_review(client: &mut impl Read) -> io::Result<Value> {
     let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
@@ -151,8 +201,10 @@ fn read_review(client: &mut impl Read) -> io::Result<Value> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         request.extend_from_slice(&buffer[..length]);
-        if let Ok(review) = serde_json::from_slice(http::body(&request)) {
-            return Ok(review);
+        let announced = http::values(&request, "Content-Length").next().and_then(|length| length.parse().ok());
+        let body = http::body(&request);
+        if announced.is_some_and(|length: usize| length > 0 && body.len() >= length) {
+            return serde_json::from_slice(body).map_err(io::Error::other);
         }
     }
 }
@@ -192,7 +244,6 @@ mod tests {
         assert!(read_review(&mut Slow(&request[..60])).is_err());
     }
 
-    /// client_go multiplies the nanoseconds by a number of percent.
     #[test]
     fn the_controller_manager_can_compute_with_so_long_a_time() {
         assert!((TEN_YEARS * 1_000_000_000).checked_mul(20).is_some_and(|product| product < i64::MAX as u64));

@@ -25,7 +25,7 @@ use crate::restore::machine::{self, Machine, GLIBC_TUNABLES};
 use crate::restore::parent::start_file;
 use crate::restore::saved::{self, log_of, Program, Saved, Start};
 use crate::restore::{criu, tree};
-use crate::save::controller_tokens;
+use crate::save::{controller_tokens, finish};
 use crate::supervisor::descendants;
 use crate::supervisor::reaper;
 use crate::versions::SAVED_GODEBUG;
@@ -189,7 +189,7 @@ fn run_and_dump(restore: &Path, starts: &[Start], root: i32, machine: Machine, s
     begin(API_SERVER)?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     wait(API_SERVER, API_SERVER_LIMIT, || api.is_ready())?;
-    controller_tokens::while_they_last(&api, || {
+    controller_tokens::while_they_last(&api, SETTLING, || {
         CONTROLLERS.iter().try_for_each(|name| begin(name))?;
         wait("the controllers", LIMIT, || HEALTH_PORTS.iter().all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok()))?;
         for path in FIRST_QUESTIONS.into_iter().chain([COLLECT_GARBAGE; COLLECTIONS]) {
@@ -198,9 +198,10 @@ fn run_and_dump(restore: &Path, starts: &[Start], root: i32, machine: Machine, s
                 log::debug!(target: "save", "{error}");
             }
         }
-        thread::sleep(SETTLING);
         Ok(())
     })?;
+    // Of the controllers, which have begun meanwhile.
+    finish::delete_events(&api);
     // Closes its connections, which would be saved with the others.
     drop(api);
     thread::sleep(SETTLING);

@@ -37,7 +37,8 @@ pub fn describe(api: &Api, cluster: Cluster) -> Result<Cluster> {
 }
 
 /// Stops the pods, and prepares what is saved of them: without the leases that they and the controllers have left, since whoever
-/// elects a leader would wait until they are over, and with probes for which no start waits. kubelet must have stopped.
+/// elects a leader would wait until they are over, without Events, and with probes for which no start waits. kubelet must have
+/// stopped.
 pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
     control_plane::kill_workloads()?;
     for name in CONTROLLERS {
@@ -51,19 +52,25 @@ pub fn stop_workloads(api: &Api, cluster: &Cluster) -> Result<()> {
             log::warn!(target: "save", "a leader's lease cannot be deleted, so the next leader waits until it expires: {error}");
         }
     }
-    delete_events(api)
+    delete_events(api);
+    Ok(())
 }
 
-/// They tell of this node, and would be taken for the next one's.
-fn delete_events(api: &Api) -> Result<()> {
+/// Deletes Events, which tell of this node and would be taken for the next one's. No save is worth failing for one.
+pub fn delete_events(api: &Api) {
     /// An object, of which only this matters here.
     #[derive(serde::Deserialize)]
     struct Object {
         metadata: Metadata,
     }
-    let events: List<Object> = api.get("/api/v1/events")?;
-    let namespaces: BTreeSet<String> = events.items.into_iter().map(|event| event.metadata.namespace).collect();
-    namespaces.iter().try_for_each(|namespace| api.delete(&format!("/api/v1/namespaces/{namespace}/events")))
+    let namespaces = api
+        .get("/api/v1/events")
+        .map(|events: List<Object>| -> BTreeSet<String> { events.items.into_iter().map(|event| event.metadata.namespace).collect() });
+    let delete = |namespace: &String| api.delete(&format!("/api/v1/namespaces/{namespace}/events")).err();
+    let failed = namespaces.map_or_else(|error| Some(error), |namespaces| namespaces.iter().filter_map(delete).last());
+    if let Some(error) = failed {
+        log::warn!(target: "save", "Events from before the save remain in the saved cluster: {error}");
+    }
 }
 
 /// A lease, of which only this matters here.

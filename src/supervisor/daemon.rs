@@ -154,7 +154,8 @@ impl Daemon {
     }
 }
 
-/// What dockerd has against its flags, if that is how its log ends: the reason, and then a hundred lines of help.
+/// What dockerd has against its flags, if that is how its log ends: the reason, and then a hundred lines of help (StatusError in
+/// moby's cli/error.go, seen with 26.1 and 28.5).
 fn usage_error(log: &str) -> Option<&str> {
     let (_, end) = log.rsplit_once("Status: ").filter(|_| log.trim_end().ends_with("Code: 125"))?;
     end.lines().next()

@@ -159,8 +159,11 @@ fn the_controllers_tokens_in_the_saved_memory_are_valid_for_ten_years() {
         claims["sub"].as_str().is_some_and(|name| name.starts_with("system:serviceaccount:kube-system:") && name.contains("controller"))
     });
     let days = |claims: &serde_json::Value| (claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap()) / (24 * 60 * 60);
-    let days: Vec<u64> = controllers.map(|claims| days(&claims)).collect();
-    assert!(days.len() > 3 && days.iter().all(|days| *days == 3650), "{days:?}");
+    let found: Vec<(String, u64)> = controllers.map(|claims| (claims["sub"].to_string(), days(&claims))).collect();
+    for name in ["replicaset-controller", "deployment-controller", "endpointslice-controller"] {
+        assert!(found.iter().any(|(subject, _)| subject.contains(name)), "no token of {name}: {found:?}");
+    }
+    assert!(found.iter().all(|(_, days)| *days == 3650), "{found:?}");
 }
 
 /// fabric8's client takes a key in PKCS #8 for RSA, and reads others with Bouncy Castle alone

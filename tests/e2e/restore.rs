@@ -121,6 +121,11 @@ fn a_start_restores_the_control_plane_and_says_so() {
         assert!(restored(&cluster, program).is_some(), "{program} is not restored");
         assert_eq!(restarts(&cluster, program), "0", "{program}");
     }
+    // None tells of the bake.
+    let created = "--output=jsonpath={range .items[*]}{.metadata.creationTimestamp} {.reason} {.message}{'\\n'}{end}";
+    let started = cluster.container.inspect("{{.State.StartedAt}}");
+    let events = cluster.kubectl(&["get", "events", "--all-namespaces", created]).ok();
+    assert!(events.lines().count() > 3 && events.lines().all(|event| event[..19] >= started[..19]), "{started}: {events}");
     // What the programs say from now on is in their pods' logs.
     cluster.kubectl(&["create", "configmap", "restored"]).ok();
     let log = |program: &str| cluster.kubectl(&["-n", "kube-system", "logs", &format!("{program}-kind")]).stdout;
@@ -327,10 +332,12 @@ fn a_second_start_restores_again_from_fresh_files() {
 fn a_start_restores_under_an_engine_with_another_root_directory() {
     let on = Start::Restored.options();
     let cluster = Cluster::create(&[&on[..], &["--entrypoint", "/podman"]].concat());
-    cluster.put_program("/podman", "#!/bin/sh\nchmod 0555 /\nexec kind run\n");
+    // Another than any engine's.
+    cluster.put_program("/podman", "#!/bin/sh\nchmod 0711 /\nexec kind run\n");
     cluster.container.start();
     cluster.wait_until_ready();
     assert!(cluster.container.logs().contains(RESTORED), "{}", cluster.container.logs());
+    assert_ne!(cluster.container.exec(&["stat", "-c", "%a", "/"]).ok(), "711");
 }
 
 /// A container's arguments, what is made different about it before it starts, the reason that it gives, and how many
