@@ -64,6 +64,24 @@ fn a_daemon_that_answers_with_an_error_is_not_ready() {
     container.wait_for_status("docker-ready", 200);
 }
 
+/// A dockerd that is killed while it makes its default network has this of moby's own in its way for ever.
+#[test]
+fn a_network_that_is_only_half_made_does_not_keep_docker_from_starting() {
+    let Some(container) = Container::new() else { return };
+    Dockerd::install(&container);
+    let networks = container.root.join("var/lib/docker/network/files");
+    std::fs::create_dir_all(&networks).unwrap();
+    std::fs::write(networks.join("local-kv.db"), "half").unwrap();
+    let script = std::fs::read_to_string(container.root.join("bin/dockerd")).unwrap();
+    let fails = "echo 'failed to start daemon: cannot create network 1 (docker0): conflicts with network 2 (docker0): networks have same bridge name' >&2; exit 1";
+    let conflict = format!("[ ! -e {} ] || {{ {fails}; }}\n", networks.join("local-kv.db").display());
+    container.root.script("bin/dockerd", &(conflict + script.trim_start_matches("#!/bin/sh\n")));
+    let kind = container.start(&["run"]);
+    container.wait_for_status("docker-ready", 200);
+    kind.wait_for_line("a network was only half made");
+    assert_eq!(std::fs::read_to_string(networks.join("local-kv.db.conflict")).unwrap(), "half");
+}
+
 /// It took the files of the one that runs, and the port being in use was all that it said.
 #[test]
 fn a_second_init_in_the_same_container_is_refused_and_touches_nothing() {

@@ -51,13 +51,14 @@ fn major_version(said: &str) -> Option<u32> {
 pub fn spec_for_cluster(line: CommandLine, config: &Config, network: Network, port: Port) -> Result<Spec> {
     let (hosts, ping_socket) = sockets(&line, config)?;
     let (pid_file, files) = (stale::pid_file(config), port.tls().cloned());
-    let log = log_file(config);
+    let (log, data_root) = (log_file(config), data_root(&line, config));
     let iptables = network.iptables.clone();
     let write_settings = Arc::new(move || write_settings(&line, &network, files.as_ref()));
     let again = write_settings.clone();
     let command = move || {
         let (path, flags, users_hosts) = write_settings()?;
         stale::remove(&pid_file);
+        stale::set_networks_aside(&log, &data_root);
         let mut command = port.command(&[hosts.as_slice(), &users_hosts].concat());
         command.arg("--config-file").arg(path);
         command.args(["--containerd", CONTAINERD_SOCKET, "--containerd-namespace", NAMESPACE]).args(&flags);
@@ -102,9 +103,10 @@ pub fn spec_alone(line: CommandLine, config: &Config) -> Result<Spec> {
     let (hosts, ping_socket) = sockets(&line, config)?;
     // Rely on dockerd's default instead of a flag, which dockerd refuses if daemon.json names hosts too.
     let hosts = if line.explicit && !line.names_hosts() { vec![] } else { hosts };
-    let (pid_file, log) = (stale::pid_file(config), log_file(config));
+    let (pid_file, log, data_root) = (stale::pid_file(config), log_file(config), data_root(&line, config));
     let command = move || {
         stale::remove(&pid_file);
+        stale::set_networks_aside(&log, &data_root);
         let mut command = port.command(&hosts);
         if let Some(files) = port.tls() {
             command.arg("--tlsverify");

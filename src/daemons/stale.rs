@@ -1,10 +1,11 @@
-//! Removes what a killed container leaves behind when it is started again: pid files, whose pids now belong to
-//! other processes and which would keep dockerd and its containerd from starting.
+//! Removes what a killed container, or a killed dockerd, leaves behind: pid files, whose pids now belong to other processes and
+//! which would keep dockerd and its containerd from starting, and a network that is only half made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::supervisor::reaper;
 
 const PID_FILE: &str = "/var/run/docker.pid";
 /// The directory of the containerd that dockerd starts itself; other containerds' files are not ours to remove.
@@ -26,6 +27,26 @@ pub fn remove_all(config: &Config) {
 /// dockerd's own pid file, which is removed before each start of dockerd, because it may have been killed.
 pub fn pid_file(config: &Config) -> PathBuf {
     config.path(PID_FILE)
+}
+
+/// Half of a default network, left by a dockerd that was killed while it made one, which keeps every later dockerd from starting
+/// (https://github.com/moby/moby/issues/49291). Its log says so.
+const CONFLICT: &str = "networks have same bridge name";
+const NETWORKS: &str = "network/files/local-kv.db";
+
+/// Puts dockerd's networks aside if they are why it has ended. It makes the default one again.
+pub fn set_networks_aside(log: &Path, data_root: &Path) {
+    let log = fs::read_to_string(log).unwrap_or_default();
+    if !reaper::tail(&log, 1).contains(CONFLICT) {
+        return;
+    }
+    let (networks, aside) = (data_root.join(NETWORKS), data_root.join(NETWORKS).with_extension("db.conflict"));
+    match fs::rename(&networks, &aside) {
+        Ok(()) => {
+            log::warn!(target: "dockerd", "a network was only half made when dockerd was killed: it starts without the networks that it had, which are in {}", aside.display())
+        }
+        Err(cause) => log::debug!(target: "dockerd", "cannot rename {}: {cause}", networks.display()),
+    }
 }
 
 pub fn remove(file: &Path) {
