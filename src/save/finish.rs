@@ -63,13 +63,16 @@ pub fn delete_events(api: &Api) {
     struct Object {
         metadata: Metadata,
     }
-    let namespaces = api
-        .get("/api/v1/events")
-        .map(|events: List<Object>| -> BTreeSet<String> { events.items.into_iter().map(|event| event.metadata.namespace).collect() });
-    let delete = |namespace: &String| api.delete(&format!("/api/v1/namespaces/{namespace}/events")).err();
-    let failed = namespaces.map_or_else(|error| Some(error), |namespaces| namespaces.iter().filter_map(delete).last());
-    if let Some(error) = failed {
-        log::warn!(target: "save", "Events from before the save remain in the saved cluster: {error}");
+    let warn = |error| log::warn!(target: "save", "Events from before the save remain in the saved cluster: {error}");
+    let events: List<Object> = match api.get("/api/v1/events") {
+        Ok(events) => events,
+        Err(error) => return warn(error),
+    };
+    let namespaces: BTreeSet<String> = events.items.into_iter().map(|event| event.metadata.namespace).collect();
+    for namespace in namespaces {
+        if let Err(error) = api.delete(&format!("/api/v1/namespaces/{namespace}/events")) {
+            warn(error);
+        }
     }
 }
 
