@@ -43,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// # Errors
 /// `work` has failed, or the webhook's configuration cannot be deleted, and would be saved. If there can be no webhook, there is
 /// only a warning.
-pub fn while_they_last(api: &Api, quiet: Duration, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn with_long_lived_tokens(api: &Api, quiet: Duration, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let (is_over, answered) = (&AtomicBool::new(false), &AtomicUsize::new(0));
     thread::scope(|scope| {
         // However this ends: the scope waits for the thread.

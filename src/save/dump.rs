@@ -189,7 +189,7 @@ fn run_and_dump(restore: &Path, starts: &[Start], root: i32, machine: Machine, s
     begin(API_SERVER)?;
     let api = Api::new(Path::new(CREDENTIALS_DIR), static_ip)?;
     wait(API_SERVER, API_SERVER_LIMIT, || api.is_ready())?;
-    controller_tokens::while_they_last(&api, SETTLING, || {
+    controller_tokens::with_long_lived_tokens(&api, SETTLING, || {
         CONTROLLERS.iter().try_for_each(|name| begin(name))?;
         wait("the controllers", LIMIT, || HEALTH_PORTS.iter().all(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok()))?;
         for path in FIRST_QUESTIONS.into_iter().chain([COLLECT_GARBAGE; COLLECTIONS]) {
@@ -200,7 +200,7 @@ fn run_and_dump(restore: &Path, starts: &[Start], root: i32, machine: Machine, s
         }
         Ok(())
     })?;
-    // Of the controllers, which have begun meanwhile.
+    // Once more: the controllers have run since.
     finish::delete_events(&api);
     // Closes its connections, which would be saved with the others.
     drop(api);

@@ -121,8 +121,8 @@ fn a_start_restores_the_control_plane_and_says_so() {
         assert!(restored(&cluster, program).is_some(), "{program} is not restored");
         assert_eq!(restarts(&cluster, program), "0", "{program}");
     }
-    // None tells of the bake.
-    let created = "--output=jsonpath={range .items[*]}{.metadata.creationTimestamp} {.reason} {.message}{'\\n'}{end}";
+    // No Event is the bake's.
+    let created = "--output=jsonpath={range .items[*]}{.metadata.creationTimestamp} {.reason}{'\\n'}{end}";
     let started = cluster.container.inspect("{{.State.StartedAt}}");
     let events = cluster.kubectl(&["get", "events", "--all-namespaces", created]).ok();
     assert!(events.lines().count() > 3 && events.lines().all(|event| event[..19] >= started[..19]), "{started}: {events}");
